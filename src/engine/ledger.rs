@@ -1,0 +1,195 @@
+//! Where every sink of a lane stands in every partition. Pure.
+//!
+//! A sink has two offsets per partition: what it has **accepted** (written, perhaps only in memory) and
+//! what is **durable** (its stored position). Invariants, asserted here and attacked by the simulation:
+//!
+//! - `durable <= accepted`, and both only grow, except when a sink's positions are read again;
+//! - a sink accepts only ranges that begin exactly where it stands;
+//! - what may be committed to the group is the minimum of the required sinks' durable offsets.
+
+use std::collections::BTreeMap;
+
+use crate::model::{Move, Offset, PositionKey, Positions, SinkSet};
+
+/// The sinks of one lane.
+#[derive(Debug)]
+pub struct Ledger {
+    sink_count: usize,
+    partitions: BTreeMap<PositionKey, Vec<Standing>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    durable: Offset,
+    accepted: Offset,
+}
+
+impl Ledger {
+    pub fn new(sink_count: usize) -> Self {
+        assert!((1..=SinkSet::SINKS_MAX).contains(&sink_count));
+        Self {
+            sink_count,
+            partitions: BTreeMap::new(),
+        }
+    }
+
+    /// Takes up a partition: `durable` holds the stored position of each sink, in their order.
+    pub fn assign(&mut self, key: PositionKey, durable: &[Offset]) {
+        assert_eq!(durable.len(), self.sink_count);
+        let standings = durable.iter().map(|offset| Standing {
+            durable: *offset,
+            accepted: *offset,
+        });
+        self.partitions.insert(key, standings.collect());
+    }
+
+    pub fn revoke(&mut self, key: &PositionKey) {
+        self.partitions.remove(key);
+    }
+
+    pub fn contains(&self, key: &PositionKey) -> bool {
+        self.partitions.contains_key(key)
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &PositionKey> {
+        self.partitions.keys()
+    }
+
+    /// Where reading has to go on for the sink that is furthest behind.
+    pub fn resume_at(&self, key: &PositionKey) -> Option<Offset> {
+        let standings = self.partitions.get(key)?;
+        standings.iter().map(|standing| standing.accepted).min()
+    }
+
+    /// Which sinks want the offset `at`, and where that set changes.
+    pub fn interest(&self, key: &PositionKey, at: Offset) -> (SinkSet, Option<Offset>) {
+        let Some(standings) = self.partitions.get(key) else {
+            return (SinkSet::EMPTY, None);
+        };
+        let wanting = standings
+            .iter()
+            .enumerate()
+            .filter(|(_, standing)| standing.accepted <= at)
+            .map(|(sink, _)| sink)
+            .collect();
+        let until = standings
+            .iter()
+            .map(|standing| standing.accepted)
+            .filter(|accepted| *accepted > at)
+            .min();
+        (wanting, until)
+    }
+
+    /// `sink` has taken these moves.
+    pub fn accept(&mut self, sink: usize, moves: &[Move]) {
+        for step in moves {
+            let Some(standings) = self.partitions.get_mut(&step.key) else {
+                continue;
+            };
+            let standing = &mut standings[sink];
+            assert_eq!(Some(standing.accepted), step.start, "a batch must begin where its sink stands");
+            standing.accepted = step.end.next;
+        }
+    }
+
+    /// `sink` reports what is durable now.
+    pub fn settle(&mut self, sink: usize, positions: &Positions) {
+        for (key, standings) in &mut self.partitions {
+            let Some(position) = positions.get(key) else {
+                continue;
+            };
+            let standing = &mut standings[sink];
+            standing.durable = standing.durable.max(position.next.min(standing.accepted));
+        }
+    }
+
+    /// `sink` dropped what was not durable and its positions were read again. Returns the partitions
+    /// where it now stands elsewhere than what it had accepted: their reading has to be restarted.
+    pub fn reset(&mut self, sink: usize, positions: &Positions) -> Vec<PositionKey> {
+        let mut moved = Vec::new();
+        for (key, standings) in &mut self.partitions {
+            let standing = &mut standings[sink];
+            // A position that is gone is not "zero": the lane stops on it before it comes here.
+            let Some(position) = positions.get(key) else {
+                continue;
+            };
+            if position.next != standing.accepted {
+                moved.push(*key);
+            }
+            *standing = Standing {
+                durable: position.next,
+                accepted: position.next,
+            };
+        }
+        moved
+    }
+
+    /// Has `sink` accepted anything that is not durable?
+    pub fn is_pending(&self, sink: usize) -> bool {
+        self.partitions
+            .values()
+            .any(|standings| standings[sink].accepted > standings[sink].durable)
+    }
+
+    /// The minimum of the durable offsets of `required` sinks.
+    pub fn committable(&self, key: &PositionKey, required: SinkSet) -> Option<Offset> {
+        let standings = self.partitions.get(key)?;
+        required.iter().map(|sink| standings[sink].durable).min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Partition, Position, Reason, TopicId, TopicName};
+
+    fn key() -> PositionKey {
+        PositionKey {
+            topic_id: TopicId(uuid::Uuid::from_u128(1)),
+            partition: Partition(0),
+        }
+    }
+
+    fn at(raw: i64) -> Offset {
+        Offset::new(raw).unwrap()
+    }
+
+    fn step(start: i64, end: i64) -> Move {
+        Move {
+            key: key(),
+            topic: TopicName::new("t"),
+            start: Offset::new(start),
+            end: Position {
+                next: at(end),
+                epoch: None,
+            },
+            reason: Reason::Data,
+            records: 0,
+        }
+    }
+
+    #[test]
+    fn sinks_behind_are_served_alone_until_they_catch_up() {
+        let mut ledger = Ledger::new(3);
+        ledger.assign(key(), &[at(10), at(30), at(10)]);
+        assert_eq!(ledger.resume_at(&key()), Some(at(10)));
+        let both = SinkSet::EMPTY.with(0).with(2);
+        assert_eq!(ledger.interest(&key(), at(10)), (both, Some(at(30))));
+        assert_eq!(ledger.interest(&key(), at(30)), (both.with(1), None));
+        ledger.accept(0, &[step(10, 30)]);
+        assert_eq!(ledger.committable(&key(), both), Some(at(10)));
+    }
+
+    #[test]
+    fn a_sink_that_lost_its_rows_asks_for_them_again() {
+        let mut ledger = Ledger::new(2);
+        ledger.assign(key(), &[at(0), at(0)]);
+        for sink in 0..2 {
+            ledger.accept(sink, &[step(0, 20)]);
+        }
+        let stored: Positions = [(key(), step(0, 5).end)].into_iter().collect();
+        assert_eq!(ledger.reset(1, &stored), [key()]);
+        assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
+        assert!(ledger.is_pending(0) && !ledger.is_pending(1));
+    }
+}

@@ -1,0 +1,5 @@
+//! sidestream.
+
+pub mod engine;
+pub mod model;
+pub mod sink;

@@ -1,0 +1,57 @@
+//! What sinks are given.
+
+use std::fmt;
+
+use arrow::record_batch::RecordBatch;
+
+use super::Move;
+
+/// Rows of one view for one sink, and the moves they stand for.
+///
+/// The moves are contiguous ranges, one per partition, each wholly new to the sink: sinks never
+/// compare rows. A batch without rows still moves positions.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    pub moves: Vec<Move>,
+    pub rows: RecordBatch,
+}
+
+/// A set of a route's sinks, by their place in the route (at most 64, see `config`).
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct SinkSet(u64);
+
+impl SinkSet {
+    /// More sinks than this on one route are refused by `check`.
+    pub const SINKS_MAX: usize = 64;
+    pub const EMPTY: SinkSet = SinkSet(0);
+
+    #[must_use]
+    pub fn with(self, sink: usize) -> Self {
+        debug_assert!(sink < Self::SINKS_MAX);
+        Self(self.0 | 1 << sink)
+    }
+
+    pub fn contains(self, sink: usize) -> bool {
+        self.0 >> sink & 1 == 1
+    }
+
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::SINKS_MAX).filter(move |sink| self.contains(*sink))
+    }
+}
+
+impl FromIterator<usize> for SinkSet {
+    fn from_iter<I: IntoIterator<Item = usize>>(sinks: I) -> Self {
+        sinks.into_iter().fold(Self::EMPTY, Self::with)
+    }
+}
+
+impl fmt::Debug for SinkSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}

@@ -1,0 +1,158 @@
+//! The string beside a committed offset: per-sink facts the group keeps for us (PROTOCOL §3, §5).
+//!
+//! `ss1` and then entries separated by one space:
+//!
+//! | entry | meaning |
+//! |---|---|
+//! | `p<identity>=<offset>` | next offset of a sink that has no store of its own, where it differs from the committed offset |
+//! | `l<identity>=<log>.<n>` | commit log id and the last entry this partition's owner saw of a file sink |
+//!
+//! `<identity>` is the hex of the first 8 bytes of SHA-256 of the sink identity. Entries of sinks this
+//! instance does not know, and kinds it does not know, are copied unchanged: during a rolling deploy
+//! they belong to the other version.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+
+use super::Offset;
+
+const PREFIX: &str = "ss1";
+
+/// Kafka's `offset.metadata.max.bytes` default: brokers refuse longer strings.
+pub const BYTES_MAX: usize = 4096;
+
+/// Hex digits of `bytes`.
+pub fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The short form of a sink identity.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdentityHash(String);
+
+impl IdentityHash {
+    pub fn of(identity: &str) -> Self {
+        Self(hex(&Sha256::digest(identity.as_bytes())[..8]))
+    }
+}
+
+/// The parsed string of one partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GroupMetadata {
+    /// Key (kind and identity) to value, as written.
+    entries: BTreeMap<String, String>,
+}
+
+/// Why a metadata string is not ours or does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    #[error("the group's commit metadata was not written by sidestream: `{start}`")]
+    Foreign { start: String },
+    #[error("the group's commit metadata needs {bytes} bytes of at most {BYTES_MAX}")]
+    TooLong { bytes: usize },
+}
+
+impl GroupMetadata {
+    /// Reads the string committed with an offset. An empty one is an empty map: a commit by a tool.
+    ///
+    /// # Errors
+    /// [`MetadataError::Foreign`] if somebody else wrote it.
+    pub fn parse(text: &str) -> Result<Self, MetadataError> {
+        if text.is_empty() {
+            return Ok(Self::default());
+        }
+        let foreign = || MetadataError::Foreign {
+            start: text.chars().take(40).collect(),
+        };
+        let mut words = text.split(' ');
+        if words.next() != Some(PREFIX) {
+            return Err(foreign());
+        }
+        let entries = words
+            .map(|word| {
+                let (key, value) = word.split_once('=').ok_or_else(foreign)?;
+                Ok((key.to_owned(), value.to_owned()))
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Self { entries })
+    }
+
+    /// # Errors
+    /// [`MetadataError::TooLong`]: the commit stops rather than forgetting an entry.
+    pub fn render(&self) -> Result<String, MetadataError> {
+        let mut text = PREFIX.to_owned();
+        for (key, value) in &self.entries {
+            text.push(' ');
+            text.push_str(key);
+            text.push('=');
+            text.push_str(value);
+        }
+        if text.len() > BYTES_MAX {
+            return Err(MetadataError::TooLong { bytes: text.len() });
+        }
+        Ok(text)
+    }
+
+    /// The next offset of a store-less sink.
+    pub fn position(&self, identity: &IdentityHash) -> Option<Offset> {
+        let value = self.entries.get(&format!("p{}", identity.0))?;
+        Offset::new(value.parse().ok()?)
+    }
+
+    pub fn set_position(&mut self, identity: &IdentityHash, next: Offset) {
+        self.entries
+            .insert(format!("p{}", identity.0), next.to_string());
+    }
+
+    /// The commit log a file sink of this identity wrote to, and its last entry known.
+    pub fn log(&self, identity: &IdentityHash) -> Option<(String, u64)> {
+        let (id, number) = self
+            .entries
+            .get(&format!("l{}", identity.0))?
+            .split_once('.')?;
+        Some((id.to_owned(), number.parse().ok()?))
+    }
+
+    pub fn set_log(&mut self, identity: &IdentityHash, log_id: &str, number: u64) {
+        self.entries
+            .insert(format!("l{}", identity.0), format!("{log_id}.{number}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_fixed_and_unknown_entries_survive() {
+        let text = "ss1 l0011223344556677=abcd.17 p8899aabbccddeeff=120 z1=of-a-later-version";
+        let mut metadata = GroupMetadata::parse(text).unwrap();
+        assert_eq!(metadata.render().unwrap(), text);
+        let own = IdentityHash::of("orders/archive");
+        metadata.set_position(&own, Offset::new(5).unwrap());
+        metadata.set_log(&own, "ff00", 3);
+        let back = GroupMetadata::parse(&metadata.render().unwrap()).unwrap();
+        assert_eq!(back.position(&own), Offset::new(5));
+        assert_eq!(back.log(&own), Some(("ff00".to_owned(), 3)));
+        assert!(back.render().unwrap().contains("z1=of-a-later-version"));
+    }
+
+    #[test]
+    fn foreign_and_oversized_strings_are_told_apart() {
+        assert!(GroupMetadata::parse("").unwrap().entries.is_empty());
+        GroupMetadata::parse("{\"json\":1}").unwrap_err();
+        GroupMetadata::parse("ss1 no-value").unwrap_err();
+        let mut metadata = GroupMetadata::default();
+        for sink in 0..300 {
+            metadata.set_position(&IdentityHash::of(&format!("s{sink}")), Offset::ZERO);
+        }
+        assert!(matches!(metadata.render(), Err(MetadataError::TooLong { .. })));
+    }
+}

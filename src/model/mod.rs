@@ -1,0 +1,22 @@
+//! The nouns that flow through sidestream: topics, positions, moves, records, batches, faults.
+//!
+//! Nothing here does I/O, awaits, or knows Kafka clients, SQL or files. The types that end up on
+//! disk or in the group's metadata ([`Move`], [`Position`], [`metadata::GroupMetadata`]) live here so that
+//! the formats can be tested without any of those.
+
+mod batch;
+mod fault;
+pub mod metadata;
+mod position;
+mod record;
+mod start;
+mod topic;
+
+pub use batch::{Batch, SinkSet};
+pub use fault::{Classify, Fault, Hint};
+pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason};
+pub use record::{
+    Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType,
+};
+pub use start::{Start, StartHash, TimePoint};
+pub use topic::{ClusterId, Partition, TopicId, TopicName, TopicPartition};

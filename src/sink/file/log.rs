@@ -1,0 +1,522 @@
+//! The commit log of a directory (PROTOCOL §5): the only truth about which files count and how far
+//! the sink has read.
+//!
+//! Entry `n` is created only if absent, by `link`, and names its predecessor by hash. Whoever creates
+//! entry `n` has moved the positions from where entry `n−1` left them; whoever loses re-reads. There
+//! are no leases and no clocks: a writer that slept for an hour loses in the same way.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+use uuid::Uuid;
+
+use crate::model::{Conflict, Move, Offset, Partition, PositionKey, Positions, TopicId};
+
+use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, StoredPosition, VERSION};
+
+/// Everything of ours lies below this name, and readers that glob for data never match it.
+pub const HOUSEKEEPING: &str = "_sidestream";
+
+/// Entries between two checkpoints: a start reads at most this many small files.
+const CHECKPOINT_EVERY: u64 = 1000;
+
+/// How often a commit tries the next free number. Other writers of the directory move other
+/// partitions: losing this many times in a row means they commit faster than we can read.
+const COMMIT_TRIES_MAX: u32 = 100;
+
+/// Why the log could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    #[error("failed to {action} `{}`", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: io::Error,
+    },
+    #[error("the commit log was moved on by another writer")]
+    Conflict(#[from] Conflict),
+    #[error(
+        "`{}` belongs to sink `{}` of group `{}` on cluster `{}`",
+        path.display(), owner.identity, owner.group, owner.cluster
+    )]
+    Foreign { path: PathBuf, owner: Box<Owner> },
+    #[error("the commit log entry `{}` {problem}", path.display())]
+    Damaged { path: PathBuf, problem: String },
+    #[error("lost the race for a log entry {COMMIT_TRIES_MAX} times in a row in `{}`", path.display())]
+    Crowded { path: PathBuf },
+}
+
+/// An open commit log, folded up to the last entry that was read.
+#[derive(Debug)]
+pub struct Log {
+    root: PathBuf,
+    created: Created,
+    last: u64,
+    last_hash: String,
+    checkpoint: Option<u64>,
+    positions: Positions,
+    /// Files since the last checkpoint.
+    files: Vec<DataFile>,
+}
+
+impl Log {
+    /// Opens the log of `root`, creating it (and the directory) if there is none.
+    ///
+    /// # Errors
+    /// [`LogError::Foreign`] if the directory belongs to another sink, group or cluster.
+    pub fn open(root: &Path, owner: &Owner) -> Result<Self, LogError> {
+        for dir in [log_dir(root), staged_dir(root), tmp_dir(root)] {
+            create_dir_durably(&dir)?;
+        }
+        if read_entry(root, 0)?.is_none() && latest_checkpoint(root)?.is_none() {
+            let created = Created {
+                log: Uuid::new_v4(),
+                owner: owner.clone(),
+            };
+            let entry = Entry {
+                version: VERSION,
+                commit: Uuid::new_v4(),
+                previous: String::new(),
+                created: Some(created),
+                moves: Vec::new(),
+                files: Vec::new(),
+            };
+            // Losing this race is fine: what counts is what is there afterwards.
+            create_entry(root, 0, &entry)?;
+        }
+        let log = Self::read(root)?;
+        if log.created.owner != *owner {
+            return Err(LogError::Foreign {
+                path: root.to_owned(),
+                owner: Box::new(log.created.owner),
+            });
+        }
+        Ok(log)
+    }
+
+    /// Folds the whole log from its last checkpoint.
+    fn read(root: &Path) -> Result<Self, LogError> {
+        let mut log = match latest_checkpoint(root)? {
+            Some(number) => Self::from_checkpoint(root, number)?,
+            None => Self::from_first_entry(root)?,
+        };
+        log.refresh()?;
+        Ok(log)
+    }
+
+    fn from_checkpoint(root: &Path, number: u64) -> Result<Self, LogError> {
+        let path = checkpoint_path(root, number);
+        let bytes = fs::read(&path).map_err(|source| LogError::Io {
+            action: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let checkpoint: Checkpoint = parse(&path, &bytes)?;
+        check_version(&path, checkpoint.version)?;
+        Ok(Self {
+            root: root.to_owned(),
+            positions: checkpoint.fold(),
+            created: checkpoint.created,
+            last: checkpoint.entry,
+            last_hash: checkpoint.hash,
+            checkpoint: Some(number),
+            files: checkpoint.files,
+        })
+    }
+
+    fn from_first_entry(root: &Path) -> Result<Self, LogError> {
+        let path = entry_path(root, 0);
+        let damaged = |problem: &str| LogError::Damaged {
+            path: path.clone(),
+            problem: problem.to_owned(),
+        };
+        let (entry, hash) = read_entry(root, 0)?.ok_or_else(|| damaged("is missing"))?;
+        let created = entry.created.ok_or_else(|| damaged("names no owner"))?;
+        Ok(Self {
+            root: root.to_owned(),
+            created,
+            last: 0,
+            last_hash: hash,
+            checkpoint: None,
+            positions: Positions::default(),
+            files: Vec::new(),
+        })
+    }
+
+    pub fn id(&self) -> Uuid {
+        self.created.log
+    }
+
+    pub fn last(&self) -> u64 {
+        self.last
+    }
+
+    pub fn positions(&self) -> &Positions {
+        &self.positions
+    }
+
+    /// Reads the entries that others (or an attempt of ours with a lost reply) have added, and brings
+    /// their files into sight.
+    ///
+    /// # Errors
+    /// [`LogError::Damaged`] if an entry does not follow from the one before it.
+    pub fn refresh(&mut self) -> Result<(), LogError> {
+        while let Some((entry, hash)) = read_entry(&self.root, self.last + 1)? {
+            let path = entry_path(&self.root, self.last + 1);
+            if entry.previous != self.last_hash {
+                return Err(LogError::Damaged {
+                    path,
+                    problem: "does not follow from the entry before it: a backup was restored over \
+                              a living log, or files were copied between directories"
+                        .to_owned(),
+                });
+            }
+            self.positions.apply(&entry.moves).map_err(|conflict| LogError::Damaged {
+                path,
+                problem: format!("holds a move that does not fit: {conflict}"),
+            })?;
+            self.files.extend(entry.files);
+            self.last += 1;
+            self.last_hash = hash;
+        }
+        Ok(())
+    }
+
+    /// Appends one entry: `moves` from where the positions stand, and the staged `files` they filled,
+    /// which must be durable already. On return the files are in sight.
+    ///
+    /// # Errors
+    /// [`LogError::Conflict`] if a position has moved: nothing was committed. After any other error the
+    /// outcome is unknown until the log was read again.
+    pub fn commit(&mut self, moves: Vec<Move>, files: Vec<DataFile>) -> Result<(), LogError> {
+        for file in &files {
+            create_dir_durably(&parent(&self.root.join(&file.path)))?;
+        }
+        let mut entry = Entry {
+            version: VERSION,
+            commit: Uuid::new_v4(),
+            previous: String::new(),
+            created: None,
+            moves,
+            files,
+        };
+        for _ in 0..COMMIT_TRIES_MAX {
+            self.positions.check(&entry.moves)?;
+            entry.previous.clone_from(&self.last_hash);
+            let number = self.last + 1;
+            create_entry(&self.root, number, &entry)?;
+            self.check_not_checkpointed_over(number)?;
+            self.refresh()?;
+            if self.is_ours(number, &entry)? {
+                show(&self.root, &entry.files)?;
+                return self.maybe_checkpoint();
+            }
+        }
+        Err(LogError::Crowded {
+            path: self.root.clone(),
+        })
+    }
+
+    /// An entry created below an existing checkpoint is void: we slept while others went on and
+    /// cleaned up, and the number was free only because its entry is gone.
+    fn check_not_checkpointed_over(&mut self, number: u64) -> Result<(), LogError> {
+        match latest_checkpoint(&self.root)? {
+            Some(newest) if newest >= number && self.checkpoint != Some(newest) => {
+                *self = Self::read(&self.root)?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn is_ours(&self, number: u64, entry: &Entry) -> Result<bool, LogError> {
+        if self.last < number || self.checkpoint.is_some_and(|newest| newest >= number) {
+            return Ok(false);
+        }
+        let found = read_entry(&self.root, number)?;
+        Ok(found.is_some_and(|(found, _)| found.commit == entry.commit))
+    }
+
+    /// Repeats what a crash may have left undone: files of committed entries come into sight, staged
+    /// files that no entry can ever list are deleted.
+    pub fn recover(&mut self) -> Result<(), LogError> {
+        show(&self.root, &self.files)?;
+        let listed: BTreeSet<&str> = self.files.iter().map(|file| file.staged.as_str()).collect();
+        for name in list(&staged_dir(&self.root))? {
+            let Some((key, start)) = witness(&name) else {
+                continue;
+            };
+            let passed = self.positions.get(&key).is_some_and(|position| position.next > start);
+            if passed && !listed.contains(name.as_str()) {
+                remove_if_there(&staged_dir(&self.root).join(&name))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn maybe_checkpoint(&mut self) -> Result<(), LogError> {
+        if self.last < self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY {
+            return Ok(());
+        }
+        // All files below a checkpoint are in sight: recovery never looks below it again.
+        show(&self.root, &self.files)?;
+        let checkpoint = Checkpoint {
+            version: VERSION,
+            entry: self.last,
+            hash: self.last_hash.clone(),
+            created: self.created.clone(),
+            positions: self
+                .positions
+                .iter()
+                .map(|(key, position)| StoredPosition {
+                    key: *key,
+                    position: *position,
+                })
+                .collect(),
+            files: std::mem::take(&mut self.files),
+        };
+        create(&self.root, &checkpoint_path(&self.root, self.last), &checkpoint)?;
+        let before = self.checkpoint.replace(self.last);
+        // Entries below the checkpoint before this one go; those since stay for people who look.
+        self.prune(before.unwrap_or(0))
+    }
+
+    fn prune(&self, below: u64) -> Result<(), LogError> {
+        for name in list(&log_dir(&self.root))? {
+            let number = name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
+            if number.is_some_and(|number| number < below) {
+                remove_if_there(&log_dir(&self.root).join(&name))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A name for a data file: random, never reused, with the position that proves it an orphan.
+pub fn data_file_name(key: &PositionKey, start: Offset, extension: &str) -> String {
+    let attempt = Uuid::new_v4().simple();
+    format!("{}.{}@{start}-{attempt}.{extension}", key.topic_id, key.partition)
+}
+
+/// The staged name of a data file: it must not match a reader's glob for the extension.
+pub fn staged_name(name: &str) -> String {
+    format!("{name}.staged")
+}
+
+pub fn staged_path(root: &Path, staged: &str) -> PathBuf {
+    staged_dir(root).join(staged)
+}
+
+/// The witness in a name made by [`data_file_name`].
+fn witness(name: &str) -> Option<(PositionKey, Offset)> {
+    let (key, rest) = name.split_once('@')?;
+    let (topic_id, partition) = key.split_once('.')?;
+    let (start, _) = rest.split_once('-')?;
+    let key = PositionKey {
+        topic_id: TopicId(Uuid::try_parse(topic_id).ok()?),
+        partition: Partition(partition.parse().ok()?),
+    };
+    Some((key, Offset::new(start.parse().ok()?)?))
+}
+
+/// Brings committed files into sight. Idempotent; several writers may do it at once.
+fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
+    let mut targets = BTreeSet::new();
+    let mut done = Vec::new();
+    for file in files {
+        let staged = staged_path(root, &file.staged);
+        let path = root.join(&file.path);
+        // `link` never replaces, so a reader's file is never swapped under its feet.
+        match fs::hard_link(&staged, &path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if !path.try_exists().unwrap_or(true) {
+                    warn!(path = %path.display(), "a committed file was removed by others");
+                }
+                continue;
+            }
+            Err(source) => {
+                return Err(LogError::Io {
+                    action: "bring into sight",
+                    path,
+                    source,
+                });
+            }
+        }
+        targets.insert(parent(&path));
+        done.push(staged);
+    }
+    for target in targets {
+        sync_dir(&target)?;
+    }
+    for staged in done {
+        remove_if_there(&staged)?;
+    }
+    Ok(())
+}
+
+fn log_dir(root: &Path) -> PathBuf {
+    root.join(HOUSEKEEPING).join("log")
+}
+
+fn staged_dir(root: &Path) -> PathBuf {
+    root.join(HOUSEKEEPING).join("staged")
+}
+
+fn tmp_dir(root: &Path) -> PathBuf {
+    root.join(HOUSEKEEPING).join("tmp")
+}
+
+fn entry_path(root: &Path, number: u64) -> PathBuf {
+    log_dir(root).join(format!("{number:020}.entry"))
+}
+
+fn checkpoint_path(root: &Path, number: u64) -> PathBuf {
+    log_dir(root).join(format!("{number:020}.checkpoint"))
+}
+
+fn parent(path: &Path) -> PathBuf {
+    path.parent().unwrap_or(Path::new(".")).to_owned()
+}
+
+fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogError> {
+    let path = entry_path(root, number);
+    let bytes = match fs::read(&path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(LogError::Io {
+                action: "read",
+                path,
+                source,
+            });
+        }
+    };
+    let entry: Entry = parse(&path, &bytes)?;
+    check_version(&path, entry.version)?;
+    Ok(Some((entry, entry::hash(&bytes))))
+}
+
+fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, LogError> {
+    serde_json::from_slice(bytes).map_err(|error| LogError::Damaged {
+        path: path.to_owned(),
+        problem: format!("cannot be read: {error}"),
+    })
+}
+
+fn check_version(path: &Path, version: u32) -> Result<(), LogError> {
+    if version > VERSION {
+        return Err(LogError::Damaged {
+            path: path.to_owned(),
+            problem: format!("was written by a later version (format {version}, this is {VERSION})"),
+        });
+    }
+    Ok(())
+}
+
+fn latest_checkpoint(root: &Path) -> Result<Option<u64>, LogError> {
+    let names = list(&log_dir(root))?;
+    Ok(names
+        .iter()
+        .filter_map(|name| name.strip_suffix(".checkpoint")?.parse().ok())
+        .max())
+}
+
+fn list(dir: &Path) -> Result<Vec<String>, LogError> {
+    let failed = |source| LogError::Io {
+        action: "list",
+        path: dir.to_owned(),
+        source,
+    };
+    fs::read_dir(dir)
+        .map_err(failed)?
+        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
+        .collect()
+}
+
+/// Creates entry `number` unless it exists; which of the two happened is read afterwards.
+fn create_entry(root: &Path, number: u64, entry: &Entry) -> Result<(), LogError> {
+    create(root, &entry_path(root, number), entry)
+}
+
+/// Writes `content` to a temporary file and links it to `path`, unless that exists.
+fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<(), LogError> {
+    let tmp = tmp_dir(root).join(Uuid::new_v4().simple().to_string());
+    let result = write_durably(&tmp, content).and_then(|()| match fs::hard_link(&tmp, path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    });
+    // A temporary file left behind is garbage, not an error.
+    let removed = fs::remove_file(&tmp);
+    result.map_err(|source| LogError::Io {
+        action: "create",
+        path: path.to_owned(),
+        source,
+    })?;
+    if let Err(error) = removed {
+        warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
+    }
+    sync_dir(&parent(path))
+}
+
+fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()> {
+    let mut file = fs::File::create_new(path)?;
+    file.write_all(&serde_json::to_vec(content)?)?;
+    file.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> Result<(), LogError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError::Io {
+            action: "remove",
+            path: path.to_owned(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Creates `dir` and its parents; every directory that got a new name in it is synced.
+fn create_dir_durably(dir: &Path) -> Result<(), LogError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let above = parent(dir);
+    if !above.as_os_str().is_empty() {
+        create_dir_durably(&above)?;
+    }
+    match fs::create_dir(dir) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(source) => {
+            return Err(LogError::Io {
+                action: "create directory",
+                path: dir.to_owned(),
+                source,
+            });
+        }
+    }
+    sync_dir(&above)
+}
+
+pub fn sync_dir(dir: &Path) -> Result<(), LogError> {
+    let dir = if dir.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        dir
+    };
+    fs::File::open(dir)
+        .and_then(|file| file.sync_all())
+        .map_err(|source| LogError::Io {
+            action: "sync directory",
+            path: dir.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+use super::*;
+use crate::model::{ClusterId, Position, Reason, TopicName};
+
+fn owner() -> Owner {
+    Owner {
+        cluster: ClusterId("c".into()),
+        group: "g".into(),
+        identity: "r/s".into(),
+    }
+}
+
+fn key(partition: i32) -> PositionKey {
+    PositionKey {
+        topic_id: TopicId(Uuid::from_u128(5)),
+        partition: Partition(partition),
+    }
+}
+
+fn step(partition: i32, start: Option<i64>, end: i64) -> Move {
+    Move {
+        key: key(partition),
+        topic: TopicName::new("t"),
+        start: start.and_then(Offset::new),
+        end: Position {
+            next: Offset::new(end).unwrap(),
+            epoch: None,
+        },
+        reason: Reason::Data,
+        records: 1,
+    }
+}
+
+fn next(log: &Log, partition: i32) -> Option<i64> {
+    log.positions().get(&key(partition)).map(|position| position.next.get())
+}
+
+/// Stages a file as a sink would.
+fn stage(root: &Path, partition: i32, start: i64) -> DataFile {
+    let name = data_file_name(&key(partition), Offset::new(start).unwrap(), "txt");
+    let staged = staged_name(&name);
+    fs::write(staged_path(root, &staged), b"rows").unwrap();
+    DataFile {
+        path: format!("day=1/{name}"),
+        staged,
+        rows: 1,
+        bytes: 4,
+    }
+}
+
+fn visible(root: &Path) -> usize {
+    fs::read_dir(root.join("day=1")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn writers_of_different_partitions_share_a_log_and_a_late_one_loses() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut one = Log::open(dir.path(), &owner()).unwrap();
+    let mut two = Log::open(dir.path(), &owner()).unwrap();
+    assert_eq!(one.id(), two.id());
+    one.commit(vec![step(0, None, 5)], vec![stage(dir.path(), 0, 0)]).unwrap();
+    two.commit(vec![step(1, None, 7)], vec![stage(dir.path(), 1, 0)]).unwrap();
+    assert_eq!((next(&two, 0), next(&two, 1)), (Some(5), Some(7)));
+    // A zombie still believes that partition 1 stands where it left it.
+    let error = one.commit(vec![step(1, None, 9)], vec![]).unwrap_err();
+    assert!(matches!(error, LogError::Conflict(_)), "{error}");
+    assert_eq!(visible(dir.path()), 2);
+}
+
+#[test]
+fn another_identity_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    Log::open(dir.path(), &owner()).unwrap();
+    let other = Owner {
+        identity: "other/s".into(),
+        ..owner()
+    };
+    let error = Log::open(dir.path(), &other).unwrap_err();
+    assert!(error.to_string().contains("belongs to sink `r/s` of group `g`"), "{error}");
+}
+
+#[test]
+fn a_crash_between_entry_and_sight_is_repaired_and_orphans_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    let committed = stage(dir.path(), 0, 0);
+    let orphan = stage(dir.path(), 0, 0);
+    let open_elsewhere = stage(dir.path(), 0, 5);
+    let entry = Entry {
+        version: VERSION,
+        commit: Uuid::new_v4(),
+        previous: log.last_hash.clone(),
+        created: None,
+        moves: vec![step(0, None, 5)],
+        files: vec![committed.clone()],
+    };
+    create_dir_durably(&dir.path().join("day=1")).unwrap();
+    create_entry(dir.path(), 1, &entry).unwrap();
+    assert_eq!(visible(dir.path()), 0);
+    log.refresh().unwrap();
+    log.recover().unwrap();
+    assert_eq!(visible(dir.path()), 1);
+    let is_staged = |file: &DataFile| staged_path(dir.path(), &file.staged).try_exists().unwrap();
+    assert_eq!(
+        [&committed, &orphan, &open_elsewhere].map(is_staged),
+        [false, false, true]
+    );
+}
+
+#[test]
+fn checkpoints_bound_the_log_and_fence_a_writer_that_slept() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    log.commit(vec![step(1, None, 1)], vec![]).unwrap();
+    let mut sleeper = Log::open(dir.path(), &owner()).unwrap();
+    let mut at = None;
+    for end in 1..=(2 * CHECKPOINT_EVERY + 10) as i64 {
+        log.commit(vec![step(0, at, end)], vec![]).unwrap();
+        at = Some(end);
+    }
+    assert_eq!(latest_checkpoint(dir.path()).unwrap(), Some(2 * CHECKPOINT_EVERY));
+    assert!(list(&log_dir(dir.path())).unwrap().len() < 1100);
+    // Its next number is free, because the entry is gone: the entry it makes there is void.
+    assert!(read_entry(dir.path(), 2).unwrap().is_none());
+    sleeper.commit(vec![step(1, Some(1), 4)], vec![]).unwrap();
+    let fresh = Log::open(dir.path(), &owner()).unwrap();
+    assert_eq!((next(&fresh, 0), next(&fresh, 1)), (at, Some(4)));
+    let conflict = sleeper.commit(vec![step(0, None, 4)], vec![]).unwrap_err();
+    assert!(matches!(conflict, LogError::Conflict(_)));
+}
+
+#[test]
+fn an_entry_that_does_not_follow_is_reported_not_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    let stray = Entry {
+        version: VERSION,
+        commit: Uuid::new_v4(),
+        previous: "another history".into(),
+        created: None,
+        moves: vec![step(0, None, 5)],
+        files: vec![],
+    };
+    create_entry(dir.path(), 1, &stray).unwrap();
+    let error = log.commit(vec![step(0, None, 2)], vec![]).unwrap_err();
+    assert!(error.to_string().contains("does not follow"), "{error}");
+    let error = Log::open(dir.path(), &owner()).unwrap_err();
+    assert!(error.to_string().contains("backup was restored"), "{error}");
+}
+
+#[test]
+fn a_witness_is_read_back_from_a_name() {
+    let name = staged_name(&data_file_name(&key(12), Offset::new(77).unwrap(), "parquet"));
+    assert_eq!(witness(&name), Some((key(12), Offset::new(77).unwrap())));
+    assert_eq!(witness("part-0001.parquet"), None);
+}

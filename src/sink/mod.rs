@@ -1,0 +1,62 @@
+//! Where the rows of a route come to rest.
+//!
+//! A sink keeps its own progress with its data (PROTOCOL §5): positions move in the same atomic step
+//! that makes rows durable, and only from where they stand. The engine never writes progress for a sink.
+
+mod error;
+pub mod file;
+
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use crate::model::{Batch, Positions};
+
+pub use error::SinkError;
+
+/// A place where the rows of one view come to rest.
+///
+/// Called by one task at a time: [`positions`](Sink::positions) first, then any number of
+/// [`write`](Sink::write), and [`flush`](Sink::flush) when the sink says it is due. After any error the
+/// engine calls [`abandon`](Sink::abandon), reads the positions again and sends the rows after them again.
+#[async_trait]
+pub trait Sink: Send {
+    /// The stored positions, read from where the data is. Finishes what a commit whose outcome was
+    /// unknown left undone. Unreadable is an error, never "none".
+    async fn positions(&mut self) -> Result<Positions, SinkError>;
+
+    /// Accepts `batch`; its rows and moves may stay in memory until the next flush.
+    ///
+    /// # Errors
+    /// [`SinkError::fault`](crate::model::Classify::fault) decides what follows.
+    async fn write(&mut self, batch: &Batch) -> Result<(), SinkError>;
+
+    /// When [`flush`](Sink::flush) has to be called; `None` while nothing is accepted that is not durable.
+    fn flush_due(&self) -> Option<Instant>;
+
+    /// Makes all accepted rows durable and moves the positions with them, by compare-and-set.
+    /// Returns the stored positions.
+    ///
+    /// # Errors
+    /// After an error the outcome is unknown until [`positions`](Sink::positions) was read again.
+    async fn flush(&mut self) -> Result<Positions, SinkError>;
+
+    /// Drops everything accepted that is not durable.
+    async fn abandon(&mut self);
+
+    /// What this sink made durable since it was opened.
+    fn settled(&self) -> Settled;
+
+    /// The commit log this sink writes to and its last entry, if it keeps one.
+    fn log(&self) -> Option<(String, u64)> {
+        None
+    }
+}
+
+/// Counts for the table at exit.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Settled {
+    pub rows: u64,
+    pub bytes: u64,
+    pub files: u64,
+}

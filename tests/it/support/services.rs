@@ -1,0 +1,679 @@
+//! Real services for the tests: a Kafka broker and an Apicurio schema registry, each a Java process of its own on free
+//! ports of 127.0.0.1 with its data in a temporary folder.
+//!
+//! `scripts/fetch-test-services` downloads them once; [`missing`] says whether that is still to be done.
+//! Dropping a service kills it and removes its folder. If the test process dies first, the kernel kills the service
+//! (where there is `setpriv`), and the next start of any service removes the folder.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Read, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{self, Child, Command, ExitStatus, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+const SCRIPT: &str = "scripts/fetch-test-services";
+const KAFKA: &str = "kafka-4.3.1";
+const REGISTRY: &str = "apicurio-2.6.13.Final";
+const REGISTRY_JAR: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
+
+/// A machine that also compiles is slow: ready takes one or two seconds on an idle one.
+const START_LIMIT: Duration = Duration::from_secs(120);
+/// How long a service may take to end by itself before it is killed.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+/// How long one answer may take while waiting for a service to become ready.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// A free port may be taken by someone else before the service gets to it.
+const START_ATTEMPTS: u32 = 3;
+
+const PORT_TAKEN: &str = "found its port taken";
+
+const FOLDER_PREFIX: &str = "sidestream-it-";
+
+/// Why the real services cannot be started here, with what to do about it; `None` if they can.
+pub fn missing() -> Option<String> {
+    Installation::find().err()
+}
+
+/// A single Kafka broker in KRaft mode, without authentication.
+///
+/// Topics are not created by themselves, nothing is deleted for its age, consumer groups start without the usual delay,
+/// and sessions may be as short as one second.
+pub struct Kafka {
+    service: Service,
+    installation: Installation,
+    bootstrap: String,
+    cluster: String,
+    ports: [u16; 2],
+}
+
+impl Kafka {
+    /// Starts a broker with no topics and waits until it takes requests.
+    pub fn start() -> Result<Kafka, String> {
+        let installation = Installation::find()?;
+        retry_if_port_taken(|| {
+            let ports = free_ports()?;
+            let mut kafka = Kafka {
+                service: Service::new("kafka")?,
+                installation: installation.clone(),
+                bootstrap: format!("127.0.0.1:{}", ports[0]),
+                cluster: cluster_id(),
+                ports,
+            };
+            kafka.format()?;
+            kafka.run()?;
+            Ok(kafka)
+        })
+    }
+
+    /// The value for `bootstrap.servers`.
+    pub fn bootstrap(&self) -> &str {
+        &self.bootstrap
+    }
+
+    /// Shuts the broker down in good order.
+    pub fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    /// Ends the broker at once, as a crash would (SIGKILL).
+    pub fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    /// Starts the broker again on the same ports and data, having stopped it if it still ran. It waits until every
+    /// partition has a leader.
+    pub fn restart(&mut self) -> Result<(), String> {
+        self.stop();
+        retry_if_port_taken(|| {
+            await_free(&self.ports);
+            self.run()
+        })
+    }
+
+    fn properties(&self) -> PathBuf {
+        self.service.folder.path.join("server.properties")
+    }
+
+    fn format(&self) -> Result<(), String> {
+        let [port, controller] = self.ports;
+        let data = self.service.folder.path.join("data");
+        let data = data.display();
+        let properties = format!(
+            "process.roles=broker,controller
+node.id=1
+controller.quorum.voters=1@127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={data}
+# After a crash the controller takes the broker back only when its old session is over.
+broker.session.timeout.ms=3000
+broker.heartbeat.interval.ms=500
+auto.create.topics.enable=false
+default.replication.factor=1
+min.insync.replicas=1
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=1
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=1
+# Members of a group need not wait for others.
+group.initial.rebalance.delay.ms=0
+group.min.session.timeout.ms=1000
+# Tests write records with old timestamps.
+log.retention.ms=-1
+log.cleaner.dedupe.buffer.size=2097152
+"
+        );
+        write(&self.properties(), &properties)?;
+        let output = self
+            .java()
+            .args(["kafka.tools.StorageTool", "format", "--cluster-id"])
+            .arg(&self.cluster)
+            .arg("--config")
+            .arg(self.properties())
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|e| format!("cannot run java: {e}"))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(format!(
+            "Kafka cannot format its storage ({}):\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ))
+    }
+
+    fn java(&self) -> Command {
+        let mut java = java(&self.installation.root.join(KAFKA).join("kafka.jsa"));
+        java.arg("-Xmx256m")
+            .arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn")
+            .arg("-cp")
+            .arg(&self.installation.kafka_classpath);
+        java
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let mut java = self.java();
+        java.arg("kafka.Kafka").arg(self.properties());
+        let (port, cluster) = (self.ports[0], self.cluster.as_str());
+        self.service
+            .run(java, |_| kafka_is_ready(port, cluster).unwrap_or(false))
+    }
+}
+
+/// An Apicurio schema registry, of which the tests use the part that speaks like Confluent's.
+///
+/// Its data are in an H2 database on disk, so a restart keeps the schemas with their ids.
+pub struct Registry {
+    service: Service,
+    installation: Installation,
+    url: String,
+    port: u16,
+}
+
+impl Registry {
+    /// Starts an empty registry and waits until it takes requests.
+    pub fn start() -> Result<Registry, String> {
+        let installation = Installation::find()?;
+        retry_if_port_taken(|| {
+            let [port] = free_ports()?;
+            let mut registry = Registry {
+                service: Service::new("registry")?,
+                installation: installation.clone(),
+                url: format!("http://127.0.0.1:{port}/apis/ccompat/v7"),
+                port,
+            };
+            registry.run()?;
+            Ok(registry)
+        })
+    }
+
+    /// The base URL for a Confluent client: `{url}/subjects` lists the subjects.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Shuts the registry down in good order.
+    pub fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    /// Starts the registry again on the same port and data, having stopped it if it still ran.
+    pub fn restart(&mut self) -> Result<(), String> {
+        self.stop();
+        retry_if_port_taken(|| {
+            await_free(&[self.port]);
+            self.run()
+        })
+    }
+
+    fn run(&mut self) -> Result<(), String> {
+        let folder = self.installation.root.join(REGISTRY);
+        let data = self.service.folder.path.join("data");
+        let port = self.port;
+        let mut java = java(&folder.join("apicurio.jsa"));
+        java.arg("-Xmx384m")
+            .arg("-Dquarkus.http.host=127.0.0.1")
+            .arg(format!("-Dquarkus.http.port={port}"))
+            .arg(format!(
+                "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{}",
+                data.display()
+            ))
+            // Or LOG_LEVEL in the environment decides, and the line looked for below may not come.
+            .arg("-Dquarkus.log.level=INFO")
+            .arg("-jar")
+            .arg(folder.join(REGISTRY_JAR));
+        // The answer alone could be that of another registry which got the port first.
+        self.service.run(java, |log| {
+            log.contains("Listening on: http") && registry_is_ready(port).unwrap_or(false)
+        })
+    }
+}
+
+/// Where the services are.
+#[derive(Clone)]
+struct Installation {
+    root: PathBuf,
+    kafka_classpath: String,
+}
+
+impl Installation {
+    fn find() -> Result<Installation, String> {
+        check_java()?;
+        let root = services_folder()?;
+        let incomplete = |path: &Path| format!("no {}: run {SCRIPT} (once)", path.display());
+        // Java takes its class archive only if the paths are those that the script used.
+        let root = root.canonicalize().map_err(|_| incomplete(&root))?;
+
+        let classpath = root.join(KAFKA).join("classpath");
+        let kafka_classpath = fs::read_to_string(&classpath).map_err(|_| incomplete(&classpath))?;
+        let kafka_classpath = kafka_classpath.trim_end().to_string();
+        let absent = kafka_classpath
+            .split(':')
+            .map(Path::new)
+            .find(|jar| !jar.is_file());
+        if let Some(jar) = absent {
+            return Err(incomplete(jar));
+        }
+        let jar = root.join(REGISTRY).join(REGISTRY_JAR);
+        if !jar.is_file() {
+            return Err(incomplete(&jar));
+        }
+        Ok(Installation {
+            root,
+            kafka_classpath,
+        })
+    }
+}
+
+/// As in the script.
+fn services_folder() -> Result<PathBuf, String> {
+    let set = |name| {
+        env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(folder) = set("SIDESTREAM_SERVICES") {
+        return Ok(folder);
+    }
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    match cache {
+        Some(cache) => Ok(cache.join("sidestream/services")),
+        None => Err(format!(
+            "neither HOME nor SIDESTREAM_SERVICES is set: set SIDESTREAM_SERVICES to a folder and run {SCRIPT}"
+        )),
+    }
+}
+
+fn check_java() -> Result<(), String> {
+    let remedy = format!("install a JDK of version 17 or later, then run {SCRIPT}");
+    let output = Command::new("java")
+        .arg("-version")
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|e| format!("cannot run java ({e}): {remedy}"))?;
+    let text = String::from_utf8_lossy(&output.stderr);
+    let version = text.split_once("version \"").map_or("", |(_, rest)| rest);
+    let digits = version.split(|c: char| !c.is_ascii_digit()).next();
+    match digits.and_then(|digits| digits.parse::<u32>().ok()) {
+        Some(17..) => Ok(()),
+        Some(old) => Err(format!("java is version {old}: {remedy}")),
+        None => Err(format!(
+            "cannot tell the version of java ({}): {remedy}",
+            text.trim()
+        )),
+    }
+}
+
+/// A `java` that starts fast, and dies with this process where that is possible.
+fn java(archive: &Path) -> Command {
+    static HAS_SETPRIV: OnceLock<bool> = OnceLock::new();
+    let has_setpriv = *HAS_SETPRIV.get_or_init(|| {
+        Command::new("setpriv")
+            .args(["--pdeathsig", "KILL", "true"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    });
+    let mut command = if has_setpriv {
+        let mut setpriv = Command::new("setpriv");
+        setpriv.args(["--pdeathsig", "KILL", "java"]);
+        setpriv
+    } else {
+        Command::new("java")
+    };
+    command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    if archive.is_file() {
+        let mut option = OsStr::new("-XX:SharedArchiveFile=").to_os_string();
+        option.push(archive);
+        command.arg(option);
+    }
+    command
+}
+
+/// Starts a process from a thread that lives as long as this process.
+///
+/// `setpriv --pdeathsig` has the kernel kill the child when the *thread* that started it ends, and a test's thread ends
+/// with the test while a service may be shared with the next one.
+fn spawn(command: Command) -> io::Result<Child> {
+    type Job = (Command, mpsc::Sender<io::Result<Child>>);
+    static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        thread::spawn(move || {
+            for (mut command, answer) in queue {
+                let _ = answer.send(command.spawn());
+            }
+        });
+        jobs
+    });
+    let gone = |_| io::Error::other("the thread that starts services has ended");
+    let (answer, result) = mpsc::channel();
+    spawner
+        .send((command, answer))
+        .map_err(|e| gone(e.to_string()))?;
+    result.recv().map_err(|e| gone(e.to_string()))?
+}
+
+/// A process with its folder.
+struct Service {
+    name: &'static str,
+    child: Option<Child>,
+    runs: u32,
+    folder: Folder,
+}
+
+impl Service {
+    fn new(name: &'static str) -> Result<Service, String> {
+        let folder = Folder::new(name)?;
+        Ok(Service {
+            name,
+            child: None,
+            runs: 0,
+            folder,
+        })
+    }
+
+    /// Starts the process and waits until it is ready, of which `ready` judges by the log so far and by asking.
+    fn run(&mut self, mut command: Command, ready: impl Fn(&str) -> bool) -> Result<(), String> {
+        self.runs += 1;
+        let log = self.folder.path.join(format!("log-{}", self.runs));
+        let cannot = |e: io::Error| format!("cannot start {}: {e}", self.name);
+        let output = File::create(&log).map_err(cannot)?;
+        let errors = output.try_clone().map_err(cannot)?;
+        command.stdin(Stdio::null()).stdout(output).stderr(errors);
+        let child = self.child.insert(spawn(command).map_err(cannot)?);
+
+        let read_log = || String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
+        let mut exit: Option<ExitStatus> = None;
+        let mut is_ready = false;
+        wait_until(Instant::now() + START_LIMIT, || {
+            exit = child.try_wait().unwrap_or(None);
+            is_ready = exit.is_none() && ready(&read_log());
+            is_ready || exit.is_some()
+        });
+        if is_ready {
+            return Ok(());
+        }
+        self.kill();
+        let log = read_log();
+        let what = match exit {
+            // In the words of Java and of Quarkus.
+            Some(_) if log.contains("Address already in use") || log.contains("already bound") => {
+                PORT_TAKEN.to_string()
+            }
+            Some(status) => format!("ended while starting ({status})"),
+            None => format!("was not ready after {} s", START_LIMIT.as_secs()),
+        };
+        Err(format!(
+            "{} {what}; the end of its log:\n{}",
+            self.name,
+            tail(&log)
+        ))
+    }
+
+    fn stop(&mut self) {
+        if let Some(child) = &mut self.child {
+            let id = child.id().to_string();
+            let asked = Command::new("sh")
+                .args(["-c", "kill -TERM \"$0\"", &id])
+                .status();
+            if asked.is_ok_and(|status| status.success()) {
+                wait_until(Instant::now() + STOP_LIMIT, || {
+                    !matches!(child.try_wait(), Ok(None))
+                });
+            }
+        }
+        self.kill();
+    }
+
+    fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Both fail only if it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A temporary folder, removed when dropped.
+///
+/// A process that is killed, or that keeps its service in a `static`, drops nothing. So each folder holds a file that
+/// is locked as long as its process lives, and making a folder removes those whose lock is free.
+struct Folder {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl Folder {
+    fn new(name: &str) -> Result<Folder, String> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let parent = env::temp_dir();
+        remove_abandoned_folders(&parent);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let path = parent.join(format!("{FOLDER_PREFIX}{name}-{}-{count}", process::id()));
+        let make = || {
+            fs::create_dir(&path)?;
+            let lock = File::create(path.join("lock"))?;
+            lock.try_lock()?;
+            Ok(lock)
+        };
+        match make() {
+            Ok(lock) => Ok(Folder { path, _lock: lock }),
+            Err::<_, io::Error>(e) => {
+                Err(format!("cannot make the folder {}: {e}", path.display()))
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // Nothing to be done if it fails; the next process tries again.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+fn remove_abandoned_folders(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        if entry
+            .file_name()
+            .to_string_lossy()
+            .starts_with(FOLDER_PREFIX)
+        {
+            let path = entry.path();
+            let abandoned = File::open(path.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
+            if abandoned {
+                let _ = fs::remove_dir_all(path);
+            }
+        }
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), String> {
+    fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
+}
+
+fn tail(log: &str) -> &str {
+    const LINES: usize = 40;
+    let mut starts = log.trim_end().rmatch_indices('\n');
+    starts.nth(LINES - 1).map_or(log, |(at, _)| &log[at + 1..])
+}
+
+/// Ports that were free a moment ago, all different.
+fn free_ports<const N: usize>() -> Result<[u16; N], String> {
+    let mut ports = [0; N];
+    let mut held = Vec::new();
+    for port in &mut ports {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(|e| format!("no free port: {e}"))?;
+        let address = listener
+            .local_addr()
+            .map_err(|e| format!("no free port: {e}"))?;
+        *port = address.port();
+        held.push(listener);
+    }
+    Ok(ports)
+}
+
+/// Another process' connection may have got one of the ports while the service was down.
+fn await_free(ports: &[u16]) {
+    wait_until(Instant::now() + STOP_LIMIT, || {
+        ports
+            .iter()
+            .all(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+    });
+}
+
+fn retry_if_port_taken<T>(mut start: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+    let mut attempt = 1;
+    loop {
+        match start() {
+            Err(e)
+                if attempt < START_ATTEMPTS
+                    && (e.contains("already in use") || e.contains("already bound")) =>
+            {
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Whether `done` came true before the deadline.
+fn wait_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
+    loop {
+        if done() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// 16 bytes in base64, of which hexadecimal digits are a part.
+fn cluster_id() -> String {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let nanos = now.map_or(0, |now| now.as_nanos()) & 0xf_ffff_ffff;
+    let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0xffff;
+    format!("{:08x}{nanos:09x}{count:04x}A", process::id())
+}
+
+fn connect(port: u16) -> io::Result<TcpStream> {
+    let stream =
+        TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), PROBE_LIMIT)?;
+    stream.set_read_timeout(Some(PROBE_LIMIT))?;
+    stream.set_write_timeout(Some(PROBE_LIMIT))?;
+    Ok(stream)
+}
+
+fn registry_is_ready(port: u16) -> io::Result<bool> {
+    let mut stream = connect(port)?;
+    stream.write_all(
+        b"GET /apis/ccompat/v7/subjects HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+    )?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer.starts_with(b"HTTP/1.1 200 "))
+}
+
+/// Asks for the metadata of all topics (API 3, version 2) and judges the answer.
+fn kafka_is_ready(port: u16, cluster: &str) -> io::Result<bool> {
+    const HEAD: [u8; 10] = [0, 3, 0, 2, 0, 0, 0, 7, 0xff, 0xff]; // API, version, correlation id 7, no client id
+    const ALL_TOPICS: [u8; 4] = [0xff; 4];
+    const MAX_ANSWER: usize = 16 << 20;
+    let mut stream = connect(port)?;
+    let request = [&HEAD[..], &ALL_TOPICS].concat();
+    stream.write_all(&[&[0, 0, 0, request.len() as u8][..], &request].concat())?;
+    let mut length = [0; 4];
+    stream.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_ANSWER {
+        return Ok(false);
+    }
+    let mut answer = vec![0; length];
+    stream.read_exact(&mut answer)?;
+    Ok(Fields(&answer)
+        .describes_ready_broker(port, cluster)
+        .unwrap_or(false))
+}
+
+/// The rest of a Kafka message; `None` from a method means that it ends too early.
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Fields<'a> {
+    /// Whether this is our cluster (on our port may be another test's), with our broker in service and every partition
+    /// led by it.
+    fn describes_ready_broker(&mut self, port: u16, cluster: &str) -> Option<bool> {
+        let mut good = self.int32()? == 7;
+        let mut registered = false;
+        for _ in 0..self.int32()? {
+            let (_id, _host, broker_port, _rack) =
+                (self.int32()?, self.string()?, self.int32()?, self.string()?);
+            registered |= broker_port == i32::from(port);
+        }
+        good &= registered && self.string()? == cluster.as_bytes();
+        let _controller = self.int32()?;
+        for _ in 0..self.int32()? {
+            let (error, _name, _internal) = (self.int16()?, self.string()?, self.take(1)?);
+            good &= error == 0;
+            for _ in 0..self.int32()? {
+                let (error, _partition, leader) = (self.int16()?, self.int32()?, self.int32()?);
+                good &= error == 0 && leader >= 0;
+                let (_replicas, _in_sync) = (self.int32s()?, self.int32s()?);
+            }
+        }
+        Some(good && self.0.is_empty())
+    }
+
+    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
+        let (taken, rest) = self.0.split_at_checked(length)?;
+        self.0 = rest;
+        Some(taken)
+    }
+
+    fn int16(&mut self) -> Option<i16> {
+        Some(i16::from_be_bytes(self.take(2)?.try_into().ok()?))
+    }
+
+    fn int32(&mut self) -> Option<i32> {
+        Some(i32::from_be_bytes(self.take(4)?.try_into().ok()?))
+    }
+
+    /// Null is taken as empty.
+    fn string(&mut self) -> Option<&'a [u8]> {
+        let length = self.int16()?;
+        self.take(usize::try_from(length).unwrap_or(0))
+    }
+
+    fn int32s(&mut self) -> Option<&'a [u8]> {
+        let count = usize::try_from(self.int32()?).ok()?;
+        self.take(count.checked_mul(4)?)
+    }
+}
