@@ -37,6 +37,11 @@ const PROBE_LIMIT: Duration = Duration::from_secs(2);
 const START_ATTEMPTS: u32 = 3;
 
 const PORT_TAKEN: &str = "found its port taken";
+/// How Kafka and the registry put it.
+const PORT_TAKEN_LOGS: [&str; 2] = [
+    "Address already in use",
+    "seems to be in use by another process",
+];
 
 const FOLDER_PREFIX: &str = "sidestream-it-";
 
@@ -137,7 +142,8 @@ log.retention.ms=-1
 log.cleaner.dedupe.buffer.size=2097152
 "
         );
-        write(&self.properties(), &properties)?;
+        fs::write(self.properties(), properties)
+            .map_err(|e| format!("cannot write {}: {e}", self.properties().display()))?;
         let output = self
             .java()
             .args(["kafka.tools.StorageTool", "format", "--cluster-id"])
@@ -415,8 +421,7 @@ impl Service {
         self.kill();
         let log = read_log();
         let what = match exit {
-            // In the words of Java and of Quarkus.
-            Some(_) if log.contains("Address already in use") || log.contains("already bound") => {
+            Some(_) if PORT_TAKEN_LOGS.iter().any(|text| log.contains(text)) => {
                 PORT_TAKEN.to_string()
             }
             Some(status) => format!("ended while starting ({status})"),
@@ -477,8 +482,11 @@ impl Folder {
         let path = parent.join(format!("{FOLDER_PREFIX}{name}-{}-{count}", process::id()));
         let make = || {
             fs::create_dir(&path)?;
-            let lock = File::create(path.join("lock"))?;
-            lock.try_lock()?;
+            // It gets its name when it is locked, or another process may find it free.
+            let new = path.join("lock.new");
+            let lock = File::create(&new)?;
+            lock.lock()?;
+            fs::rename(new, path.join("lock"))?;
             Ok(lock)
         };
         match make() {
@@ -511,10 +519,6 @@ fn remove_abandoned_folders(parent: &Path) {
             }
         }
     }
-}
-
-fn write(path: &Path, text: &str) -> Result<(), String> {
-    fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))
 }
 
 fn tail(log: &str) -> &str {
@@ -552,12 +556,7 @@ fn retry_if_port_taken<T>(mut start: impl FnMut() -> Result<T, String>) -> Resul
     let mut attempt = 1;
     loop {
         match start() {
-            Err(e)
-                if attempt < START_ATTEMPTS
-                    && (e.contains("already in use") || e.contains("already bound")) =>
-            {
-                attempt += 1;
-            }
+            Err(e) if attempt < START_ATTEMPTS && e.contains(PORT_TAKEN) => attempt += 1,
             result => return result,
         }
     }
@@ -605,12 +604,16 @@ fn registry_is_ready(port: u16) -> io::Result<bool> {
 
 /// Asks for the metadata of all topics (API 3, version 2) and judges the answer.
 fn kafka_is_ready(port: u16, cluster: &str) -> io::Result<bool> {
-    const HEAD: [u8; 10] = [0, 3, 0, 2, 0, 0, 0, 7, 0xff, 0xff]; // API, version, correlation id 7, no client id
-    const ALL_TOPICS: [u8; 4] = [0xff; 4];
+    const REQUEST: [u8; 18] = [
+        0, 0, 0, 14, // length of the rest
+        0, 3, 0, 2, // API and version
+        0, 0, 0, 7, // correlation id
+        0xff, 0xff, // no client id
+        0xff, 0xff, 0xff, 0xff, // all topics
+    ];
     const MAX_ANSWER: usize = 16 << 20;
     let mut stream = connect(port)?;
-    let request = [&HEAD[..], &ALL_TOPICS].concat();
-    stream.write_all(&[&[0, 0, 0, request.len() as u8][..], &request].concat())?;
+    stream.write_all(&REQUEST)?;
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
@@ -638,7 +641,8 @@ impl<'a> Fields<'a> {
                 (self.int32()?, self.string()?, self.int32()?, self.string()?);
             registered |= broker_port == i32::from(port);
         }
-        good &= registered && self.string()? == cluster.as_bytes();
+        good &= registered;
+        good &= self.string()? == cluster.as_bytes();
         let _controller = self.int32()?;
         for _ in 0..self.int32()? {
             let (error, _name, _internal) = (self.int16()?, self.string()?, self.take(1)?);

@@ -1,0 +1,131 @@
+//! Which Arrow type an Avro type becomes. `docs/types.md` has the table for users.
+
+use std::sync::Arc;
+
+use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
+
+use super::node::{Kind, Logical, Node, Record, SchemaError};
+
+/// Digits a 128-bit decimal holds.
+const DECIMAL128_DIGITS_MAX: u8 = 38;
+
+/// The Arrow schema of a record type. With `nullable`, every top-level column is nullable: rows of
+/// nulls stand for tombstones.
+///
+/// # Errors
+/// [`SchemaError`] with the path of a type that has no Arrow form.
+pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
+    let Kind::Record(record) = &node.kind else {
+        return Err(SchemaError::NotARecord(match node.kind {
+            Kind::Union(_) => "a union",
+            _ => "a single value",
+        }));
+    };
+    let fields = fields(record, "")?;
+    let fields: Fields = if nullable {
+        fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()
+    } else {
+        fields
+    };
+    Ok(Arc::new(Schema::new(fields)))
+}
+
+fn fields(record: &Record, path: &str) -> Result<Fields, SchemaError> {
+    record
+        .fields
+        .iter()
+        .map(|entry| field(&entry.name, &entry.node, path))
+        .collect()
+}
+
+/// A node without its null branch, and whether it had one.
+pub fn nullable(node: &Node) -> Option<(&Node, bool)> {
+    let Kind::Union(arms) = &node.kind else {
+        return Some((node, node.kind == Kind::Null));
+    };
+    let mut others = arms.iter().filter(|arm| arm.kind != Kind::Null);
+    let has_null = arms.iter().any(|arm| arm.kind == Kind::Null);
+    match (others.next(), others.next()) {
+        (Some(only), None) => Some((only, has_null)),
+        (None, _) => arms.first().map(|null| (null, true)),
+        _ => None,
+    }
+}
+
+fn field(name: &str, node: &Node, path: &str) -> Result<Field, SchemaError> {
+    let path = if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    };
+    let Some((value, is_nullable)) = nullable(node) else {
+        return Err(SchemaError::Union { path });
+    };
+    Ok(Field::new(name, data_type(value, &path)?, is_nullable))
+}
+
+fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
+    let utc = || Some(Arc::from("UTC"));
+    Ok(match (&node.kind, node.logical) {
+        (_, Some(Logical::Date)) => DataType::Date32,
+        (_, Some(Logical::TimeMillis)) => DataType::Time32(TimeUnit::Millisecond),
+        (_, Some(Logical::TimeMicros)) => DataType::Time64(TimeUnit::Microsecond),
+        (_, Some(Logical::TimestampMillis)) => DataType::Timestamp(TimeUnit::Millisecond, utc()),
+        (_, Some(Logical::TimestampMicros)) => DataType::Timestamp(TimeUnit::Microsecond, utc()),
+        (_, Some(Logical::TimestampNanos)) => DataType::Timestamp(TimeUnit::Nanosecond, utc()),
+        (_, Some(Logical::LocalTimestampMillis)) => {
+            DataType::Timestamp(TimeUnit::Millisecond, None)
+        }
+        (_, Some(Logical::LocalTimestampMicros)) => {
+            DataType::Timestamp(TimeUnit::Microsecond, None)
+        }
+        (_, Some(Logical::LocalTimestampNanos)) => DataType::Timestamp(TimeUnit::Nanosecond, None),
+        (_, Some(Logical::Decimal { precision, scale })) => {
+            if precision <= DECIMAL128_DIGITS_MAX {
+                DataType::Decimal128(precision, scale)
+            } else {
+                DataType::Decimal256(precision, scale)
+            }
+        }
+        (_, Some(Logical::Uuid)) => DataType::Utf8,
+        // Arrow's month-day-nano interval cannot be written to Parquet.
+        (_, Some(Logical::Duration)) => DataType::Struct(
+            ["months", "days", "millis"]
+                .map(|part| Field::new(part, DataType::UInt32, false))
+                .into_iter()
+                .collect(),
+        ),
+        (Kind::Null, None) => DataType::Null,
+        (Kind::Boolean, None) => DataType::Boolean,
+        (Kind::Int, None) => DataType::Int32,
+        (Kind::Long, None) => DataType::Int64,
+        (Kind::Float, None) => DataType::Float32,
+        (Kind::Double, None) => DataType::Float64,
+        (Kind::Bytes, None) => DataType::Binary,
+        (Kind::String | Kind::Enum(_), None) => DataType::Utf8,
+        (Kind::Fixed { size, .. }, None) => match i32::try_from(*size) {
+            Ok(width @ 1..) => DataType::FixedSizeBinary(width),
+            _ => {
+                return Err(SchemaError::Unsupported {
+                    path: path.to_owned(),
+                    what: format!("a fixed of {size} bytes"),
+                });
+            }
+        },
+        (Kind::Array(item), None) => DataType::List(Arc::new(field("item", item, path)?)),
+        (Kind::Map(value), None) => {
+            let entries = vec![
+                Field::new("key", DataType::Utf8, false),
+                field("value", value, path)?,
+            ];
+            let entries = Field::new("entries", DataType::Struct(entries.into()), false);
+            DataType::Map(Arc::new(entries), false)
+        }
+        (Kind::Record(record), None) => DataType::Struct(fields(record, path)?),
+        (Kind::Union(_), None) => {
+            return Err(SchemaError::Union {
+                path: path.to_owned(),
+            });
+        }
+    })
+}

@@ -1,0 +1,388 @@
+//! An Avro schema as the codec wants it: names resolved, references in place, limits checked.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use apache_avro::schema::{
+    InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema,
+};
+use apache_avro::Schema;
+
+/// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
+const DEPTH_MAX: usize = 64;
+
+/// More fields (all levels together) are refused: every one costs a column buffer per batch.
+const FIELDS_MAX: usize = 10_000;
+
+/// Why a schema cannot be used. Paths are dotted field names from the top.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SchemaError {
+    #[error("not a valid Avro schema: {0}")]
+    Invalid(String),
+    #[error("`{path}`: the type `{name}` contains itself, and Arrow has no recursive types")]
+    Recursive { path: String, name: String },
+    #[error("`{path}`: a union of several types besides null has no Arrow column type")]
+    Union { path: String },
+    #[error("`{path}`: items without bytes of their own: a few bytes could claim billions of them")]
+    ZeroWidthItems { path: String },
+    #[error("`{path}`: {what}")]
+    Unsupported { path: String, what: String },
+    #[error("the schema nests deeper than {DEPTH_MAX} levels")]
+    TooDeep,
+    #[error("the schema has more than {FIELDS_MAX} fields")]
+    TooWide,
+    #[error("the top level of a value has to be a record, not {0}")]
+    NotARecord(&'static str),
+    #[error("`{path}`: the writer's {writer} cannot be read as the reader's {reader}")]
+    Incompatible {
+        path: String,
+        writer: String,
+        reader: String,
+    },
+    #[error("`{path}`: the reader needs this field, the writer does not have it, and it has no default")]
+    MissingField { path: String },
+}
+
+/// One type of a schema.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub kind: Kind,
+    pub logical: Option<Logical>,
+}
+
+/// What is on the wire.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Kind {
+    Null,
+    Boolean,
+    Int,
+    Long,
+    Float,
+    Double,
+    Bytes,
+    String,
+    Fixed { name: String, size: usize },
+    Enum(Enum),
+    Array(Box<Node>),
+    Map(Box<Node>),
+    Record(Record),
+    Union(Vec<Node>),
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Enum {
+    pub name: String,
+    pub symbols: Vec<Arc<str>>,
+    pub default: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    pub name: String,
+    pub fields: Vec<Field>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Field {
+    pub name: String,
+    pub aliases: Vec<String>,
+    pub default: Option<serde_json::Value>,
+    pub node: Node,
+}
+
+/// What the bytes mean.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Logical {
+    Date,
+    TimeMillis,
+    TimeMicros,
+    TimestampMillis,
+    TimestampMicros,
+    TimestampNanos,
+    LocalTimestampMillis,
+    LocalTimestampMicros,
+    LocalTimestampNanos,
+    Decimal { precision: u8, scale: i8 },
+    Uuid,
+    Duration,
+}
+
+impl Node {
+    /// Parses a schema text and the texts of the schemas it references.
+    ///
+    /// # Errors
+    /// [`SchemaError`], naming the field.
+    pub fn parse(text: &str, references: &[String]) -> Result<Self, SchemaError> {
+        let invalid = |error: apache_avro::Error| SchemaError::Invalid(error.to_string());
+        let (schema, others) = Schema::parse_str_with_list(text, references).map_err(invalid)?;
+        let all: Vec<&Schema> = others.iter().chain([&schema]).collect();
+        let resolved = ResolvedSchema::new_with_schemata(all).map_err(invalid)?;
+        let mut reader = Reader {
+            names: resolved.get_names(),
+            open: Vec::new(),
+            path: Vec::new(),
+            field_count: 0,
+        };
+        reader.node(&schema, None)
+    }
+
+    fn plain(kind: Kind) -> Self {
+        Self {
+            kind,
+            logical: None,
+        }
+    }
+
+    fn logical(kind: Kind, logical: Logical) -> Self {
+        Self {
+            kind,
+            logical: Some(logical),
+        }
+    }
+
+    /// The fewest bytes a value takes on the wire.
+    pub fn size_min(&self) -> usize {
+        match &self.kind {
+            Kind::Null => 0,
+            Kind::Fixed { size, .. } => *size,
+            Kind::Float => 4,
+            Kind::Double => 8,
+            Kind::Record(record) => record.fields.iter().map(|field| field.node.size_min()).sum(),
+            _ => 1,
+        }
+    }
+
+    /// The type's name in messages.
+    pub fn describe(&self) -> String {
+        let kind = match &self.kind {
+            Kind::Null => "null".to_owned(),
+            Kind::Boolean => "boolean".to_owned(),
+            Kind::Int => "int".to_owned(),
+            Kind::Long => "long".to_owned(),
+            Kind::Float => "float".to_owned(),
+            Kind::Double => "double".to_owned(),
+            Kind::Bytes => "bytes".to_owned(),
+            Kind::String => "string".to_owned(),
+            Kind::Fixed { name, size } => format!("fixed({size}) `{name}`"),
+            Kind::Enum(symbols) => format!("enum `{}`", symbols.name),
+            Kind::Array(item) => format!("array of {}", item.describe()),
+            Kind::Map(value) => format!("map of {}", value.describe()),
+            Kind::Record(record) => format!("record `{}`", record.name),
+            Kind::Union(arms) => {
+                let arms: Vec<String> = arms.iter().map(Node::describe).collect();
+                format!("union of {}", arms.join(", "))
+            }
+        };
+        match self.logical {
+            Some(Logical::Decimal { precision, scale }) => {
+                format!("{kind} (decimal({precision}, {scale}))")
+            }
+            Some(logical) => format!("{kind} ({logical:?})"),
+            None => kind,
+        }
+    }
+}
+
+struct Reader<'s> {
+    names: &'s NamesRef<'s>,
+    /// Names of the types around this one.
+    open: Vec<String>,
+    path: Vec<String>,
+    field_count: usize,
+}
+
+impl<'s> Reader<'s> {
+    fn path(&self) -> String {
+        self.path.join(".")
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> SchemaError {
+        SchemaError::Unsupported {
+            path: self.path(),
+            what: what.into(),
+        }
+    }
+
+    fn node(&mut self, schema: &'s Schema, namespace: Option<&str>) -> Result<Node, SchemaError> {
+        if self.path.len() > DEPTH_MAX {
+            return Err(SchemaError::TooDeep);
+        }
+        Ok(match schema {
+            Schema::Null => Node::plain(Kind::Null),
+            Schema::Boolean => Node::plain(Kind::Boolean),
+            Schema::Int => Node::plain(Kind::Int),
+            Schema::Long => Node::plain(Kind::Long),
+            Schema::Float => Node::plain(Kind::Float),
+            Schema::Double => Node::plain(Kind::Double),
+            Schema::Bytes => Node::plain(Kind::Bytes),
+            Schema::String => Node::plain(Kind::String),
+            Schema::Fixed(fixed) => Node::plain(fixed_kind(&fixed.name, fixed.size, namespace)),
+            Schema::Enum(symbols) => Node::plain(Kind::Enum(Enum {
+                name: symbols.name.fullname(namespace),
+                symbols: symbols.symbols.iter().map(|symbol| Arc::from(symbol.as_str())).collect(),
+                default: symbols.default.as_deref().map(Arc::from),
+            })),
+            Schema::Array(array) => {
+                let item = self.nested("items", &array.items, namespace)?;
+                self.items(item).map(|item| Node::plain(Kind::Array(item)))?
+            }
+            Schema::Map(map) => {
+                let value = self.nested("values", &map.types, namespace)?;
+                Node::plain(Kind::Map(Box::new(value)))
+            }
+            Schema::Union(union) => {
+                let arms = union.variants().iter().map(|arm| self.node(arm, namespace));
+                Node::plain(Kind::Union(arms.collect::<Result<_, _>>()?))
+            }
+            Schema::Record(record) => self.record(record, namespace)?,
+            Schema::Ref { name } => self.reference(name, namespace)?,
+            logical => self.logical(logical, namespace)?,
+        })
+    }
+
+    fn logical(&self, schema: &Schema, namespace: Option<&str>) -> Result<Node, SchemaError> {
+        let long = |logical| Ok(Node::logical(Kind::Long, logical));
+        match schema {
+            Schema::Date => Ok(Node::logical(Kind::Int, Logical::Date)),
+            Schema::TimeMillis => Ok(Node::logical(Kind::Int, Logical::TimeMillis)),
+            Schema::TimeMicros => long(Logical::TimeMicros),
+            Schema::TimestampMillis => long(Logical::TimestampMillis),
+            Schema::TimestampMicros => long(Logical::TimestampMicros),
+            Schema::TimestampNanos => long(Logical::TimestampNanos),
+            Schema::LocalTimestampMillis => long(Logical::LocalTimestampMillis),
+            Schema::LocalTimestampMicros => long(Logical::LocalTimestampMicros),
+            Schema::LocalTimestampNanos => long(Logical::LocalTimestampNanos),
+            Schema::Decimal(decimal) => {
+                let kind = match &decimal.inner {
+                    InnerDecimalSchema::Bytes => Kind::Bytes,
+                    InnerDecimalSchema::Fixed(fixed) => {
+                        fixed_kind(&fixed.name, fixed.size, namespace)
+                    }
+                };
+                // 76 digits are what Arrow's widest decimal holds.
+                match (u8::try_from(decimal.precision), i8::try_from(decimal.scale)) {
+                    (Ok(precision @ 1..=76), Ok(scale)) => {
+                        Ok(Node::logical(kind, Logical::Decimal { precision, scale }))
+                    }
+                    _ => Err(self.unsupported("a decimal of more than 76 digits")),
+                }
+            }
+            Schema::Uuid(uuid) => {
+                let kind = match uuid {
+                    UuidSchema::String => Kind::String,
+                    UuidSchema::Bytes => Kind::Bytes,
+                    UuidSchema::Fixed(fixed) => fixed_kind(&fixed.name, fixed.size, namespace),
+                };
+                Ok(Node::logical(kind, Logical::Uuid))
+            }
+            Schema::Duration(fixed) => {
+                let kind = fixed_kind(&fixed.name, fixed.size, namespace);
+                Ok(Node::logical(kind, Logical::Duration))
+            }
+            Schema::BigDecimal => Err(self.unsupported(
+                "big-decimal: every value has its own scale, which no Arrow type has",
+            )),
+            other => Err(self.unsupported(format!("an unknown type {other:?}"))),
+        }
+    }
+
+    fn nested(
+        &mut self,
+        step: &str,
+        schema: &'s Schema,
+        namespace: Option<&str>,
+    ) -> Result<Node, SchemaError> {
+        self.path.push(step.to_owned());
+        let node = self.node(schema, namespace);
+        self.path.pop();
+        node
+    }
+
+    fn items(&self, item: Node) -> Result<Box<Node>, SchemaError> {
+        if item.size_min() == 0 {
+            return Err(SchemaError::ZeroWidthItems { path: self.path() });
+        }
+        Ok(Box::new(item))
+    }
+
+    fn record(&mut self, record: &'s RecordSchema, around: Option<&str>) -> Result<Node, SchemaError> {
+        let name = record.name.fullname(around);
+        if self.open.contains(&name) {
+            return Err(SchemaError::Recursive {
+                path: self.path(),
+                name,
+            });
+        }
+        self.field_count += record.fields.len();
+        if self.field_count > FIELDS_MAX {
+            return Err(SchemaError::TooWide);
+        }
+        let namespace = record.name.namespace().or(around);
+        self.open.push(name.clone());
+        let mut fields = Vec::with_capacity(record.fields.len());
+        for field in &record.fields {
+            fields.push(Field {
+                name: field.name.clone(),
+                aliases: field.aliases.clone(),
+                default: field.default.clone(),
+                node: self.nested(&field.name, &field.schema, namespace)?,
+            });
+        }
+        self.open.pop();
+        Ok(Node::plain(Kind::Record(Record { name, fields })))
+    }
+
+    fn reference(&mut self, name: &Name, namespace: Option<&str>) -> Result<Node, SchemaError> {
+        let full = name.fully_qualified_name(namespace);
+        let schema = self
+            .names
+            .get(full.as_ref())
+            .or_else(|| self.names.get(name))
+            .copied()
+            .ok_or_else(|| self.unsupported(format!("the type `{full}` is not defined")))?;
+        self.node(schema, namespace)
+    }
+}
+
+fn fixed_kind(name: &Name, size: usize, namespace: Option<&str>) -> Kind {
+    Kind::Fixed {
+        name: name.fullname(namespace),
+        size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(text: &str) -> String {
+        Node::parse(text, &[]).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn hostile_and_recursive_schemas_are_refused_with_their_path() {
+        let recursive = r#"{"type":"record","name":"a.Tree","fields":[
+            {"name":"left","type":["null","Tree"]}]}"#;
+        assert!(error(recursive).contains("`left`: the type `a.Tree` contains itself"));
+        let bomb = r#"{"type":"record","name":"R","fields":[
+            {"name":"xs","type":{"type":"array","items":"null"}}]}"#;
+        assert!(error(bomb).contains("`xs`: items without bytes"), "{}", error(bomb));
+        let fixed = r#"{"type":"record","name":"R","fields":[{"name":"xs","type":{"type":"array",
+            "items":{"type":"record","name":"E","fields":[{"name":"n","type":"null"}]}}}]}"#;
+        assert!(error(fixed).contains("items without bytes"));
+        assert!(error("{").contains("not a valid Avro schema"));
+    }
+
+    #[test]
+    fn references_are_put_in_place() {
+        let customer = r#"{"type":"record","name":"shop.Customer","fields":[{"name":"id","type":"long"}]}"#;
+        let order = r#"{"type":"record","name":"shop.Order","fields":[
+            {"name":"by","type":"Customer"},{"name":"to","type":["null","shop.Customer"]}]}"#;
+        let node = Node::parse(order, &[customer.to_owned()]).unwrap();
+        let Kind::Record(record) = node.kind else {
+            panic!("not a record")
+        };
+        assert_eq!(record.fields[0].node.describe(), "record `shop.Customer`");
+        assert_eq!(record.fields[1].node.describe(), "union of null, record `shop.Customer`");
+    }
+}

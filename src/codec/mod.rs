@@ -1,0 +1,72 @@
+//! Bytes to Arrow. Synchronous, without I/O: the engine fetches schemas and hands them in.
+//!
+//! Every record of a batch ends in exactly one place: a row, the rejected, or the dropped. A bad record
+//! never spoils its neighbours. New formats are a file here and an arm in `cli::build`.
+
+pub mod avro;
+pub mod columns;
+pub mod frame;
+pub mod meta;
+mod registered;
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+
+use crate::model::{RecordRef, SchemaId};
+
+pub use registered::{RegisteredAvro, Tombstones};
+
+/// Turns raw records into columns of one fixed Arrow schema.
+pub trait Codec: Send + Sync {
+    /// The columns that [`Codec::decode`] fills, the same for every batch.
+    fn schema(&self) -> &SchemaRef;
+
+    /// Schema ids in `records` that have to be learnt first.
+    fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaId>;
+
+    /// Takes a schema the registry has for `id`. One that cannot be used makes the records that name it
+    /// bad, not the batch.
+    fn learn(&mut self, id: SchemaId, schema: Learnt);
+
+    /// Decodes all of `records`; every index is in exactly one list of the answer.
+    ///
+    /// # Errors
+    /// Only for defects of ours: columns that do not fit together.
+    fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError>;
+}
+
+/// What the registry said of an id.
+#[derive(Debug, Clone)]
+pub enum Learnt {
+    Avro {
+        text: String,
+        references: Vec<String>,
+    },
+    /// The registry does not know the id, and the grace for it is over.
+    Unknown,
+    /// It cannot be used: another type, not parseable, too large.
+    Unusable(String),
+}
+
+/// Decoded records.
+#[derive(Debug)]
+pub struct Decoded {
+    /// One array per field of the schema.
+    pub columns: Vec<ArrayRef>,
+    /// For each row, the index of its record.
+    pub rows: Vec<u32>,
+    pub rejected: Vec<Rejected>,
+    /// Records dropped by an explicit rule (`tombstones: skip`).
+    pub dropped: usize,
+}
+
+/// A record that could not be decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    pub index: usize,
+    /// Stable, for metrics and dead letters.
+    pub code: &'static str,
+    pub message: String,
+    pub schema_id: Option<SchemaId>,
+}

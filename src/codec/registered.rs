@@ -1,0 +1,173 @@
+//! `value: registry`: Confluent-framed Avro, all writer versions read as one reader schema.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+
+use crate::model::{RecordRef, SchemaId};
+
+use super::avro::arrow_type;
+use super::avro::node::{Node, SchemaError};
+use super::avro::program::{Program, compile};
+use super::columns::Column;
+use super::{Codec, Decoded, Learnt, Rejected, frame};
+
+/// `tombstones:` of a route: what a record without a value becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tombstones {
+    /// A row of nulls with its key.
+    Keep,
+    /// Nothing; counted.
+    Skip,
+}
+
+/// Decodes framed Avro into the columns of the reader schema.
+#[derive(Debug)]
+pub struct RegisteredAvro {
+    reader: Node,
+    schema: SchemaRef,
+    tombstones: Tombstones,
+    writers: HashMap<SchemaId, Writer>,
+}
+
+#[derive(Debug)]
+enum Writer {
+    Usable(Arc<Program>),
+    Refused { code: &'static str, message: String },
+}
+
+impl RegisteredAvro {
+    /// # Errors
+    /// [`SchemaError`] if the reader schema has no Arrow form.
+    pub fn new(reader: Node, tombstones: Tombstones) -> Result<Self, SchemaError> {
+        Ok(Self {
+            schema: arrow_type::schema(&reader, tombstones == Tombstones::Keep)?,
+            reader,
+            tombstones,
+            writers: HashMap::new(),
+        })
+    }
+
+    fn decode_value(
+        &self,
+        record: &RecordRef<'_>,
+        value: &[u8],
+        columns: &mut [Column],
+    ) -> Result<(), Rejection> {
+        let (id, payload) = frame::parse(record, value).map_err(|error| Rejection {
+            code: error.code(),
+            message: error.to_string(),
+            schema_id: None,
+        })?;
+        let reject = |code, message| Rejection {
+            code,
+            message,
+            schema_id: Some(id),
+        };
+        match self.writers.get(&id) {
+            Some(Writer::Usable(program)) => program.decode(payload, columns).map_err(|bad| {
+                let path = bad.path.join(".");
+                let at = if path.is_empty() {
+                    String::new()
+                } else {
+                    format!("field `{path}`: ")
+                };
+                reject(bad.problem.code(), format!("{at}{}", bad.problem))
+            }),
+            Some(Writer::Refused { code, message }) => Err(reject(code, message.clone())),
+            None => Err(reject("unknown_id", format!("schema id {id} was never looked up"))),
+        }
+    }
+}
+
+struct Rejection {
+    code: &'static str,
+    message: String,
+    schema_id: Option<SchemaId>,
+}
+
+impl Codec for RegisteredAvro {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaId> {
+        let mut missing = Vec::new();
+        // Ids come in runs: comparing with the last one saves most look-ups.
+        let mut last = None;
+        for record in records {
+            let Some(Ok((id, _))) = record.value().map(|value| frame::parse(record, value)) else {
+                continue;
+            };
+            if last != Some(id) && !self.writers.contains_key(&id) && !missing.contains(&id) {
+                missing.push(id);
+            }
+            last = Some(id);
+        }
+        missing
+    }
+
+    fn learn(&mut self, id: SchemaId, schema: Learnt) {
+        let refused = |code, message| Writer::Refused { code, message };
+        let writer = match schema {
+            Learnt::Avro { text, references } => {
+                let program = Node::parse(&text, &references)
+                    .and_then(|writer| compile(&writer, &self.reader));
+                match program {
+                    Ok(program) => Writer::Usable(Arc::new(program)),
+                    Err(error) => refused(
+                        "refused_schema",
+                        format!("schema id {id} cannot be read as the route's reader schema: {error}"),
+                    ),
+                }
+            }
+            Learnt::Unknown => refused("unknown_id", format!("the registry has no schema id {id}")),
+            Learnt::Unusable(why) => {
+                refused("refused_schema", format!("schema id {id} cannot be used: {why}"))
+            }
+        };
+        self.writers.insert(id, writer);
+    }
+
+    fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
+        let fields = self.schema.fields();
+        let mut columns = fields.iter().map(Column::new).collect::<Result<Vec<_>, _>>()?;
+        let mut rows = Vec::with_capacity(records.len());
+        let mut rejected = Vec::new();
+        let mut dropped = 0;
+        for (index, record) in records.iter().enumerate() {
+            let Some(value) = record.value() else {
+                match self.tombstones {
+                    Tombstones::Skip => dropped += 1,
+                    Tombstones::Keep => {
+                        columns.iter_mut().for_each(Column::push_null);
+                        rows.push(index as u32);
+                    }
+                }
+                continue;
+            };
+            match self.decode_value(record, value, &mut columns) {
+                Ok(()) => rows.push(index as u32),
+                Err(rejection) => {
+                    columns.iter_mut().for_each(|column| column.truncate(rows.len()));
+                    rejected.push(Rejected {
+                        index,
+                        code: rejection.code,
+                        message: rejection.message,
+                        schema_id: rejection.schema_id,
+                    });
+                }
+            }
+        }
+        let columns = columns.into_iter().map(Column::finish);
+        Ok(Decoded {
+            columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?,
+            rows,
+            rejected,
+            dropped,
+        })
+    }
+}
