@@ -10,16 +10,10 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 
+use crate::config::plan::KeyForm;
 use crate::model::{RecordRef, TimestampType};
 
 use super::frame;
-
-/// `key:` of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum KeyForm {
-    Bytes,
-    String,
-}
 
 /// One of the `_` columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use arrow::error::ArrowError;
 
 use crate::model::{RecordRef, SchemaId};
 
-pub use registered::{RegisteredAvro, Tombstones};
+pub use registered::RegisteredAvro;
 
 /// Turns raw records into columns of one fixed Arrow schema.
 pub trait Codec: Send + Sync {

@@ -7,6 +7,7 @@ use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
+use crate::config::plan::Tombstones;
 use crate::model::{RecordRef, SchemaId};
 
 use super::avro::arrow_type;
@@ -14,15 +15,6 @@ use super::avro::node::{Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::Column;
 use super::{Codec, Decoded, Learnt, Rejected, frame};
-
-/// `tombstones:` of a route: what a record without a value becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Tombstones {
-    /// A row of nulls with its key.
-    Keep,
-    /// Nothing; counted.
-    Skip,
-}
 
 /// Decodes framed Avro into the columns of the reader schema.
 #[derive(Debug)]

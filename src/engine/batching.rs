@@ -5,24 +5,17 @@
 //! again without its siblings seeing them twice.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use crate::config::plan::BatchLimits;
 use crate::model::{LeaderEpoch, Offset, PositionKey, RecordRef, SharedChunk, SinkSet};
 
 use super::ledger::Ledger;
 
-/// `batch:` of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    pub rows_max: usize,
-    pub bytes_max: usize,
-    pub age_max: Duration,
-}
-
 /// Chunks of one lane that are not in a batch yet.
 #[derive(Debug)]
 pub struct Buffer {
-    limits: Limits,
+    limits: BatchLimits,
     partitions: BTreeMap<PositionKey, Queue>,
     records: usize,
     bytes: usize,
@@ -89,7 +82,7 @@ impl Taken {
 }
 
 impl Buffer {
-    pub fn new(limits: Limits) -> Self {
+    pub fn new(limits: BatchLimits) -> Self {
         Self {
             limits,
             partitions: BTreeMap::new(),
@@ -273,6 +266,7 @@ fn append(parts: &mut Vec<Part>, slice: Part) {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
     use crate::model::{
@@ -308,8 +302,8 @@ mod tests {
         Arc::new(builder.finish(at(end), None))
     }
 
-    fn limits(rows_max: usize) -> Limits {
-        Limits {
+    fn limits(rows_max: usize) -> BatchLimits {
+        BatchLimits {
             rows_max,
             bytes_max: 1 << 20,
             age_max: Duration::from_secs(5),

@@ -1,6 +1,5 @@
 //! An Avro schema as the codec wants it: names resolved, references in place, limits checked.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use apache_avro::schema::{

@@ -246,9 +246,11 @@ proptest! {
         let row = json!({"v": value});
         let theirs = apache_avro::Schema::parse(&schema).unwrap();
         let avro = apache_avro::types::Value::try_from(row.clone()).unwrap().resolve(&theirs).unwrap();
-        let bytes = apache_avro::to_avro_datum(&theirs, avro.clone()).unwrap();
+        let writer = apache_avro::writer::datum::GenericDatumWriter::builder(&theirs).build().unwrap();
+        let bytes = writer.write_value_to_vec(avro.clone()).unwrap();
         let ours = encode::value(&node(&schema), &row).unwrap();
-        let back = apache_avro::from_avro_datum(&theirs, &mut ours.as_slice(), None).unwrap();
+        let reader = apache_avro::reader::datum::GenericDatumReader::builder(&theirs).build().unwrap();
+        let back = reader.read_value(&mut ours.as_slice()).unwrap();
         prop_assert_eq!(&back, &avro);
         let (from_theirs, problems) = decode(&schema, &schema, &[bytes]);
         prop_assert!(problems.is_empty(), "{:?}", problems);

@@ -11,13 +11,14 @@ mod parquet;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use tokio::task::block_in_place;
 
+use crate::config::plan::Roll;
 use crate::model::{Batch, Move, Positions, Reason};
 
 pub use entry::Owner;
@@ -26,14 +27,6 @@ pub use parquet::ParquetFormat;
 use super::{Settled, Sink, SinkError};
 use entry::DataFile;
 use log::{Log, LogError};
-
-/// `roll:` of a file sink: when its open file is closed and committed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Roll {
-    pub bytes_max: u64,
-    pub rows_max: Option<u64>,
-    pub age_max: Duration,
-}
 
 /// A file format: how rows become bytes of a file.
 pub trait Format: Send + std::fmt::Debug {

@@ -1,0 +1,183 @@
+//! The one table of keys of `routes.yaml`.
+//!
+//! A key that is not here does not exist: the reader refuses it, the JSON Schema does not offer it, and
+//! `docs/routes.md` does not list it. What does not work yet is therefore not here.
+
+/// A mapping with fixed keys.
+#[derive(Debug)]
+pub struct Scope {
+    /// As in `docs/routes.md`.
+    pub name: &'static str,
+    pub about: &'static str,
+    pub keys: &'static [Key],
+}
+
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// As written in YAML; empty if the key is required or has no default.
+    pub default: &'static str,
+    pub is_required: bool,
+    pub about: &'static str,
+    pub since: &'static str,
+}
+
+/// What may be written as a key's value.
+#[derive(Debug)]
+pub enum Kind {
+    Text,
+    Integer,
+    /// `32MiB`, `64KB`, `1GiB`, or a number of bytes.
+    Bytes,
+    /// `500ms`, `5s`, `10m`, `2h`, `1d`.
+    Duration,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    TextList,
+    /// Names to texts.
+    TextMap,
+    /// Names to mappings.
+    Named(&'static Scope),
+    Scope(&'static Scope),
+    Start,
+    ReaderSchema,
+    Sql,
+}
+
+const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default,
+        is_required: false,
+        about,
+        since: "0.1.0",
+    }
+}
+
+const fn required(name: &'static str, kind: Kind, about: &'static str) -> Key {
+    Key {
+        name,
+        kind,
+        default: "",
+        is_required: true,
+        about,
+        since: "0.1.0",
+    }
+}
+
+pub static ROOT: Scope = Scope {
+    name: "routes.yaml",
+    about: "The whole file.",
+    keys: &[
+        required("version", Kind::Integer, "The version of this format: 1."),
+        required("kafka", Kind::TextMap, "librdkafka properties, word for word. `bootstrap.servers` and `group.id` are required; those the engine owns are refused with the reason."),
+        key("schema_registry", Kind::Scope(&SCHEMA_REGISTRY), "", "The Confluent-compatible schema registry. Required if a route reads `value: registry`."),
+        key("memory", Kind::Bytes, "256MiB", "For all records held between the broker and the sinks; routes share it."),
+        key("defaults", Kind::Scope(&DEFAULTS), "", "Keys that every route takes unless it says otherwise. Mappings merge by key."),
+        required("routes", Kind::Named(&ROUTE), "The routes, by name."),
+    ],
+};
+
+pub static SCHEMA_REGISTRY: Scope = Scope {
+    name: "schema_registry",
+    about: "How to reach the schema registry.",
+    keys: &[
+        required("url", Kind::Text, "Its base URL, for example `http://localhost:8081`."),
+        key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
+        key("timeout", Kind::Duration, "10s", "For one call, connecting included."),
+    ],
+};
+
+pub static BASIC_AUTH: Scope = Scope {
+    name: "schema_registry.basic_auth",
+    about: "HTTP basic authentication. Take the password from `${VAR}` or `${file:path}`.",
+    keys: &[
+        required("username", Kind::Text, "The user, or an API key."),
+        required("password", Kind::Text, "The password, or an API secret. Never shown."),
+    ],
+};
+
+macro_rules! shared_route_keys {
+    ($($own:expr),* $(,)?) => {
+        &[
+            $($own,)*
+            key("key", Kind::Choice(&["bytes", "string"]), "bytes", "The form of record keys, in column `_key`."),
+            key("value", Kind::Choice(&["registry"]), "registry", "The form of record values. `registry`: Confluent-framed Avro."),
+            key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}`."),
+            key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
+            key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
+            key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
+            key("bad_records", Kind::Choice(&["stop", "skip"]), "stop", "What a record becomes that cannot be decoded: the route stops before it, or it is skipped (counted, logged)."),
+        ]
+    };
+}
+
+pub static DEFAULTS: Scope = Scope {
+    name: "defaults",
+    about: "What every route takes unless it says otherwise.",
+    keys: shared_route_keys!(),
+};
+
+pub static ROUTE: Scope = Scope {
+    name: "routes.<route>",
+    about: "One route: topics of one schema, shaped by views, written to sinks.",
+    keys: shared_route_keys!(
+        required("topics", Kind::TextList, "The topics to read, by name."),
+        key("views", Kind::Sql, "", "Side outputs by name: SQL (DataFusion's) over `batch`, or over a view above."),
+        required("sinks", Kind::Named(&SINK), "Where rows go, by name."),
+    ),
+};
+
+pub static BATCH: Scope = Scope {
+    name: "routes.<route>.batch",
+    about: "Limits of a micro-batch.",
+    keys: &[
+        key("max_rows", Kind::Integer, "50000", "Records in a batch."),
+        key("max_bytes", Kind::Bytes, "32MiB", "Bytes of keys, values and headers in a batch."),
+        key("max_age", Kind::Duration, "5s", "How long the first record waits."),
+    ],
+};
+
+pub static SINK: Scope = Scope {
+    name: "routes.<route>.sinks.<sink>",
+    about: "One sink: what it reads, and one kind of target.",
+    keys: &[
+        key("from", Kind::Text, "batch", "The view it reads."),
+        key("id", Kind::Text, "<route>/<sink>", "The identity its progress is kept under. Set it to rename a route or a sink without starting again."),
+        key("parquet", Kind::Scope(&PARQUET), "", "Parquet files in a directory, exactly once."),
+    ],
+};
+
+pub static PARQUET: Scope = Scope {
+    name: "parquet",
+    about: "Parquet files (Snappy). Readers glob `path/**/*.parquet`; `_sidestream/` holds the commit log.",
+    keys: &[
+        required("path", Kind::Text, "The directory, relative to the working directory."),
+        key("roll", Kind::Scope(&ROLL), "", "When the open file is closed and committed: whichever limit is reached first."),
+    ],
+};
+
+pub static ROLL: Scope = Scope {
+    name: "parquet.roll",
+    about: "Limits of a file.",
+    keys: &[
+        key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
+        key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),
+        key("max_age", Kind::Duration, "5m", "How long rows stay out of sight, and lag stays above 0, at most."),
+    ],
+};
+
+/// All scopes, in the order of `docs/routes.md`.
+pub static SCOPES: [&Scope; 9] = [
+    &ROOT,
+    &SCHEMA_REGISTRY,
+    &BASIC_AUTH,
+    &DEFAULTS,
+    &ROUTE,
+    &BATCH,
+    &SINK,
+    &PARQUET,
+    &ROLL,
+];

@@ -1,0 +1,151 @@
+//! What the engine runs: validated, complete, without options where a default exists.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::model::{Start, StartHash, TopicName};
+
+use super::tree::Content;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    pub kafka: Kafka,
+    pub registry: Option<Registry>,
+    /// Bytes, for everything held between the broker and the sinks.
+    pub memory: u64,
+    pub routes: Vec<Route>,
+}
+
+/// librdkafka properties; never shown, they hold passwords.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Kafka {
+    pub properties: BTreeMap<String, String>,
+    pub group: String,
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&String> = self.properties.keys().collect();
+        f.debug_struct("Kafka").field("group", &self.group).field("properties", &names).finish()
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Registry {
+    pub url: String,
+    pub basic_auth: Option<BasicAuth>,
+    pub timeout: Duration,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+pub struct BasicAuth {
+    pub username: String,
+    pub password: String,
+}
+
+impl fmt::Debug for BasicAuth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("BasicAuth(…)")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    pub name: String,
+    pub topics: Vec<TopicName>,
+    pub key: KeyForm,
+    pub reader_schema: ReaderSchema,
+    pub start: Start,
+    pub start_hash: StartHash,
+    pub tombstones: Tombstones,
+    pub batch: BatchLimits,
+    pub bad_records: BadRecords,
+    pub views: Vec<View>,
+    pub sinks: Vec<Sink>,
+}
+
+/// `key:` of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyForm {
+    Bytes,
+    String,
+}
+
+/// `reader_schema:` of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReaderSchema {
+    Latest,
+    Version(u32),
+    Id(u32),
+    File(PathBuf),
+}
+
+/// `tombstones:` of a route: what a record without a value becomes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tombstones {
+    /// A row of nulls with its key.
+    Keep,
+    /// Nothing; counted.
+    Skip,
+}
+
+/// `bad_records:` of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadRecords {
+    Stop,
+    Skip,
+}
+
+/// `batch:` of a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BatchLimits {
+    pub rows_max: usize,
+    pub bytes_max: usize,
+    pub age_max: Duration,
+}
+
+/// One side output.
+#[derive(Debug, Clone, PartialEq)]
+pub struct View {
+    pub name: String,
+    pub sql: String,
+    /// Where the SQL stands in the file.
+    pub content: Content,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sink {
+    pub name: String,
+    /// What its progress is kept under.
+    pub identity: String,
+    /// The view it reads, by its place in the route; `None` is `batch`.
+    pub from: Option<usize>,
+    pub target: Target,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum Target {
+    Parquet { path: PathBuf, roll: Roll },
+}
+
+/// `roll:` of a file sink: when its open file is closed and committed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Roll {
+    pub bytes_max: u64,
+    pub rows_max: Option<u64>,
+    pub age_max: Duration,
+}
+
+impl Target {
+    /// What `check` prints of a sink.
+    pub fn guarantee(&self) -> &'static str {
+        match self {
+            Self::Parquet { .. } => {
+                "exactly once: files and positions are one entry of the directory's commit log"
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! What is wrong with a file, where, and what to do.
+
+use std::fmt::Write;
+
+use super::tree::Span;
+
+/// One problem in `routes.yaml`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    pub span: Span,
+    pub message: String,
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    pub fn new(span: Span, message: impl Into<String>) -> Self {
+        Self {
+            span,
+            message: message.into(),
+            hint: None,
+        }
+    }
+
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// All problems, in the order of the file: `file:line:column: message`, the line, a mark, the hint.
+pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
+    let mut problems: Vec<&Problem> = problems.iter().collect();
+    problems.sort_by_key(|problem| (problem.span.line, problem.span.column));
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = String::new();
+    for problem in problems {
+        let Span { line, column } = problem.span;
+        // Writing to a String cannot fail.
+        let _ = writeln!(out, "{file}:{line}:{column}: {}", problem.message);
+        if let Some(content) = lines.get(line.saturating_sub(1)) {
+            let shown = redact(content);
+            let _ = writeln!(out, "  {line:>4} | {shown}");
+            let _ = writeln!(out, "       | {}^", " ".repeat(column.saturating_sub(1)));
+        }
+        if let Some(hint) = &problem.hint {
+            let _ = writeln!(out, "  hint: {hint}");
+        }
+        out.push('\n');
+    }
+    out
+}
+
+/// A line as it may be shown: values of keys that hold secrets are left out.
+fn redact(line: &str) -> String {
+    const SECRET: [&str; 5] = ["password", "secret", "token", "sasl.", "key.pem"];
+    let lower = line.to_ascii_lowercase();
+    match line.split_once(':') {
+        Some((key, value)) if !value.trim().is_empty() && SECRET.iter().any(|word| lower.contains(word)) => {
+            format!("{key}: …")
+        }
+        _ => line.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_shown_and_secrets_are_not() {
+        let text = "a: 1\nsasl.password: hunter2\n";
+        let problems = [
+            Problem::new(Span { line: 2, column: 1 }, "not known").hint("remove it"),
+            Problem::new(Span { line: 1, column: 4 }, "not text"),
+        ];
+        assert_eq!(
+            render("routes.yaml", text, &problems),
+            "routes.yaml:1:4: not text\n     1 | a: 1\n       |    ^\n\n\
+             routes.yaml:2:1: not known\n     2 | sasl.password: …\n       | ^\n  hint: remove it\n\n"
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! One route, and what routes must not do to each other.
+
+use std::collections::BTreeMap;
+
+use super::keys;
+use super::mapping::{Context, Mapping, text};
+use super::plan::{BadRecords, BatchLimits, KeyForm, ReaderSchema, Route, Target, Tombstones, View};
+use super::tree::{Key, Node, Span, Value};
+use super::{Problem, sink, values};
+use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
+
+/// A route and the places that checks of several routes speak of.
+pub struct ReadRoute {
+    pub plan: Route,
+    pub sink_spans: Vec<Span>,
+}
+
+pub fn read(
+    name: &Key,
+    node: &Node,
+    defaults: Option<Mapping<'_>>,
+    context: &mut Context<'_>,
+) -> Option<ReadRoute> {
+    check_name("route", name, context);
+    let mapping = Mapping::open(node, &keys::ROUTE, context)?.with_defaults(defaults);
+    let topics = topics(&mapping, context);
+    let start = start(&mapping, context);
+    let key = match mapping.choice("key", context).as_str() {
+        "string" => KeyForm::String,
+        _ => KeyForm::Bytes,
+    };
+    mapping.choice("value", context);
+    let tombstones = match mapping.choice("tombstones", context).as_str() {
+        "skip" => Tombstones::Skip,
+        _ => Tombstones::Keep,
+    };
+    let bad_records = match mapping.choice("bad_records", context).as_str() {
+        "skip" => BadRecords::Skip,
+        _ => BadRecords::Stop,
+    };
+    let reader_schema = reader_schema(&mapping, context);
+    let batch = batch(&mapping, context);
+    let views = views(&mapping, context);
+    mapping.require("sinks", context);
+    let read_sinks = sink::read_all(&name.name, &mapping, &views, context);
+    let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
+    if sinks.len() > SinkSet::SINKS_MAX {
+        let message = format!("a route has at most {} sinks, this one has {}", SinkSet::SINKS_MAX, sinks.len());
+        context.problem(name.span, message);
+    }
+    let (topics, start) = (topics?, start?);
+    let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
+    Some(ReadRoute {
+        plan: Route {
+            start_hash: StartHash::of(&[&names.join(","), "", &format!("{start:?}")]),
+            name: name.name.clone(),
+            topics,
+            key,
+            reader_schema: reader_schema?,
+            start,
+            tombstones,
+            batch: batch?,
+            bad_records,
+            views,
+            sinks,
+        },
+        sink_spans,
+    })
+}
+
+/// Names are part of identities, paths, metrics and SQL.
+pub fn check_name(what: &str, key: &Key, context: &mut Context<'_>) {
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || char == '_' || char == '-';
+    if key.name.is_empty() || key.name.len() > 100 || !key.name.chars().all(is_plain) {
+        let message = format!("`{}` is no name for a {what}", key.name);
+        let problem = Problem::new(key.span, message);
+        context.problems.push(problem.hint("letters, digits, `_` and `-`, at most 100"));
+    }
+}
+
+fn topics(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Vec<TopicName>> {
+    let node = mapping.require("topics", context)?;
+    let Value::List(items) = &node.value else {
+        let message = format!("expected a list of topic names, found {}", node.kind());
+        context.problem(node.span, message);
+        return None;
+    };
+    let mut topics: Vec<TopicName> = Vec::new();
+    for item in items {
+        let Some(name) = text(item, context) else {
+            continue;
+        };
+        let is_legal = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
+        if name.is_empty() || name.len() > 249 || !name.chars().all(is_legal) {
+            context.problem(item.span, format!("`{name}` is no topic name"));
+        } else if topics.iter().any(|topic| topic.as_str() == name) {
+            context.problem(item.span, format!("topic `{name}` is named twice"));
+        } else {
+            topics.push(TopicName::new(&name));
+        }
+    }
+    if items.is_empty() {
+        context.problem(node.span, "a route reads at least one topic");
+    }
+    Some(topics)
+}
+
+fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
+    let Some(Value::Map(topics)) = mapping.get("start").map(|node| &node.value) else {
+        return mapping.parsed("start", values::start, context);
+    };
+    let mut offsets = BTreeMap::new();
+    for (topic, node) in topics {
+        let Value::Map(partitions) = &node.value else {
+            context.problem(node.span, "expected `{partition: offset}`");
+            continue;
+        };
+        let mut of_topic = BTreeMap::new();
+        for (partition, node) in partitions {
+            let offset = text(node, context).and_then(|text| Offset::new(text.parse().ok()?));
+            match (partition.name.parse(), offset) {
+                (Ok(number @ 0..), Some(offset)) => {
+                    of_topic.insert(Partition(number), offset);
+                }
+                (Ok(0..), None) => context.problem(node.span, "an offset is a number from 0"),
+                _ => context.problem(partition.span, "a partition is a number from 0"),
+            }
+        }
+        offsets.insert(TopicName::new(&topic.name), of_topic);
+    }
+    Some(Start::Offsets(offsets))
+}
+
+fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ReaderSchema> {
+    let Some(node) = mapping.get("reader_schema") else {
+        return Some(ReaderSchema::Latest);
+    };
+    let expected = "expected `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}`";
+    let Value::Map(entries) = &node.value else {
+        if text(node, context)? == "latest" {
+            return Some(ReaderSchema::Latest);
+        }
+        context.problem(node.span, expected);
+        return None;
+    };
+    let [(key, value)] = entries.as_slice() else {
+        context.problem(node.span, expected);
+        return None;
+    };
+    let given = text(value, context)?;
+    let number = |context: &mut Context<'_>| match values::positive(&given) {
+        Ok(number) => u32::try_from(number).ok(),
+        Err(message) => {
+            context.problem(value.span, message);
+            None
+        }
+    };
+    match key.name.as_str() {
+        "version" => number(context).map(ReaderSchema::Version),
+        "id" => number(context).map(ReaderSchema::Id),
+        "file" => {
+            let path = context.environment.root().join(&given);
+            if !path.is_file() {
+                let message = format!("there is no file `{}`", path.display());
+                context.problem(value.span, message);
+            }
+            Some(ReaderSchema::File(path))
+        }
+        _ => {
+            let known = ["version", "id", "file"];
+            let problem = super::mapping::unknown("key", key.span, &key.name, &known);
+            context.problems.push(problem);
+            None
+        }
+    }
+}
+
+fn batch(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<BatchLimits> {
+    let batch = mapping.nested("batch", &keys::BATCH, context)?;
+    Some(BatchLimits {
+        rows_max: usize::try_from(batch.integer("max_rows", context)?).ok()?,
+        bytes_max: usize::try_from(batch.bytes("max_bytes", context)?).ok()?,
+        age_max: batch.duration("max_age", context)?,
+    })
+}
+
+fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
+    let mut views = Vec::new();
+    for (key, node) in mapping.named("views", context) {
+        check_name("view", key, context);
+        if key.name == "batch" {
+            context.problem(key.span, "`batch` is the name of the decoded records, not of a view");
+        }
+        // SQL is not expanded: a dollar sign in it is SQL's.
+        match &node.value {
+            Value::Scalar(scalar) => views.push(View {
+                name: key.name.clone(),
+                sql: scalar.text.clone(),
+                content: scalar.content,
+            }),
+            _ => context.problem(node.span, format!("expected SQL, found {}", node.kind())),
+        }
+    }
+    views
+}
+
+/// Two sinks must not write to one place, nor share an identity.
+pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
+    let mut paths: BTreeMap<_, String> = BTreeMap::new();
+    let mut identities: BTreeMap<&str, String> = BTreeMap::new();
+    for route in routes {
+        for (sink, span) in route.plan.sinks.iter().zip(&route.sink_spans) {
+            let own = format!("{}/{}", route.plan.name, sink.name);
+            let Target::Parquet { path, .. } = &sink.target;
+            // `./out`, `out/` and `out` are one directory.
+            let path: std::path::PathBuf =
+                path.components().filter(|part| *part != std::path::Component::CurDir).collect();
+            if let Some(other) = paths.insert(path.clone(), own.clone()) {
+                let message = format!("`{}` is already used by sink `{other}`", path.display());
+                context.problems.push(Problem::new(*span, message).hint("give each sink its own `path`"));
+            }
+            if let Some(other) = identities.insert(&sink.identity, own) {
+                let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);
+                context.problems.push(Problem::new(*span, message).hint("give each sink its own `id`"));
+            }
+        }
+    }
+}
+
+pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
+    if let Some(route) = routes.first() {
+        let message = format!("`schema_registry` is missing, and route `{}` reads `value: registry`", route.plan.name);
+        context.problems.push(Problem::new(span, message).hint("schema_registry: {url: \"http://localhost:8081\"}"));
+    }
+}

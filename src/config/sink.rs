@@ -1,0 +1,85 @@
+//! The sinks of a route. A new kind of sink is a scope in `keys`, a variant of `plan::Target`, and an arm here.
+
+use std::path::PathBuf;
+
+use super::keys;
+use super::mapping::{Context, Mapping, unknown};
+use super::plan::{Roll, Sink, Target, View};
+use super::route::check_name;
+use super::tree::{Key, Node, Span};
+
+/// Reads all sinks, each with its place.
+pub fn read_all(
+    route: &str,
+    mapping: &Mapping<'_>,
+    views: &[View],
+    context: &mut Context<'_>,
+) -> Vec<(Sink, Span)> {
+    let sinks = mapping.named("sinks", context);
+    if sinks.is_empty() && let Some(node) = mapping.get("sinks") {
+        context.problem(node.span, "a route has at least one sink");
+    }
+    sinks
+        .into_iter()
+        .filter_map(|(key, node)| Some((read(route, key, node, views, context)?, key.span)))
+        .collect()
+}
+
+fn read(
+    route: &str,
+    key: &Key,
+    node: &Node,
+    views: &[View],
+    context: &mut Context<'_>,
+) -> Option<Sink> {
+    check_name("sink", key, context);
+    let mapping = Mapping::open(node, &keys::SINK, context)?;
+    let from = from(&mapping, views, context);
+    let identity = mapping.text("id", context);
+    if mapping.get("parquet").is_none() {
+        context.problem(key.span, format!("sink `{}` says no target: `parquet`", key.name));
+        return None;
+    }
+    let parquet = mapping.nested("parquet", &keys::PARQUET, context)?;
+    parquet.require("path", context);
+    let path = parquet.text("path", context);
+    let roll = roll(&parquet, context);
+    Some(Sink {
+        name: key.name.clone(),
+        identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
+        // One that leads nowhere was reported; the rest of the sink is checked all the same.
+        from: from.flatten(),
+        target: Target::Parquet {
+            path: PathBuf::from(path?),
+            roll: roll?,
+        },
+    })
+}
+
+/// `Some(None)` is `batch`.
+fn from(mapping: &Mapping<'_>, views: &[View], context: &mut Context<'_>) -> Option<Option<usize>> {
+    let Some(name) = mapping.text("from", context) else {
+        return Some(None);
+    };
+    if name == "batch" {
+        return Some(None);
+    }
+    let found = views.iter().position(|view| view.name == name);
+    if found.is_none() {
+        let mut names: Vec<&str> = views.iter().map(|view| view.name.as_str()).collect();
+        names.push("batch");
+        let span = mapping.get("from").map_or(mapping.span, |node| node.span);
+        context.problems.push(unknown("view", span, &name, &names));
+        return None;
+    }
+    Some(found)
+}
+
+fn roll(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Roll> {
+    let roll = mapping.nested("roll", &keys::ROLL, context)?;
+    Some(Roll {
+        bytes_max: roll.bytes("max_bytes", context)?,
+        rows_max: roll.integer("max_rows", context),
+        age_max: roll.duration("max_age", context)?,
+    })
+}
