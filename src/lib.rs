@@ -1,7 +1,26 @@
-//! sidestream.
+//! One Kafka subscription, many topics: each decoded by its own schema, shaped by its own SQL, written
+//! to its own sinks.
+//!
+//! The modules in the order in which data flows:
+//!
+//! ```text
+//! kafka → engine → registry → codec → handler → sink → engine (commit) → kafka
+//! ```
+//!
+//! `model` holds the nouns that flow, `config` turns `routes.yaml` into a plan, `cli` builds concrete
+//! things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
+
+#![deny(unsafe_code)]
+
+pub mod model;
+
+pub mod config;
+
+pub mod kafka;
 
 pub mod codec;
-pub mod config;
-pub mod engine;
-pub mod model;
+pub mod registry;
+pub mod handler;
 pub mod sink;
+
+pub mod engine;

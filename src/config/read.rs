@@ -128,7 +128,7 @@ kafka:
 schema_registry: {url: localhost:8081, tiemout: 5s}
 memory: lots
 defaults:
-  batch: {max_age: 5}
+  key: utf16
 routes:
   orders:
     topics: [shop.orders, shop.orders]
@@ -160,7 +160,7 @@ routes:
             "`tiemout` is not a known key here",
             "did you mean `timeout`?",
             "routes.yaml:6:9: `lots` is not a size",
-            "routes.yaml:8:20: `5` is not a duration",
+            "routes.yaml:8:8: `utf16` is not a known value here",
             "routes.yaml:11:27: topic `shop.orders` is named twice",
             "routes.yaml:12:12: `newest` is not a start",
             "routes.yaml:13:17: `delete` is not a known value here",

@@ -1,0 +1,67 @@
+//! What the source reports and what it is told.
+
+use std::fmt;
+
+use crate::model::{LeaderEpoch, Offset, TopicName, TopicPartition};
+
+use super::triage::Verdict;
+
+/// What happened at the consumer. Records do not come this way: they go to the outlets.
+#[derive(Debug)]
+pub enum Event {
+    /// The group gave us partitions. Nothing is fetched before [`Command::Assign`].
+    Assigned(Vec<TopicPartition>),
+    /// The group takes partitions away, and waits for [`Command::Unassign`].
+    Revoked {
+        partitions: Vec<TopicPartition>,
+        /// They may belong to somebody else already: nothing may be committed for them.
+        is_lost: bool,
+    },
+    /// An error that concerns one partition, or the whole client.
+    Failed {
+        source: Option<TopicPartition>,
+        offset: Option<Offset>,
+        message: String,
+        verdict: Verdict,
+    },
+    /// The answer to a [`Command::Commit`].
+    Committed(Result<(), String>),
+    /// The consumer is closed; nothing follows.
+    Closed,
+}
+
+/// What the engine decided.
+#[derive(Debug)]
+pub enum Command {
+    Subscribe(Vec<TopicName>),
+    /// Fetch these partitions from here on. Those that are fetched already start again.
+    Assign(Vec<Assignment>),
+    Unassign(Vec<TopicPartition>),
+    Commit(Vec<Commit>),
+    /// Leave the group and end.
+    Close,
+}
+
+/// Where to fetch a partition from.
+#[derive(Debug, Clone)]
+pub struct Assignment {
+    pub source: TopicPartition,
+    pub from: Offset,
+    /// Put on every chunk: chunks of an older assignment are recognised by it.
+    pub number: u64,
+}
+
+/// An offset for the group.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Commit {
+    pub source: TopicPartition,
+    pub next: Offset,
+    pub epoch: Option<LeaderEpoch>,
+    pub metadata: String,
+}
+
+impl fmt::Debug for Commit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.source, self.next)
+    }
+}

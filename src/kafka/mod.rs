@@ -1,0 +1,38 @@
+//! The only place that consumes from Kafka.
+//!
+//! One thread owns the consumer and always polls ([`source`]); it reports what happens and carries out
+//! what the engine decides. Questions about the cluster (offsets, topic ids) go through another client
+//! ([`cluster`]), so that they never hold up polling.
+
+mod cluster;
+mod event;
+#[expect(unsafe_code, reason = "librdkafka through its C API, in this module alone")]
+mod ffi;
+mod gauge;
+mod settings;
+mod source;
+mod triage;
+
+use std::sync::Arc;
+
+use crate::model::SharedChunk;
+
+pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
+pub use event::{Assignment, Command, Commit, Event};
+pub use ffi::version;
+pub use gauge::Gauge;
+pub use settings::{client_config, consumer_config};
+pub use source::{Source, SourceError};
+pub use triage::Verdict;
+
+/// Where the chunks of a topic go: a lane's inbox.
+pub trait Outlet: Send {
+    /// Takes the chunk, or gives it back if there is no room. Never blocks.
+    ///
+    /// # Errors
+    /// The chunk, to be offered again.
+    fn offer(&self, chunk: SharedChunk) -> Result<(), SharedChunk>;
+
+    /// What this outlet holds, in bytes.
+    fn gauge(&self) -> &Arc<Gauge>;
+}

@@ -1,0 +1,51 @@
+//! librdkafka's settings, with the reason for every one that is not its default.
+
+use rdkafka::ClientConfig;
+
+use crate::config::plan::Kafka;
+
+/// What we set unless the user did.
+const PREFERRED: [(&str, &str); 4] = [
+    ("client.id", "sidestream"),
+    // Shared by all partitions, and held beside `memory:`. The default of 64 MiB is more than a lane holds.
+    ("queued.max.messages.kbytes", "16384"),
+    // After the queue above ran full, fetching waits this long: 1 s by default, which shows as stalls.
+    ("fetch.queue.backoff.ms", "20"),
+    // New partitions are found within this time; 5 minutes by default.
+    ("topic.metadata.refresh.interval.ms", "30000"),
+];
+
+/// What the engine owns; `check` refuses them in the file.
+const OWNED: [(&str, &str); 7] = [
+    ("enable.auto.commit", "false"),
+    ("enable.auto.offset.store", "false"),
+    // "largest" by default: an expired position would silently jump over everything.
+    ("auto.offset.reset", "error"),
+    ("partition.assignment.strategy", "cooperative-sticky"),
+    ("enable.partition.eof", "true"),
+    ("isolation.level", "read_committed"),
+    // Without it damaged batches pass as data.
+    ("check.crcs", "true"),
+];
+
+/// For the consumer that is a member of the group.
+pub fn consumer_config(kafka: &Kafka) -> ClientConfig {
+    let mut config = client_config(kafka);
+    for (name, value) in OWNED {
+        config.set(name, value);
+    }
+    config
+}
+
+/// For clients that only ask.
+pub fn client_config(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    for (name, value) in PREFERRED {
+        config.set(name, value);
+    }
+    for (name, value) in &kafka.properties {
+        config.set(name, value);
+    }
+    config.set("isolation.level", "read_committed");
+    config
+}

@@ -1,0 +1,497 @@
+//! The consumer's thread: polls, copies records into chunks, carries out commands. It decides nothing
+//! but when to pause: a partition whose lane holds too much is paused before the next poll.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
+use tokio::sync::mpsc as async_mpsc;
+use tracing::{debug, info, warn};
+
+use crate::model::{Chunk, ChunkBuilder, Offset, Partition, SharedChunk, TopicName, TopicPartition};
+
+use super::event::{Assignment, Command, Commit, Event};
+use super::ffi::{self, ConsumerError, Polled, Poller};
+use super::gauge::Charge;
+use super::{Outlet, triage};
+
+/// A chunk is handed on at this size. Bigger ones make lanes wait, smaller ones cost more than they carry.
+const CHUNK_BYTES_MAX: usize = 1 << 20;
+
+/// A chunk is handed on with this many records.
+const CHUNK_RECORDS_MAX: usize = 10_000;
+
+/// A chunk that is not full is handed on after this time.
+const CHUNK_AGE_MAX: Duration = Duration::from_millis(20);
+
+/// How long one poll waits. Commands wait as long at most.
+const POLL_MAX: Duration = Duration::from_millis(20);
+
+/// Events that wait for the engine. It takes them at once; more means that it is stuck, and repeated
+/// errors are dropped rather than collected.
+const EVENTS_MAX: usize = 1024;
+
+/// Commands that wait for the thread; senders wait beyond that.
+const COMMANDS_MAX: usize = 1024;
+
+/// The consumer could not be made or asked to do something.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    #[error("failed to create the Kafka consumer")]
+    Create(#[source] KafkaError),
+    #[error("the Kafka consumer has no queue: `group.id` is missing")]
+    NoGroup,
+    #[error("failed to start the consumer's thread")]
+    Thread(#[source] std::io::Error),
+    #[error("the consumer's thread has ended")]
+    Ended,
+}
+
+type MemberConsumer = BaseConsumer<DefaultConsumerContext>;
+
+/// The handle of the consumer's thread.
+pub struct Source {
+    commands: mpsc::SyncSender<Command>,
+    events: async_mpsc::Receiver<Event>,
+}
+
+impl Source {
+    /// Starts the thread. Chunks of a topic go to all of its outlets.
+    ///
+    /// # Errors
+    /// [`SourceError`] if the configuration is refused; brokers that are away are no error.
+    pub fn start(
+        config: &ClientConfig,
+        outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>>,
+    ) -> Result<Self, SourceError> {
+        let consumer: Arc<MemberConsumer> = Arc::new(config.create().map_err(SourceError::Create)?);
+        let poller = Poller::new(consumer.clone()).ok_or(SourceError::NoGroup)?;
+        let (command_tx, command_rx) = mpsc::sync_channel(COMMANDS_MAX);
+        let (event_tx, event_rx) = async_mpsc::channel(EVENTS_MAX);
+        let worker = Worker {
+            poller,
+            consumer,
+            outlets,
+            slots: HashMap::new(),
+            by_handle: HashMap::new(),
+            events: EventQueue {
+                sender: event_tx,
+                backlog: VecDeque::new(),
+            },
+            awaits_answer: None,
+        };
+        thread::Builder::new()
+            .name("kafka-consumer".to_owned())
+            .spawn(move || worker.run(&command_rx))
+            .map_err(SourceError::Thread)?;
+        Ok(Self {
+            commands: command_tx,
+            events: event_rx,
+        })
+    }
+
+    /// The next event; `None` after [`Event::Closed`]. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// # Errors
+    /// [`SourceError::Ended`]
+    pub fn send(&self, command: Command) -> Result<(), SourceError> {
+        self.commands.send(command).map_err(|_| SourceError::Ended)
+    }
+}
+
+struct EventQueue {
+    sender: async_mpsc::Sender<Event>,
+    backlog: VecDeque<Event>,
+}
+
+impl EventQueue {
+    fn push(&mut self, event: Event) {
+        let is_error = matches!(event, Event::Failed { .. });
+        if is_error && self.backlog.len() >= EVENTS_MAX {
+            return;
+        }
+        self.backlog.push_back(event);
+        self.drain();
+    }
+
+    fn drain(&mut self) {
+        while let Some(event) = self.backlog.pop_front() {
+            if let Err(async_mpsc::error::TrySendError::Full(event)) = self.sender.try_send(event) {
+                self.backlog.push_front(event);
+                return;
+            }
+        }
+    }
+}
+
+/// One partition that is fetched.
+struct Slot {
+    number: u64,
+    builder: ChunkBuilder,
+    since: Option<Instant>,
+    /// A chunk that an outlet had no room for, and which outlets have it already.
+    waiting: Option<(SharedChunk, Vec<bool>)>,
+    is_paused: bool,
+}
+
+/// Which rebalance event the group waits to be answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    Assign,
+    Unassign,
+}
+
+struct Worker {
+    poller: Poller<DefaultConsumerContext>,
+    consumer: Arc<MemberConsumer>,
+    outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>>,
+    slots: HashMap<TopicPartition, Slot>,
+    /// Saves looking at a topic's name for every record.
+    by_handle: HashMap<(usize, Partition), TopicPartition>,
+    events: EventQueue,
+    awaits_answer: Option<Awaited>,
+}
+
+impl Worker {
+    fn run(mut self, commands: &mpsc::Receiver<Command>) {
+        let mut swept = Instant::now();
+        loop {
+            self.events.drain();
+            loop {
+                match commands.try_recv() {
+                    Ok(Command::Close) | Err(mpsc::TryRecvError::Disconnected) => return self.close(),
+                    Ok(command) => self.apply(command),
+                    Err(mpsc::TryRecvError::Empty) => break,
+                }
+            }
+            let is_idle = self.poll();
+            if is_idle || swept.elapsed() >= CHUNK_AGE_MAX {
+                swept = Instant::now();
+                self.sweep(swept);
+            }
+        }
+    }
+
+    /// Polls once; `true` if nothing came.
+    fn poll(&mut self) -> bool {
+        let Self {
+            poller,
+            slots,
+            by_handle,
+            outlets,
+            ..
+        } = self;
+        let other = poller.poll(POLL_MAX, |polled| {
+            let Polled::Message(message) = polled else {
+                return Some(owned(polled));
+            };
+            let handle = (message.topic_handle(), message.partition());
+            let source = by_handle
+                .entry(handle)
+                .or_insert_with(|| TopicPartition::new(&message.topic(), message.partition()));
+            let Some(slot) = slots.get_mut(source) else {
+                return None;
+            };
+            let (incoming, headers) = message.incoming();
+            // librdkafka may give a record twice around a pause.
+            if incoming.offset < slot.builder.next() {
+                return None;
+            }
+            slot.builder.push(incoming, headers);
+            slot.since.get_or_insert_with(Instant::now);
+            if slot.builder.size() >= CHUNK_BYTES_MAX
+                || slot.builder.record_count() >= CHUNK_RECORDS_MAX
+            {
+                let end = slot.builder.next();
+                hand_on(source, slot, end, outlets);
+            }
+            None
+        });
+        match other {
+            Some(Other::Nothing) => return true,
+            Some(other) => self.handle(other),
+            None => {}
+        }
+        false
+    }
+
+    fn handle(&mut self, other: Other) {
+        match other {
+            Other::Nothing => {}
+            Other::End { source, next } => {
+                if let Some(slot) = self.slots.get_mut(&source) {
+                    hand_on(&source, slot, next, &self.outlets);
+                }
+            }
+            Other::Error(error) => self.report(error),
+            Other::Assign(partitions) => self.assigned(partitions),
+            Other::Revoke { partitions, is_lost } => {
+                self.awaits_answer = Some(Awaited::Unassign);
+                self.events.push(Event::Revoked {
+                    partitions,
+                    is_lost,
+                });
+            }
+            Other::Committed(result) => self.events.push(Event::Committed(result)),
+            Other::Log { level, facility, message } => log(level, &facility, &message),
+        }
+    }
+
+    /// Answers at once, with nothing: the group goes on, and partitions are fetched when the engine
+    /// knows from where. Until then nobody else can have them.
+    fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+        self.awaits_answer = Some(Awaited::Assign);
+        self.answer();
+        self.events.push(Event::Assigned(partitions));
+    }
+
+    fn answer(&mut self) {
+        let nothing = TopicPartitionList::new();
+        let result = match self.awaits_answer.take() {
+            Some(Awaited::Assign) => self.consumer.incremental_assign(&nothing),
+            Some(Awaited::Unassign) => self.consumer.incremental_unassign(&nothing),
+            None => return,
+        };
+        if let Err(error) = result {
+            warn!(%error, "a rebalance could not be answered");
+        }
+    }
+
+    fn report(&mut self, error: ConsumerError) {
+        let verdict = triage::verdict(error.code, error.is_fatal);
+        self.events.push(Event::Failed {
+            source: error.source,
+            offset: error.offset,
+            message: format!("{} ({})", error.message, error.code),
+            verdict,
+        });
+    }
+
+    fn apply(&mut self, command: Command) {
+        match command {
+            Command::Subscribe(topics) => {
+                let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
+                if let Err(error) = self.consumer.subscribe(&names) {
+                    self.fatal(format!("failed to subscribe: {error}"));
+                }
+            }
+            Command::Assign(assignments) => self.assign(&assignments),
+            Command::Unassign(partitions) => self.unassign(&partitions),
+            Command::Commit(commits) => self.commit(&commits),
+            Command::Close => {}
+        }
+    }
+
+    fn assign(&mut self, assignments: &[Assignment]) {
+        let known: Vec<TopicPartition> = assignments
+            .iter()
+            .filter(|assignment| self.slots.contains_key(&assignment.source))
+            .map(|assignment| assignment.source.clone())
+            .collect();
+        self.drop_slots(&known);
+        let mut list = TopicPartitionList::new();
+        for assignment in assignments {
+            let Assignment { source, from, number } = assignment;
+            let offset = KafkaOffset::Offset(from.get());
+            if let Err(error) =
+                list.add_partition_offset(source.topic.as_str(), source.partition.0, offset)
+            {
+                self.fatal(format!("failed to assign {source} at {from}: {error}"));
+                continue;
+            }
+            let slot = Slot {
+                number: *number,
+                builder: ChunkBuilder::new(source.clone(), *number, *from),
+                since: None,
+                waiting: None,
+                is_paused: false,
+            };
+            self.slots.insert(source.clone(), slot);
+        }
+        self.awaits_answer = None;
+        // A pause outlives unassign and assign in librdkafka.
+        let result = self.consumer.incremental_assign(&list).and_then(|()| self.consumer.resume(&list));
+        if let Err(error) = result {
+            self.fatal(format!("failed to assign {assignments:?}: {error}"));
+        }
+    }
+
+    /// Stops fetching those of `partitions` that are fetched. The group is answered also if none is.
+    fn unassign(&mut self, partitions: &[TopicPartition]) {
+        self.drop_slots(partitions);
+        self.answer();
+    }
+
+    /// One partition that is not assigned makes incremental_unassign fail as a whole, so only those go
+    /// in that are.
+    fn drop_slots(&mut self, partitions: &[TopicPartition]) {
+        let mut list = TopicPartitionList::new();
+        for source in partitions {
+            if self.slots.remove(source).is_some() {
+                list.add_partition(source.topic.as_str(), source.partition.0);
+            }
+        }
+        if list.count() == 0 {
+            return;
+        }
+        self.awaits_answer = None;
+        if let Err(error) = self.consumer.incremental_unassign(&list) {
+            self.fatal(format!("failed to unassign {partitions:?}: {error}"));
+        }
+    }
+
+    fn commit(&mut self, commits: &[Commit]) {
+        let mut list = TopicPartitionList::new();
+        for commit in commits {
+            let Commit { source, next, epoch, metadata } = commit;
+            let mut element = list.add_partition(source.topic.as_str(), source.partition.0);
+            element.set_metadata(metadata);
+            if let Err(error) = element.set_offset(KafkaOffset::Offset(next.get())) {
+                warn!(%source, %next, %error, "an offset could not be committed");
+            }
+            if let Some(epoch) = epoch {
+                ffi::set_epoch(&mut list, source, *epoch);
+            }
+        }
+        if let Err(error) = self.poller.commit(&list) {
+            self.events.push(Event::Committed(Err(error)));
+        }
+    }
+
+    fn fatal(&mut self, message: String) {
+        self.events.push(Event::Failed {
+            source: None,
+            offset: None,
+            message,
+            verdict: triage::Verdict::Fatal,
+        });
+    }
+
+    /// Hands on chunks that are old enough, offers waiting ones again, pauses and resumes.
+    fn sweep(&mut self, now: Instant) {
+        let mut pause = TopicPartitionList::new();
+        let mut resume = TopicPartitionList::new();
+        for (source, slot) in &mut self.slots {
+            let outlets = self.outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
+            if let Some(waiting) = slot.waiting.take() {
+                slot.waiting = offer(waiting, outlets);
+            }
+            if slot.since.is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX) {
+                let end = slot.builder.next();
+                hand_on(source, slot, end, &self.outlets);
+            }
+            let is_full = slot.waiting.is_some() || outlets.iter().any(|outlet| outlet.gauge().is_full());
+            let has_room = slot.waiting.is_none()
+                && outlets.iter().all(|outlet| outlet.gauge().has_room_again());
+            if is_full && !slot.is_paused {
+                slot.is_paused = true;
+                pause.add_partition(source.topic.as_str(), source.partition.0);
+            } else if has_room && slot.is_paused {
+                slot.is_paused = false;
+                resume.add_partition(source.topic.as_str(), source.partition.0);
+            }
+        }
+        let paused = self.consumer.pause(&pause).and_then(|()| self.consumer.resume(&resume));
+        if let Err(error) = paused {
+            warn!(%error, "fetching could not be paused or resumed");
+        }
+    }
+
+    /// Leaves the group. A rebalance event without an answer would hang the client for ever.
+    fn close(mut self) {
+        let all: Vec<TopicPartition> = self.slots.keys().cloned().collect();
+        self.drop_slots(&all);
+        self.answer();
+        let Self {
+            poller,
+            consumer,
+            mut events,
+            ..
+        } = self;
+        drop(poller);
+        drop(consumer);
+        events.push(Event::Closed);
+        debug!("the consumer is closed");
+    }
+}
+
+/// What a poll brought besides records, without borrows.
+enum Other {
+    Nothing,
+    End { source: TopicPartition, next: Offset },
+    Error(ConsumerError),
+    Assign(Vec<TopicPartition>),
+    Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
+    Committed(Result<(), String>),
+    Log { level: i32, facility: String, message: String },
+}
+
+fn owned(polled: Polled<'_>) -> Other {
+    match polled {
+        Polled::Nothing | Polled::Message(_) => Other::Nothing,
+        Polled::End { source, next } => Other::End { source, next },
+        Polled::Error(error) => Other::Error(error),
+        Polled::Assign(partitions) => Other::Assign(partitions),
+        Polled::Revoke { partitions, is_lost } => Other::Revoke {
+            partitions,
+            is_lost,
+        },
+        Polled::Committed(result) => Other::Committed(result),
+        Polled::Log { level, facility, message } => Other::Log {
+            level,
+            facility,
+            message,
+        },
+    }
+}
+
+/// Finishes the slot's chunk at `end` and offers it.
+fn hand_on(
+    source: &TopicPartition,
+    slot: &mut Slot,
+    end: Offset,
+    outlets: &HashMap<TopicName, Vec<Box<dyn Outlet>>>,
+) {
+    // While a chunk waits the next one grows: the partition is paused by the next sweep.
+    if slot.waiting.is_some() {
+        slot.since.get_or_insert_with(Instant::now);
+        return;
+    }
+    let end = end.max(slot.builder.next());
+    let fresh = ChunkBuilder::new(source.clone(), slot.number, end);
+    let builder = std::mem::replace(&mut slot.builder, fresh);
+    slot.since = None;
+    let outlets = outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
+    let gauges = outlets.iter().map(|outlet| outlet.gauge().clone()).collect();
+    let charge = Charge::new(gauges, builder.size());
+    let chunk: Chunk = builder.finish(end, Some(Box::new(charge)));
+    slot.waiting = offer((Arc::new(chunk), vec![false; outlets.len()]), outlets);
+}
+
+/// Offers a chunk to the outlets that do not have it; what is left if one has no room.
+fn offer(
+    (chunk, mut taken): (SharedChunk, Vec<bool>),
+    outlets: &[Box<dyn Outlet>],
+) -> Option<(SharedChunk, Vec<bool>)> {
+    for (outlet, taken) in outlets.iter().zip(&mut taken) {
+        *taken = *taken || outlet.offer(chunk.clone()).is_ok();
+    }
+    taken.contains(&false).then_some((chunk, taken))
+}
+
+/// librdkafka's log lines, by syslog level.
+fn log(level: i32, facility: &str, message: &str) {
+    match level {
+        ..=4 => warn!(facility, "librdkafka: {message}"),
+        5..=6 => info!(facility, "librdkafka: {message}"),
+        _ => debug!(facility, "librdkafka: {message}"),
+    }
+}

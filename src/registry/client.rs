@@ -1,0 +1,218 @@
+//! schema_registry_converter's calls under our own cache: bounded, and one call per id however many lanes
+//! ask. Its own caches keep failures for ever, which would turn an outage into bad records.
+
+use std::collections::{BTreeMap, HashMap};
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use reqwest::{Client, StatusCode, redirect};
+use schema_registry_converter::async_impl::schema_registry::{
+    SrSettings, get_referenced_schema, get_schema_by_id, get_schema_by_subject_and_version,
+};
+use schema_registry_converter::error::SRCError;
+use schema_registry_converter::schema_registry_common::{
+    RegisteredReference, RegisteredSchema as Answer, SchemaType,
+};
+use tokio::sync::OnceCell;
+
+use crate::config::plan;
+use crate::model::SchemaId;
+
+use super::http::{Guard, Refusal};
+use super::{RegisteredSchema, Registry, RegistryError};
+
+/// Ids kept. Lanes keep what they compiled; this only saves calls, so it is simply emptied when full.
+const IDS_MAX: usize = 2000;
+
+/// Schemas that one schema references, directly or not.
+const REFERENCES_MAX: usize = 256;
+
+/// References of references.
+const REFERENCE_DEPTH_MAX: usize = 16;
+
+/// A client of one registry. Cheap to clone.
+#[derive(Clone)]
+pub struct RegistryClient {
+    settings: Arc<SrSettings>,
+    by_id: Arc<Mutex<HashMap<SchemaId, Arc<OnceCell<RegisteredSchema>>>>>,
+}
+
+impl RegistryClient {
+    /// # Errors
+    /// [`RegistryError::Unusable`] if no client can be made of the settings.
+    pub fn new(registry: &plan::Registry) -> Result<Self, RegistryError> {
+        let mut builder = SrSettings::new_builder(registry.url.clone());
+        builder.set_timeout(registry.timeout).with_middleware(Guard);
+        if let Some(auth) = &registry.basic_auth {
+            builder.set_basic_authorization(&auth.username, Some(&auth.password));
+        }
+        // A registry does not redirect; what it answers must not decide whom we send the password to.
+        let client = Client::builder().redirect(redirect::Policy::none());
+        let settings = builder.build_with(client).map_err(|error| RegistryError::Unusable {
+            what: "`schema_registry`".to_owned(),
+            problem: error.error,
+        })?;
+        Ok(Self {
+            settings: Arc::new(settings),
+            by_id: Arc::default(),
+        })
+    }
+
+    fn cell(&self, id: SchemaId) -> Arc<OnceCell<RegisteredSchema>> {
+        let mut cells = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
+        if cells.len() >= IDS_MAX && !cells.contains_key(&id) {
+            cells.clear();
+        }
+        cells.entry(id).or_default().clone()
+    }
+
+    async fn complete(&self, what: &str, answer: Answer) -> Result<RegisteredSchema, RegistryError> {
+        let mut texts = Vec::new();
+        let mut seen = BTreeMap::new();
+        self.collect(what, &answer.references, 1, &mut seen, &mut texts).await?;
+        Ok(RegisteredSchema {
+            id: SchemaId(answer.id),
+            kind: match answer.schema_type {
+                SchemaType::Avro => "AVRO".to_owned(),
+                SchemaType::Protobuf => "PROTOBUF".to_owned(),
+                SchemaType::Json => "JSON".to_owned(),
+                SchemaType::Other(other) => other,
+                other => format!("{other:?}"),
+            },
+            text: answer.schema,
+            references: texts,
+        })
+    }
+
+    /// Fetches references depth first, each once; a cycle is a schema that is open twice.
+    async fn collect(
+        &self,
+        what: &str,
+        references: &[RegisteredReference],
+        depth: usize,
+        seen: &mut BTreeMap<(String, u32), bool>,
+        texts: &mut Vec<String>,
+    ) -> Result<(), RegistryError> {
+        let unusable = |problem: String| RegistryError::Unusable {
+            what: what.to_owned(),
+            problem,
+        };
+        for reference in references {
+            let key = (reference.subject.clone(), reference.version);
+            match seen.get(&key) {
+                Some(true) => continue,
+                Some(false) => {
+                    return Err(unusable(format!("its references go in a circle at `{}`", key.0)));
+                }
+                None => {}
+            }
+            if depth > REFERENCE_DEPTH_MAX || seen.len() >= REFERENCES_MAX {
+                return Err(unusable(format!(
+                    "it references more than {REFERENCES_MAX} schemas, or deeper than {REFERENCE_DEPTH_MAX}"
+                )));
+            }
+            seen.insert(key.clone(), false);
+            let what_referenced = format!("version {} of subject `{}`", key.1, key.0);
+            let answer = get_referenced_schema(&self.settings, reference)
+                .await
+                .map_err(|error| explain(&what_referenced, &error))?;
+            Box::pin(self.collect(what, &answer.references, depth + 1, seen, texts)).await?;
+            texts.push(answer.schema);
+            seen.insert(key, true);
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Registry for RegistryClient {
+    async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
+        let what = format!("schema id {id}");
+        let cell = self.cell(id);
+        // A failed call leaves the cell empty: the next one asks again.
+        let fetch = || async {
+            let answer = get_schema_by_id(id.0, &self.settings).await;
+            self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
+        };
+        cell.get_or_try_init(fetch).await.cloned()
+    }
+
+    async fn by_subject(
+        &self,
+        subject: &str,
+        version: Option<u32>,
+    ) -> Result<RegisteredSchema, RegistryError> {
+        let what = match version {
+            Some(version) => format!("version {version} of subject `{subject}`"),
+            None => format!("subject `{subject}`"),
+        };
+        let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
+        self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
+    }
+}
+
+/// What an error of the client means to us.
+fn explain(what: &str, error: &SRCError) -> RegistryError {
+    let what = what.to_owned();
+    let unavailable = |problem: String, retry_after: Option<Duration>| RegistryError::Unavailable {
+        what: what.clone(),
+        problem,
+        retry_after,
+    };
+    match refusal(error) {
+        Some(Refusal::Status { status, .. }) if status == StatusCode::NOT_FOUND => {
+            RegistryError::Unknown { what }
+        }
+        Some(Refusal::Status { status, .. })
+            if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) =>
+        {
+            RegistryError::Unauthorised {
+                what,
+                status: status.as_u16(),
+            }
+        }
+        Some(Refusal::Status { status, retry_after, .. })
+            if status.is_server_error()
+                || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
+        {
+            unavailable(format!("HTTP {status}"), retry_after)
+        }
+        Some(refusal) => RegistryError::Unusable {
+            what,
+            problem: refusal.to_string(),
+        },
+        // An answer that is no JSON comes from something in between, or from a registry that is starting.
+        None => unavailable(root_cause(error), None),
+    }
+}
+
+fn refusal(error: &SRCError) -> Option<Refusal> {
+    let mut source: Option<&(dyn Error + 'static)> = error.source();
+    while let Some(error) = source {
+        if let Some(refusal) = error.downcast_ref::<Refusal>() {
+            return Some(refusal.clone());
+        }
+        if let Some(reqwest_middleware::Error::Middleware(inner)) = error.downcast_ref() {
+            return inner.downcast_ref::<Refusal>().cloned();
+        }
+        source = error.source();
+    }
+    None
+}
+
+/// The last error of the chain, without URLs: they may hold a password.
+fn root_cause(error: &SRCError) -> String {
+    let mut last: &dyn Error = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    if last.downcast_ref::<SRCError>().is_some() {
+        return error.error.clone();
+    }
+    last.to_string()
+}
+
+#[cfg(test)]
+mod tests;

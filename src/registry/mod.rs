@@ -1,0 +1,76 @@
+//! Schema ids to schemas.
+//!
+//! An outage is not bad data: an id the registry does not have, a refused login, a registry that does not
+//! answer and a schema that cannot be used are four errors with four consequences.
+
+mod client;
+mod http;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::model::{Classify, Fault, Hint, SchemaId};
+
+pub use client::RegistryClient;
+
+/// A schema as the registry has it, with the texts of the schemas it references, referenced ones first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredSchema {
+    pub id: SchemaId,
+    /// `AVRO`, `PROTOBUF`, `JSON`.
+    pub kind: String,
+    pub text: String,
+    pub references: Vec<String>,
+}
+
+/// What the engine asks of a registry.
+#[async_trait]
+pub trait Registry: Send + Sync {
+    async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError>;
+    /// The newest version of a subject, or a given one.
+    async fn by_subject(
+        &self,
+        subject: &str,
+        version: Option<u32>,
+    ) -> Result<RegisteredSchema, RegistryError>;
+}
+
+/// Why a schema could not be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry is there and does not have it.
+    #[error("the schema registry has no {what}")]
+    Unknown { what: String },
+    #[error("the schema registry refuses us {what} (HTTP {status})")]
+    Unauthorised { what: String, status: u16 },
+    #[error("the schema registry does not answer for {what}: {problem}")]
+    Unavailable {
+        what: String,
+        problem: String,
+        /// What the registry asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    #[error("{what} cannot be used: {problem}")]
+    Unusable { what: String, problem: String },
+}
+
+impl Classify for RegistryError {
+    fn fault(&self) -> Fault {
+        match self {
+            Self::Unavailable { .. } | Self::Unauthorised { .. } => Fault::Transient,
+            Self::Unknown { .. } | Self::Unusable { .. } => Fault::Stop,
+        }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self {
+            Self::Unknown { .. } => {
+                "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`".into()
+            }
+            Self::Unauthorised { .. } => "check `schema_registry.basic_auth` and its rights".into(),
+            Self::Unavailable { .. } => "check `schema_registry.url`, and that the registry is up".into(),
+            Self::Unusable { .. } => "look at the schema in the registry".into(),
+        })
+    }
+}
