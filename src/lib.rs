@@ -24,3 +24,5 @@ pub mod handler;
 pub mod sink;
 
 pub mod engine;
+
+pub mod cli;

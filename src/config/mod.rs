@@ -22,5 +22,5 @@ mod values;
 
 pub use expand::Environment;
 pub use problem::{Problem, render};
-pub use read::read;
+pub use read::{parse_offsets, read};
 pub use tree::Span;

@@ -1,5 +1,9 @@
 //! The file as a whole.
 
+use std::collections::BTreeMap;
+
+use crate::model::{Offset, Partition, TopicName};
+
 use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text};
@@ -34,6 +38,23 @@ pub fn read(text: &str, environment: &Environment) -> Result<Plan, Vec<Problem>>
             Err(problems)
         }
     }
+}
+
+/// Offsets on a command line, as in `start:`.
+///
+/// # Errors
+/// What is wrong with them.
+pub fn parse_offsets(
+    text: &str,
+) -> Result<BTreeMap<TopicName, BTreeMap<Partition, Offset>>, Vec<Problem>> {
+    let mut problems = Vec::new();
+    let tree = tree::parse(text, &mut problems).map_err(|problem| vec![problem])?;
+    let mut context = Context {
+        environment: &Environment::default(),
+        problems,
+    };
+    let offsets = route::offsets(&tree, &mut context);
+    if context.problems.is_empty() { Ok(offsets) } else { Err(context.problems) }
 }
 
 fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
@@ -80,6 +101,12 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
     if !url.starts_with("http://") && !url.starts_with("https://") {
         let span = mapping.get("url").map_or(mapping.span, |node| node.span);
         context.problem(span, "the registry's URL begins with `http://` or `https://`");
+    }
+    let authority = url.split('/').nth(2).unwrap_or_default();
+    if authority.contains('@') {
+        let span = mapping.get("url").map_or(mapping.span, |node| node.span);
+        let problem = Problem::new(span, "the registry's URL holds a user or a password");
+        context.problems.push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
     }
     let basic_auth = mapping.get("basic_auth").is_some().then(|| {
         let auth = mapping.nested("basic_auth", &keys::BASIC_AUTH, context)?;

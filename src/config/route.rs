@@ -106,8 +106,20 @@ fn topics(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Vec<TopicN
 }
 
 fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
-    let Some(Value::Map(topics)) = mapping.get("start").map(|node| &node.value) else {
-        return mapping.parsed("start", values::start, context);
+    match mapping.get("start") {
+        Some(node) if matches!(node.value, Value::Map(_)) => Some(Start::Offsets(offsets(node, context))),
+        _ => mapping.parsed("start", values::start, context),
+    }
+}
+
+/// `{topic: {partition: offset}}`.
+pub fn offsets(
+    node: &Node,
+    context: &mut Context<'_>,
+) -> BTreeMap<TopicName, BTreeMap<Partition, Offset>> {
+    let Value::Map(topics) = &node.value else {
+        context.problem(node.span, "expected `{topic: {partition: offset}}`");
+        return BTreeMap::new();
     };
     let mut offsets = BTreeMap::new();
     for (topic, node) in topics {
@@ -128,7 +140,7 @@ fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
         }
         offsets.insert(TopicName::new(&topic.name), of_topic);
     }
-    Some(Start::Offsets(offsets))
+    offsets
 }
 
 fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ReaderSchema> {

@@ -76,6 +76,32 @@ pub struct Taken {
 }
 
 impl Taken {
+    /// What comes before the given offsets, each of a part by its place; parts that are not named are
+    /// whole. `None` if nothing is left.
+    pub fn before(&self, cuts: impl Iterator<Item = (usize, Offset)>) -> Option<Taken> {
+        let mut ends: Vec<Offset> = self.parts.iter().map(|part| part.end).collect();
+        for (part, offset) in cuts {
+            ends[part] = ends[part].min(offset);
+        }
+        let parts: Vec<Part> = self
+            .parts
+            .iter()
+            .zip(ends)
+            .filter(|(part, end)| part.start < *end)
+            .map(|(part, end)| Part {
+                key: part.key,
+                start: part.start,
+                end,
+                epoch: part.epoch,
+                chunks: part.chunks.clone(),
+            })
+            .collect();
+        (!parts.is_empty()).then_some(Taken {
+            sinks: self.sinks,
+            parts,
+        })
+    }
+
     pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> + Clone {
         self.parts.iter().flat_map(Part::records)
     }
@@ -160,6 +186,11 @@ impl Buffer {
         self.partitions
             .values()
             .all(|queue| queue.end.is_some_and(|end| queue.received >= end))
+    }
+
+    /// Every partition of a bounded run was received up to its end and taken.
+    pub fn is_drained(&self) -> bool {
+        self.is_complete() && self.partitions.values().all(|queue| queue.chunks.is_empty())
     }
 
     /// The end of the bounded run for `key`, if it is bounded.

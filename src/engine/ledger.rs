@@ -187,7 +187,8 @@ mod tests {
         for sink in 0..2 {
             ledger.accept(sink, &[step(0, 20)]);
         }
-        let stored: Positions = [(key(), step(0, 5).end)].into_iter().collect();
+        let mut stored = Positions::default();
+        stored.restore(key(), TopicName::new("t"), step(0, 5).end);
         assert_eq!(ledger.reset(1, &stored), [key()]);
         assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
         assert!(ledger.is_pending(0) && !ledger.is_pending(1));

@@ -1,7 +1,30 @@
 //! The control plane: what is read, batched, written, committed, and when.
 //!
 //! It names no concrete source, codec, handler or sink, only their traits. Decisions are pure
-//! ([`batching`], [`ledger`], [`retry`]); the loops carry them out.
+//! ([`batching`], [`ledger`], [`group`], [`retry`]); the loops of [`lane`] and [`run`] carry them out.
 
 pub mod batching;
+pub mod group;
+pub mod lane;
 pub mod ledger;
+pub mod message;
+pub mod retry;
+pub mod run;
+
+use std::error::Error;
+
+/// An error and what caused it, on one line: `a: b: c`.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let part = error.to_string();
+        // Some libraries repeat the cause in their own text.
+        if !text.ends_with(&part) {
+            text.push_str(": ");
+            text.push_str(&part);
+        }
+        source = error.source();
+    }
+    text
+}

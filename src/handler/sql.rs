@@ -11,6 +11,7 @@ use arrow::array::{ArrayRef, RecordBatchOptions};
 use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use async_trait::async_trait;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect;
@@ -31,7 +32,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::config::plan::View;
 
-use super::{BATCH, rewrite};
+use super::{BATCH, Handler, rewrite};
 
 /// Rows of DataFusion's pieces; ours come as one batch and need not be cut.
 const PIECE_ROWS: usize = 1 << 16;
@@ -178,43 +179,9 @@ impl Views {
         })
     }
 
-    /// The `_` columns that batches must have, after the value's fields.
-    pub fn meta(&self) -> &[Field] {
-        &self.meta
-    }
-
     /// The schema of a view's rows.
     pub fn schema(&self, view: usize) -> &SchemaRef {
         &self.views[view].schema
-    }
-
-    /// Computes the views in `wanted`, and those they read, over `batch`. Answers by view.
-    ///
-    /// # Errors
-    /// The view that failed, and on what.
-    pub async fn run(
-        &self,
-        batch: RecordBatch,
-        wanted: &BTreeSet<usize>,
-    ) -> Result<Vec<Option<RecordBatch>>, ViewError> {
-        let needed = self.needed(wanted);
-        self.batch.put(Some(batch));
-        let mut rows = vec![None; self.views.len()];
-        for view in needed {
-            let bound = &self.views[view];
-            let computed = self.compute(bound).await.map_err(|source| ViewError {
-                view: bound.name.clone(),
-                source,
-            })?;
-            bound.slot.put(Some(computed.clone()));
-            rows[view] = Some(computed);
-        }
-        // The slots hold memory that the lane no longer counts.
-        self.batch.put(None);
-        for bound in &self.views {
-            bound.slot.put(None);
-        }
-        Ok(rows)
     }
 
     fn needed(&self, wanted: &BTreeSet<usize>) -> BTreeSet<usize> {
@@ -246,6 +213,38 @@ impl Views {
             [one] => Ok(one.clone()),
             many => Ok(concat_batches(&bound.schema, many)?),
         }
+    }
+}
+
+#[async_trait]
+impl Handler for Views {
+    fn meta(&self) -> &[Field] {
+        &self.meta
+    }
+
+    async fn run(
+        &self,
+        batch: RecordBatch,
+        wanted: &BTreeSet<usize>,
+    ) -> Result<Vec<Option<RecordBatch>>, ViewError> {
+        let needed = self.needed(wanted);
+        self.batch.put(Some(batch));
+        let mut rows = vec![None; self.views.len()];
+        for view in needed {
+            let bound = &self.views[view];
+            let computed = self.compute(bound).await.map_err(|source| ViewError {
+                view: bound.name.clone(),
+                source,
+            })?;
+            bound.slot.put(Some(computed.clone()));
+            rows[view] = Some(computed);
+        }
+        // The slots hold memory that the lane no longer counts.
+        self.batch.put(None);
+        for bound in &self.views {
+            bound.slot.put(None);
+        }
+        Ok(rows)
     }
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use sha2::{Digest, Sha256};
 use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
 
 use crate::model::{
@@ -209,12 +210,22 @@ fn describe(client: &BaseConsumer, topic: &TopicName) -> Result<TopicInfo, Failu
         ffi::describe_topics(client, broker.id(), std::slice::from_ref(topic), TIMEOUT)
             .map_err(Failure::Answer)?;
     match described.into_iter().next().flatten() {
-        Some(topic) => Ok(TopicInfo {
-            id: topic.id,
-            partition_count: topic.partition_count,
+        Some(found) => Ok(TopicInfo {
+            id: known_id(found.id, topic),
+            partition_count: found.partition_count,
         }),
         None => Err(Failure::NoTopic(topic.clone())),
     }
+}
+
+/// Brokers without topic ids answer zeros for all topics. Then the name has to do, and a topic that is
+/// deleted and created again cannot be told from before.
+fn known_id(id: TopicId, topic: &TopicName) -> TopicId {
+    if !id.0.is_nil() {
+        return id;
+    }
+    let digest = Sha256::digest(topic.as_str().as_bytes());
+    TopicId(uuid::Uuid::from_slice(&digest[..16]).unwrap_or_default())
 }
 
 fn watermarks(client: &BaseConsumer, source: &TopicPartition) -> Result<(Offset, Offset), Failure> {

@@ -15,6 +15,8 @@ mod triage;
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
 use crate::model::SharedChunk;
 
 pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
@@ -22,8 +24,23 @@ pub use event::{Assignment, Command, Commit, Event};
 pub use ffi::version;
 pub use gauge::Gauge;
 pub use settings::{client_config, consumer_config};
-pub use source::{Source, SourceError};
+pub use source::{KafkaSource, SourceError};
 pub use triage::Verdict;
+
+/// Where records come from. Implemented by Kafka, and by scripts in tests.
+///
+/// It never decides what a rebalance means: it reports it and waits for the answer.
+#[async_trait]
+pub trait Source: Send {
+    /// The next event; `None` after [`Event::Closed`]. Cancel-safe.
+    async fn next(&mut self) -> Option<Event>;
+
+    /// Carries out a decision, in the order of the calls.
+    ///
+    /// # Errors
+    /// [`SourceError::Ended`] if the source is gone.
+    fn send(&self, command: Command) -> Result<(), SourceError>;
+}
 
 /// Where the chunks of a topic go: a lane's inbox.
 pub trait Outlet: Send {

@@ -7,6 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, Consumer, DefaultConsumerContext};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
@@ -18,7 +19,7 @@ use crate::model::{Chunk, ChunkBuilder, Offset, Partition, SharedChunk, TopicNam
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
 use super::gauge::Charge;
-use super::{Outlet, triage};
+use super::{Outlet, Source, triage};
 
 /// A chunk is handed on at this size. Bigger ones make lanes wait, smaller ones cost more than they carry.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -55,12 +56,12 @@ pub enum SourceError {
 type MemberConsumer = BaseConsumer<DefaultConsumerContext>;
 
 /// The handle of the consumer's thread.
-pub struct Source {
+pub struct KafkaSource {
     commands: mpsc::SyncSender<Command>,
     events: async_mpsc::Receiver<Event>,
 }
 
-impl Source {
+impl KafkaSource {
     /// Starts the thread. Chunks of a topic go to all of its outlets.
     ///
     /// # Errors
@@ -94,15 +95,15 @@ impl Source {
             events: event_rx,
         })
     }
+}
 
-    /// The next event; `None` after [`Event::Closed`]. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Event> {
+#[async_trait]
+impl Source for KafkaSource {
+    async fn next(&mut self) -> Option<Event> {
         self.events.recv().await
     }
 
-    /// # Errors
-    /// [`SourceError::Ended`]
-    pub fn send(&self, command: Command) -> Result<(), SourceError> {
+    fn send(&self, command: Command) -> Result<(), SourceError> {
         self.commands.send(command).map_err(|_| SourceError::Ended)
     }
 }
@@ -267,6 +268,13 @@ impl Worker {
 
     fn report(&mut self, error: ConsumerError) {
         let verdict = triage::verdict(error.code, error.is_fatal);
+        // librdkafka may go on behind what it could not read, and a gap in offsets is legal: nothing more
+        // may come of this partition.
+        if verdict != triage::Verdict::Passing
+            && let Some(source) = &error.source
+        {
+            self.drop_slots(std::slice::from_ref(source));
+        }
         self.events.push(Event::Failed {
             source: error.source,
             offset: error.offset,

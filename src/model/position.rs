@@ -136,24 +136,42 @@ fn show(offset: Option<Offset>) -> String {
 
 /// The fold of a chain of moves.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Positions(BTreeMap<PositionKey, Position>);
+pub struct Positions {
+    positions: BTreeMap<PositionKey, Position>,
+    /// The name each topic had: tells a topic that was deleted and created again from a new one.
+    names: BTreeMap<TopicId, TopicName>,
+}
 
 impl Positions {
     pub fn get(&self, key: &PositionKey) -> Option<Position> {
-        self.0.get(key).copied()
+        self.positions.get(key).copied()
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (&PositionKey, &Position)> {
-        self.0.iter()
+    pub fn iter(&self) -> impl Iterator<Item = (&PositionKey, &TopicName, &Position)> {
+        self.positions.iter().filter_map(|(key, position)| {
+            let name = self.names.get(&key.topic_id)?;
+            Some((key, name, position))
+        })
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    /// Has any partition of this topic a position?
+    pub fn knows(&self, topic_id: TopicId) -> bool {
+        self.names.contains_key(&topic_id)
     }
 
-    /// The first partition of `topic_id` that has a position: has this topic been seen before?
-    pub fn knows_topic(&self, topic_id: TopicId) -> bool {
-        self.0.keys().any(|key| key.topic_id == topic_id)
+    /// A topic of this name that has positions under another id: it was deleted and created again.
+    pub fn former_id(&self, name: &TopicName, topic_id: TopicId) -> Option<TopicId> {
+        if self.knows(topic_id) {
+            return None;
+        }
+        let former = self.names.iter().find(|(_, known)| *known == name);
+        former.map(|(id, _)| *id)
+    }
+
+    /// Sets a position as it was stored, without a move: for checkpoints.
+    pub fn restore(&mut self, key: PositionKey, name: TopicName, position: Position) {
+        self.positions.insert(key, position);
+        self.names.insert(key.topic_id, name);
     }
 
     /// Checks that all of `moves` may be applied, one after the other.
@@ -193,15 +211,9 @@ impl Positions {
                 .epoch
                 .or_else(|| self.get(&step.key).and_then(|position| position.epoch));
             let next = step.end.next;
-            self.0.insert(step.key, Position { next, epoch });
+            self.restore(step.key, step.topic.clone(), Position { next, epoch });
         }
         Ok(())
-    }
-}
-
-impl FromIterator<(PositionKey, Position)> for Positions {
-    fn from_iter<I: IntoIterator<Item = (PositionKey, Position)>>(iter: I) -> Self {
-        Self(iter.into_iter().collect())
     }
 }
 

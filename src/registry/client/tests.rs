@@ -107,7 +107,7 @@ async fn references_types_and_subjects() {
 #[tokio::test]
 async fn a_registry_that_is_away_is_unavailable_and_names_no_password() {
     let plan = plan::Registry {
-        url: "http://user:hunter2@127.0.0.1:1".to_owned(),
+        url: "http://127.0.0.1:1".to_owned(),
         basic_auth: Some(plan::BasicAuth {
             username: "user".to_owned(),
             password: "hunter2".to_owned(),
@@ -117,5 +117,5 @@ async fn a_registry_that_is_away_is_unavailable_and_names_no_password() {
     let client = RegistryClient::new(&plan).unwrap();
     let error = client.by_id(SchemaId(1)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
-    assert!(!error.to_string().contains("hunter2"));
+    assert!(!format!("{error} {error:?} {plan:?}").contains("hunter2"));
 }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::model::metadata::hex;
-use crate::model::{ClusterId, Move, Position, PositionKey, Positions};
+use crate::model::{ClusterId, Move, Position, PositionKey, Positions, TopicName};
 
 /// The version written. A reader refuses a higher one: it would misread the progress.
 pub const VERSION: u32 = 1;
@@ -71,16 +71,18 @@ pub struct Checkpoint {
 pub struct StoredPosition {
     #[serde(flatten)]
     pub key: PositionKey,
+    pub topic: TopicName,
     #[serde(flatten)]
     pub position: Position,
 }
 
 impl Checkpoint {
     pub fn fold(&self) -> Positions {
-        self.positions
-            .iter()
-            .map(|stored| (stored.key, stored.position))
-            .collect()
+        let mut positions = Positions::default();
+        for stored in &self.positions {
+            positions.restore(stored.key, stored.topic.clone(), stored.position);
+        }
+        positions
     }
 }
 

@@ -271,8 +271,9 @@ impl Log {
             positions: self
                 .positions
                 .iter()
-                .map(|(key, position)| StoredPosition {
+                .map(|(key, topic, position)| StoredPosition {
                     key: *key,
+                    topic: topic.clone(),
                     position: *position,
                 })
                 .collect(),

@@ -1,0 +1,192 @@
+//! From a plan to concrete things.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrow::datatypes::{Field, SchemaRef};
+use tracing::warn;
+
+use crate::codec::avro::node::Node;
+use crate::codec::meta::MetaColumn;
+use crate::codec::{Codec, RegisteredAvro};
+use crate::config::plan::{ReaderSchema, Route, Sink, Target};
+use crate::config::{Problem, Span};
+use crate::engine::{chain, retry};
+use crate::handler::{Handler, Views};
+use crate::kafka::ClusterError;
+use crate::model::{Classify, ClusterId, Fault, Hint};
+use crate::registry::{Registry, RegistryError};
+use crate::sink::file::{FileSink, FileSinkOptions, Owner, ParquetFormat};
+use crate::sink::{self, SinkError};
+
+/// A reader schema that could not be had or used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReaderError {
+    #[error("route `{route}`: failed to get its reader schema")]
+    Registry {
+        route: String,
+        source: RegistryError,
+    },
+    #[error("route `{route}`: {what} cannot be its reader schema: {problem}")]
+    Unusable {
+        route: String,
+        what: String,
+        problem: String,
+    },
+}
+
+/// The hint of an error of ours, wherever it is in a chain.
+pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
+    let classified: [Option<&dyn Classify>; 3] = [
+        error.downcast_ref::<RegistryError>().map(|error| error as &dyn Classify),
+        error.downcast_ref::<ClusterError>().map(|error| error as &dyn Classify),
+        error.downcast_ref::<SinkError>().map(|error| error as &dyn Classify),
+    ];
+    classified.into_iter().flatten().find_map(|error| error.hint())
+}
+
+/// The subject of a topic's values (TopicNameStrategy).
+pub fn subject(route: &Route) -> String {
+    let topic = route.topics.first().map_or("", |topic| topic.as_str());
+    format!("{topic}-value")
+}
+
+/// Fetches a route's reader schema.
+///
+/// # Errors
+/// [`ReaderError`]
+pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, ReaderError> {
+    let unusable = |what: String, problem: String| ReaderError::Unusable {
+        route: route.name.clone(),
+        what,
+        problem,
+    };
+    let fetched = match &route.reader_schema {
+        ReaderSchema::File(path) => {
+            let what = format!("`{}`", path.display());
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| unusable(what.clone(), error.to_string()))?;
+            return Node::parse(&text, &[]).map_err(|error| unusable(what, error.to_string()));
+        }
+        ReaderSchema::Latest => registry.by_subject(&subject(route), None).await,
+        ReaderSchema::Version(version) => registry.by_subject(&subject(route), Some(*version)).await,
+        ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
+    };
+    let schema = fetched.map_err(|source| ReaderError::Registry {
+        route: route.name.clone(),
+        source,
+    })?;
+    let what = format!("schema id {}", schema.id);
+    if schema.kind != "AVRO" {
+        return Err(unusable(what, format!("it is {}, and this route reads Avro", schema.kind)));
+    }
+    Node::parse(&schema.text, &schema.references).map_err(|error| unusable(what, error.to_string()))
+}
+
+/// As [`reader`], waiting for a registry that is away: a service starts when it can.
+///
+/// # Errors
+/// What does not pass by itself.
+pub async fn reader_when_there(route: &Route, registry: &dyn Registry) -> Result<Node, ReaderError> {
+    let mut attempt = 0;
+    loop {
+        match reader(route, registry).await {
+            Err(ReaderError::Registry { source, .. }) if source.fault() == Fault::Transient => {
+                attempt += 1;
+                if attempt == 1 {
+                    warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
+                }
+                let asked = match source {
+                    RegistryError::Unavailable { retry_after, .. } => retry_after,
+                    _ => None,
+                };
+                let pause: Duration = asked.unwrap_or_default().max(retry::pause(attempt));
+                tokio::time::sleep(pause).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// A route's codec and views, bound to one another.
+pub struct Bound {
+    pub codec: RegisteredAvro,
+    pub views: Views,
+    pub meta: Vec<MetaColumn>,
+}
+
+impl Bound {
+    /// The schema of the rows a sink gets.
+    pub fn schema(&self, sink: &Sink) -> SchemaRef {
+        match sink.from {
+            Some(view) => self.views.schema(view).clone(),
+            None => self.codec.schema().clone(),
+        }
+    }
+}
+
+/// Binds a route to its reader schema.
+///
+/// # Errors
+/// Problems with their places in the file.
+pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
+    let whole = Span { line: 1, column: 1 };
+    let problem = |message: String| vec![Problem::new(whole, format!("route `{}`: {message}", route.name))];
+    let codec = RegisteredAvro::new(reader, route.tombstones).map_err(|error| problem(error.to_string()))?;
+    let all = MetaColumn::all(route.key);
+    for field in codec.schema().fields() {
+        if all.iter().any(|column| column.name() == field.name()) {
+            let message = format!("the schema's field `{}` has the name of a column of ours", field.name());
+            return Err(problem(message));
+        }
+    }
+    let fields: Vec<Field> = all.iter().map(|column| column.field()).collect();
+    let bound = Views::bind(codec.schema(), &fields, &route.views).await;
+    let views = bound.map_err(|errors| {
+        let problems = errors.into_iter().map(|error| {
+            let view = &route.views[error.view];
+            let (line, column) = error.place.unwrap_or((1, 1));
+            let place = view.content.place(line, column);
+            Problem::new(place, format!("view `{}`: {}", view.name, error.message))
+        });
+        problems.collect::<Vec<_>>()
+    })?;
+    let named: BTreeMap<&str, MetaColumn> = all.iter().map(|column| (column.name(), *column)).collect();
+    let meta = views.meta().iter().filter_map(|field| named.get(field.name().as_str()).copied()).collect();
+    Ok(Bound {
+        codec,
+        views,
+        meta,
+    })
+}
+
+/// Builds a sink for rows of `schema`. The one place that names the kinds.
+pub fn sink(plan: &Sink, schema: SchemaRef, cluster: &ClusterId, group: &str) -> Box<dyn sink::Sink> {
+    match &plan.target {
+        Target::Parquet { path, roll } => {
+            let options = FileSinkOptions {
+                root: path.clone(),
+                owner: Owner {
+                    cluster: cluster.clone(),
+                    group: group.to_owned(),
+                    identity: plan.identity.clone(),
+                },
+                schema,
+                roll: *roll,
+            };
+            Box::new(FileSink::new(options, Box::new(ParquetFormat)))
+        }
+    }
+}
+
+/// The registry of a plan; `check` has seen to it that routes which need one have one.
+///
+/// # Errors
+/// If its settings are of no use.
+pub fn registry(plan: &crate::config::plan::Plan) -> anyhow::Result<Arc<dyn Registry>> {
+    let settings = plan.registry.as_ref();
+    let settings = settings.ok_or_else(|| anyhow::anyhow!("`schema_registry` is missing"))?;
+    Ok(Arc::new(crate::registry::RegistryClient::new(settings)?))
+}

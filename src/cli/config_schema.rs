@@ -1,0 +1,24 @@
+//! `sidestream config-schema`.
+
+use clap::Args;
+
+use crate::config::schema;
+
+use super::Failure;
+
+#[derive(Debug, Args)]
+pub struct Options {
+    /// Print the table of keys as Markdown instead: docs/routes.md.
+    #[arg(long)]
+    markdown: bool,
+}
+
+#[expect(clippy::print_stdout, reason = "the result goes to stdout")]
+pub fn print(options: &Options) -> Result<(), Failure> {
+    if options.markdown {
+        print!("{}", schema::markdown());
+    } else {
+        println!("{:#}", schema::json_schema());
+    }
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! Reads a routes file, or prints what is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::config::plan::Plan;
+use crate::config::{Environment, Problem, read, render};
+
+use super::Failure;
+
+/// A file that was read, kept to show places in it.
+pub struct Loaded {
+    pub plan: Plan,
+    path: PathBuf,
+    text: String,
+}
+
+impl Loaded {
+    /// Prints problems found after reading.
+    pub fn print(&self, problems: &[Problem]) {
+        print(&self.path, &self.text, problems);
+    }
+}
+
+/// # Errors
+/// [`Failure::Usage`] after all problems were printed.
+pub fn load(path: &Path) -> Result<Loaded, Failure> {
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("failed to read `{}`", path.display()))?;
+    let root = path.parent().unwrap_or(Path::new(""));
+    match read(&text, &Environment::of_process(root)) {
+        Ok(plan) => Ok(Loaded {
+            plan,
+            path: path.to_owned(),
+            text,
+        }),
+        Err(problems) => {
+            print(path, &text, &problems);
+            Err(Failure::Usage)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "problems go to stderr")]
+fn print(path: &Path, text: &str, problems: &[Problem]) {
+    eprint!("{}", render(&path.display().to_string(), text, problems));
+    let count = problems.len();
+    let word = if count == 1 { "problem" } else { "problems" };
+    eprintln!("error: {count} {word} in `{}`", path.display());
+}

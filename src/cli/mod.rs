@@ -1,0 +1,94 @@
+//! The command line: the only place that builds concrete things and hands them to the engine.
+
+mod build;
+mod check;
+mod config_schema;
+mod load;
+mod run;
+mod table;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// One Kafka subscription, many topics: each decoded by its own schema, shaped by its own SQL, written to
+/// its own sinks.
+#[derive(Debug, Parser)]
+#[command(name = "sidestream", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the routes, as a service or up to an end.
+    Run(run::Options),
+    /// Report every problem of a routes file, and the guarantee of each sink.
+    Check(check::Options),
+    /// Print the JSON Schema of routes.yaml, for editors.
+    ConfigSchema(config_schema::Options),
+}
+
+/// How a command ends.
+#[derive(Debug)]
+enum Failure {
+    /// The command line or the file is wrong; what was wrong is on stderr already.
+    Usage,
+    /// It failed while running.
+    Failed(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Exit code 1: failed while running.
+const FAILED: u8 = 1;
+/// Exit code 2: the command line or the file is wrong.
+const USAGE: u8 = 2;
+
+/// The program.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_logging();
+    let result = match cli.command {
+        Command::Run(options) => run::run(&options),
+        Command::Check(options) => check::check(&options),
+        Command::ConfigSchema(options) => config_schema::print(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Usage) => ExitCode::from(USAGE),
+        Err(Failure::Failed(error)) => {
+            print_error(&error);
+            ExitCode::from(FAILED)
+        }
+    }
+}
+
+/// The file that is read if none is named.
+const DEFAULT_FILE: &str = "routes.yaml";
+
+#[expect(clippy::print_stderr, reason = "errors go to stderr, once, at the end")]
+fn print_error(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+    if let Some(hint) = error.chain().find_map(build::hint) {
+        eprintln!("\nhint: {hint}");
+    }
+}
+
+/// Logs go to stderr: text on a terminal, JSON otherwise. `RUST_LOG` chooses.
+fn start_logging() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.with_target(false).init();
+    } else {
+        builder.json().flatten_event(true).with_target(false).init();
+    }
+}

@@ -1,0 +1,86 @@
+//! Waiting for schemas: a registry outage pauses the lane, an unknown id has its grace, and both wait
+//! beside everything else the lane does.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::future::join_all;
+use tracing::{info, warn};
+
+use crate::codec::Learnt;
+use crate::engine::{chain, retry};
+use crate::model::{Classify, SchemaId};
+use crate::registry::{Registry, RegistryError};
+
+use super::Lane;
+
+/// How long an id may be unknown: a follower of the registry lags behind, a producer is quick.
+const GRACE: Duration = Duration::from_secs(30);
+
+/// Look-ups under way, all of one batch.
+pub type Lookup = Pin<Box<dyn Future<Output = Vec<(SchemaId, Learnt)>> + Send>>;
+
+/// The result of the look-ups under way; waits for ever if there are none. Cancel-safe.
+pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaId, Learnt)> {
+    match lookup {
+        Some(under_way) => {
+            let learnt = under_way.await;
+            *lookup = None;
+            learnt
+        }
+        None => std::future::pending().await,
+    }
+}
+
+impl Lane {
+    pub(super) fn look_up(&mut self, ids: Vec<SchemaId>) {
+        let route: Arc<str> = Arc::from(self.parts.route.as_str());
+        let each = ids.into_iter().map(|id| {
+            let (route, registry) = (route.clone(), self.parts.registry.clone());
+            async move { (id, look_up(&route, registry.as_ref(), id).await) }
+        });
+        let all = join_all(each.collect::<Vec<_>>());
+        self.lookup = Some(Box::pin(all));
+    }
+
+    pub(super) fn learn(&mut self, learnt: Vec<(SchemaId, Learnt)>) {
+        for (id, schema) in learnt {
+            self.parts.codec.learn(id, schema);
+        }
+    }
+}
+
+async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId) -> Learnt {
+    let since = Instant::now();
+    let mut attempt = 0;
+    loop {
+        let error = match registry.by_id(id).await {
+            Ok(schema) => {
+                if attempt > 0 {
+                    info!(route, %id, "the schema registry answers again");
+                }
+                return match schema.kind.as_str() {
+                    "AVRO" => Learnt::Avro {
+                        text: schema.text,
+                        references: schema.references,
+                    },
+                    other => Learnt::Unusable(format!("it is {other}, and this route reads Avro")),
+                };
+            }
+            Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),
+            Err(RegistryError::Unknown { .. }) if since.elapsed() >= GRACE => return Learnt::Unknown,
+            Err(error) => error,
+        };
+        attempt += 1;
+        if attempt == 1 {
+            warn!(route, %id, error = chain(&error), hint = error.hint().as_deref(), "waiting for a schema");
+        }
+        let asked = match error {
+            RegistryError::Unavailable { retry_after, .. } => retry_after,
+            _ => None,
+        };
+        tokio::time::sleep(asked.unwrap_or_default().max(retry::pause(attempt))).await;
+    }
+}

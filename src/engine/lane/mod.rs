@@ -1,0 +1,501 @@
+//! One route's task: chunks in, durable rows out.
+//!
+//! ```text
+//! chunks → buffer → (schemas) → decode → views → sinks → positions → engine
+//! ```
+//!
+//! A lane is running, recovering (something outside failed; it retries by itself and takes no chunks
+//! meanwhile, which pauses its partitions), or stopped (needs a person). What it does never holds up
+//! another lane.
+
+mod lookup;
+mod process;
+mod resume;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use crate::codec::Codec;
+use crate::codec::meta::MetaColumn;
+use crate::config::plan::{BadRecords, BatchLimits, KeyForm};
+use crate::handler::Handler;
+use crate::kafka::{Cluster, Gauge, Outlet};
+use crate::model::{
+    Classify, Fault, Offset, PositionKey, Positions, SharedChunk, SinkSet, Start, StartHash,
+    TopicPartition,
+};
+use crate::registry::Registry;
+use crate::sink::{Settled, Sink, SinkError};
+
+use super::batching::{Buffer, Pushed, Taken};
+use super::chain;
+use super::ledger::Ledger;
+use super::message::{Control, Durable, LaneId, Report, Stop};
+use super::retry;
+use lookup::Lookup;
+
+/// Chunks that wait in a lane's inbox. Their bytes are bounded by the gauge; this bounds their number.
+const CHUNKS_MAX: usize = 256;
+
+/// Control messages that wait; the engine sends a few per rebalance.
+const CONTROLS_MAX: usize = 1024;
+
+/// Another writer may win a position once (a rebalance, a zombie); twice in a row means that another
+/// deployment writes to the same target.
+const CONFLICTS_MAX: u32 = 2;
+
+/// What a lane is made of.
+pub struct LaneParts {
+    pub route: String,
+    pub codec: Box<dyn Codec>,
+    pub handler: Box<dyn Handler>,
+    /// The `_` columns by which batches are completed, chosen from what the handler asks for.
+    pub meta: Vec<MetaColumn>,
+    pub sinks: Vec<LaneSink>,
+    pub registry: Arc<dyn Registry>,
+    pub cluster: Arc<dyn Cluster>,
+    pub key: KeyForm,
+    pub limits: BatchLimits,
+    pub start: Start,
+    pub start_hash: StartHash,
+    pub bad_records: BadRecords,
+    pub gauge: Arc<Gauge>,
+}
+
+/// One sink of a lane.
+pub struct LaneSink {
+    pub name: String,
+    pub identity: String,
+    /// The view it reads; `None` is the decoded fields.
+    pub from: Option<usize>,
+    pub sink: Box<dyn Sink>,
+}
+
+/// What a lane did, for the table at exit.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    pub route: String,
+    pub records: u64,
+    pub bad: u64,
+    pub dropped: u64,
+    pub sinks: Vec<(String, Settled)>,
+    pub stop: Option<Stop>,
+}
+
+/// The two ends by which a lane is reached.
+pub struct LaneHandle {
+    pub control: mpsc::Sender<Control>,
+    chunks: mpsc::Sender<SharedChunk>,
+    gauge: Arc<Gauge>,
+}
+
+impl LaneHandle {
+    /// An inbox for the chunks of one topic.
+    pub fn outlet(&self) -> Box<dyn Outlet> {
+        Box::new(Inbox {
+            chunks: self.chunks.clone(),
+            gauge: self.gauge.clone(),
+        })
+    }
+}
+
+struct Inbox {
+    chunks: mpsc::Sender<SharedChunk>,
+    gauge: Arc<Gauge>,
+}
+
+impl Outlet for Inbox {
+    fn offer(&self, chunk: SharedChunk) -> Result<(), SharedChunk> {
+        match self.chunks.try_send(chunk) {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(chunk)) => Err(chunk),
+            // The lane has ended: what it would get is fetched again by the next one.
+            Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
+    }
+
+    fn gauge(&self) -> &Arc<Gauge> {
+        &self.gauge
+    }
+}
+
+/// A route at work.
+pub struct Lane {
+    id: LaneId,
+    parts: LaneParts,
+    ledger: Ledger,
+    buffer: Buffer,
+    keys: BTreeMap<TopicPartition, PositionKey>,
+    /// What each sink last said it has stored.
+    stored: Vec<Positions>,
+    state: State,
+    /// A batch that waits for schemas.
+    staged: Option<Taken>,
+    lookup: Option<Lookup>,
+    /// Partitions to be resumed once it is possible again.
+    to_resume: BTreeMap<TopicPartition, String>,
+    /// When they are tried again, and how often they were.
+    resume_retry: Option<(Instant, u32)>,
+    /// Lost compare-and-sets in a row, by sink.
+    conflicts: Vec<u32>,
+    bad_logged: Option<Instant>,
+    summary: Summary,
+    control: mpsc::Receiver<Control>,
+    chunks: mpsc::Receiver<SharedChunk>,
+    reports: mpsc::Sender<(LaneId, Report)>,
+}
+
+enum State {
+    Running,
+    /// These sinks have to tell their positions again before anything goes on.
+    Recovering {
+        sinks: SinkSet,
+        attempt: u32,
+        at: Instant,
+    },
+    Stopped,
+}
+
+impl Lane {
+    pub fn new(
+        id: LaneId,
+        parts: LaneParts,
+        reports: mpsc::Sender<(LaneId, Report)>,
+    ) -> (Self, LaneHandle) {
+        let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
+        let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
+        let handle = LaneHandle {
+            control: control_tx,
+            chunks: chunk_tx,
+            gauge: parts.gauge.clone(),
+        };
+        let lane = Self {
+            id,
+            ledger: Ledger::new(parts.sinks.len()),
+            buffer: Buffer::new(parts.limits),
+            keys: BTreeMap::new(),
+            stored: vec![Positions::default(); parts.sinks.len()],
+            state: State::Running,
+            staged: None,
+            lookup: None,
+            to_resume: BTreeMap::new(),
+            resume_retry: None,
+            conflicts: vec![0; parts.sinks.len()],
+            bad_logged: None,
+            summary: Summary {
+                route: parts.route.clone(),
+                ..Summary::default()
+            },
+            parts,
+            control,
+            chunks,
+            reports,
+        };
+        (lane, handle)
+    }
+
+    /// Works until it is drained or the engine is gone.
+    pub async fn run(mut self) -> Summary {
+        loop {
+            let due = self.next_due();
+            let timer = async {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let takes_chunks = matches!(self.state, State::Running) || self.is_stopped();
+            let is_drained = tokio::select! {
+                biased;
+                control = self.control.recv() => match control {
+                    Some(control) => self.obey(control).await,
+                    None => true,
+                },
+                learnt = lookup::learnt(&mut self.lookup) => {
+                    self.learn(learnt);
+                    false
+                }
+                chunk = self.chunks.recv(), if takes_chunks => {
+                    if let Some(chunk) = chunk {
+                        self.take(chunk).await;
+                    }
+                    false
+                }
+                () = timer => false,
+            };
+            if is_drained {
+                break;
+            }
+            self.advance().await;
+        }
+        for sink in &self.parts.sinks {
+            self.summary.sinks.push((sink.name.clone(), sink.sink.settled()));
+        }
+        self.summary
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(self.state, State::Stopped)
+    }
+
+    /// When something has to be done even if nothing comes.
+    fn next_due(&self) -> Option<Instant> {
+        match &self.state {
+            State::Stopped => None,
+            State::Recovering { at, .. } => Some(*at),
+            State::Running => {
+                let flushes = self.parts.sinks.iter().filter_map(|sink| sink.sink.flush_due());
+                let batch = self.buffer.due().filter(|_| self.staged.is_none());
+                let resume = self.resume_retry.map(|(at, _)| at);
+                flushes.chain(batch).chain(resume).min()
+            }
+        }
+    }
+
+    /// Carries out a control message; `true` once it is drained.
+    async fn obey(&mut self, control: Control) -> bool {
+        match control {
+            Control::Resume(partitions) => {
+                self.to_resume.extend(partitions);
+                if !self.is_stopped() {
+                    self.resume().await;
+                }
+            }
+            Control::Assigned(assignments) => {
+                for (assignment, end) in assignments {
+                    if let Some(key) = self.keys.get(&assignment.source) {
+                        self.buffer.restart(*key, assignment.number, assignment.from, end);
+                    }
+                }
+            }
+            Control::Revoke { partitions, is_lost } => {
+                self.give_up(&partitions, is_lost).await;
+                self.report(Report::Released(partitions)).await;
+            }
+            Control::Fail(stop) => {
+                if matches!(self.state, State::Running) {
+                    self.flush_all().await;
+                }
+                self.stop(stop.message, stop.hint).await;
+            }
+            Control::Drain => {
+                if matches!(self.state, State::Running) {
+                    self.flush_all().await;
+                }
+                self.report(Report::Drained).await;
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn take(&mut self, chunk: SharedChunk) {
+        let Some(key) = self.keys.get(&chunk.source).copied() else {
+            return;
+        };
+        if self.is_stopped() {
+            return;
+        }
+        let source = chunk.source.clone();
+        match self.buffer.push(&key, chunk, Instant::now()) {
+            Ok(Pushed::Kept | Pushed::Stale) => {}
+            Err(gap) => {
+                // A defect of ours; reading again mends it.
+                warn!(route = self.parts.route, %source, %gap, "reading a partition again");
+                self.buffer.remove(&key);
+                self.report(Report::Rewind(vec![source])).await;
+            }
+        }
+    }
+
+    /// Flushes what it can before partitions go. What could not be flushed is nobody's until it is
+    /// read again, by us or by the next owner.
+    async fn give_up(&mut self, partitions: &[TopicPartition], is_lost: bool) {
+        let had_staged = self.staged.take().is_some();
+        self.lookup = None;
+        if is_lost {
+            // Recovery reads all other partitions again.
+            self.abandon_all().await;
+        } else if matches!(self.state, State::Running) {
+            self.flush_all().await;
+        }
+        let mut others: Vec<TopicPartition> = Vec::new();
+        for source in partitions {
+            self.to_resume.remove(source);
+            if let Some(key) = self.keys.remove(source) {
+                self.ledger.revoke(&key);
+                self.buffer.remove(&key);
+            }
+        }
+        // A batch that was staged held ranges of other partitions too.
+        if had_staged && matches!(self.state, State::Running) {
+            for (source, key) in &self.keys {
+                self.buffer.remove(key);
+                others.push(source.clone());
+            }
+        }
+        if !others.is_empty() {
+            self.report(Report::Rewind(others)).await;
+        }
+    }
+
+    async fn abandon_all(&mut self) {
+        let mut failed = SinkSet::EMPTY;
+        for (index, sink) in self.parts.sinks.iter_mut().enumerate() {
+            sink.sink.abandon().await;
+            failed = failed.with(index);
+        }
+        self.recover_at(failed, 0, Instant::now());
+    }
+
+    /// A sink failed: what it accepted is gone. Decides by the fault what follows.
+    async fn sink_failed(&mut self, index: usize, error: SinkError) {
+        self.parts.sinks[index].sink.abandon().await;
+        let name = self.parts.sinks[index].name.clone();
+        let fault = match error.fault() {
+            Fault::Conflict => {
+                self.conflicts[index] += 1;
+                if self.conflicts[index] >= CONFLICTS_MAX { Fault::Stop } else { Fault::Conflict }
+            }
+            other => other,
+        };
+        let hint = error.hint().map(|hint| hint.into_owned());
+        let message = chain(&error);
+        match fault {
+            Fault::Stop => self.stop(format!("sink `{name}`: {message}"), hint).await,
+            Fault::Transient | Fault::Conflict => {
+                let attempt = match &self.state {
+                    State::Recovering { attempt, .. } => *attempt,
+                    _ => {
+                        warn!(route = self.parts.route, sink = name, error = message, hint, "route paused");
+                        0
+                    }
+                };
+                self.recover_at(SinkSet::EMPTY.with(index), attempt, Instant::now());
+            }
+        }
+    }
+
+    fn recover_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) {
+        let sinks = match &self.state {
+            State::Stopped => return,
+            State::Recovering { sinks, .. } => failed.iter().fold(*sinks, SinkSet::with),
+            State::Running => failed,
+        };
+        self.staged = None;
+        self.lookup = None;
+        self.state = State::Recovering {
+            sinks,
+            attempt: attempt + 1,
+            at: now + retry::pause(attempt + 1),
+        };
+    }
+
+    /// Tries to read the positions of the sinks that failed, and starts reading again where they are.
+    async fn recover(&mut self) {
+        let State::Recovering { sinks, attempt, at } = self.state else {
+            return;
+        };
+        if at > Instant::now() {
+            return;
+        }
+        for index in sinks.iter() {
+            match self.parts.sinks[index].sink.positions().await {
+                Ok(positions) => {
+                    self.ledger.reset(index, &positions);
+                    self.stored[index] = positions;
+                }
+                Err(error) if error.fault() == Fault::Stop => {
+                    return self.sink_failed(index, error).await;
+                }
+                Err(error) => {
+                    debug!(route = self.parts.route, error = chain(&error), "still paused");
+                    return self.recover_at(sinks, attempt, Instant::now());
+                }
+            }
+        }
+        self.state = State::Running;
+        info!(route = self.parts.route, "route resumed");
+        let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        if !sources.is_empty() {
+            self.report(Report::Rewind(sources)).await;
+        }
+    }
+
+    /// Ends the lane's work until somebody acts.
+    async fn stop(&mut self, message: String, hint: Option<String>) {
+        if self.is_stopped() {
+            return;
+        }
+        self.state = State::Stopped;
+        self.staged = None;
+        self.lookup = None;
+        for sink in &mut self.parts.sinks {
+            sink.sink.abandon().await;
+        }
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        let stop = Stop { message, hint };
+        self.summary.stop = Some(stop.clone());
+        self.report(Report::Stopped(stop)).await;
+    }
+
+    /// Tells the engine what all sinks have durable.
+    async fn report_progress(&mut self) {
+        let required: SinkSet = (0..self.parts.sinks.len()).collect();
+        let logs: Vec<(String, String, u64)> = self
+            .parts
+            .sinks
+            .iter()
+            .filter_map(|sink| {
+                let (id, entry) = sink.sink.log()?;
+                Some((sink.identity.clone(), id, entry))
+            })
+            .collect();
+        let durable = self.keys.iter().filter_map(|(source, key)| {
+            let next = self.ledger.committable(key, required)?;
+            // The epoch belongs to exactly this position.
+            let epoch = self
+                .stored
+                .iter()
+                .filter_map(|positions| positions.get(key))
+                .find(|position| position.next == next)
+                .and_then(|position| position.epoch);
+            let durable = Durable {
+                next,
+                epoch,
+                logs: logs.clone(),
+            };
+            Some((source.clone(), durable))
+        });
+        let durable: BTreeMap<TopicPartition, Durable> = durable.collect();
+        self.report(Report::Progress(durable)).await;
+    }
+
+    async fn report(&mut self, report: Report) {
+        // The engine is gone only when the process ends.
+        if self.reports.send((self.id, report)).await.is_err() {
+            debug!(route = self.parts.route, "nobody listens to this lane any more");
+        }
+    }
+
+    fn resume_offsets<'a>(
+        &self,
+        sources: impl Iterator<Item = &'a TopicPartition>,
+    ) -> BTreeMap<TopicPartition, Offset> {
+        sources
+            .filter_map(|source| {
+                let key = self.keys.get(source)?;
+                Some((source.clone(), self.ledger.resume_at(key)?))
+            })
+            .collect()
+    }
+}

@@ -1,0 +1,330 @@
+//! From a taken batch to rows in sinks.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatchOptions;
+use arrow::datatypes::{Field, Schema};
+use arrow::error::ArrowError;
+use arrow::record_batch::RecordBatch;
+use tokio::task::block_in_place;
+use tracing::warn;
+
+use crate::codec::{Decoded, Rejected, meta};
+use crate::config::plan::BadRecords;
+use crate::engine::batching::Taken;
+use crate::engine::chain;
+use crate::model::{Batch, Move, Offset, Position, Reason, RecordRef};
+
+use super::{Lane, State};
+
+/// Skipped records are told at most this often per route; the table at exit has the number.
+const BAD_LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A decoded batch: all columns of `batch` in SQL, and what was set aside.
+struct Ready {
+    rows: RecordBatch,
+    records: u64,
+    dropped: u64,
+    bad: Vec<Bad>,
+}
+
+/// A record that was set aside, and where it is.
+struct Bad {
+    rejected: Rejected,
+    part: usize,
+    offset: Offset,
+    /// `topic/partition offset n`, for people.
+    place: String,
+}
+
+impl Lane {
+    /// Does what is due: recovery, batches, flushes.
+    pub(super) async fn advance(&mut self) {
+        if matches!(self.state, State::Recovering { .. }) {
+            self.recover().await;
+        }
+        if !matches!(self.state, State::Running) {
+            return;
+        }
+        if self.resume_retry.is_none_or(|(at, _)| at <= Instant::now()) {
+            self.resume().await;
+        }
+        while matches!(self.state, State::Running) && self.lookup.is_none() {
+            let taken = match self.staged.take() {
+                Some(taken) => taken,
+                None if self.buffer.is_ready(Instant::now()) => match self.buffer.take(&self.ledger) {
+                    Some(taken) => taken,
+                    None => break,
+                },
+                None => break,
+            };
+            let missing = {
+                let records: Vec<RecordRef<'_>> = taken.records().collect();
+                self.parts.codec.missing(&records)
+            };
+            if missing.is_empty() {
+                self.process(taken).await;
+                self.flush_due().await;
+            } else {
+                self.look_up(missing);
+                self.staged = Some(taken);
+            }
+        }
+        self.flush_due().await;
+    }
+
+    async fn process(&mut self, taken: Taken) {
+        let ready = match block_in_place(|| self.decode(&taken)) {
+            Ok(ready) => ready,
+            Err(error) => {
+                let message = format!("failed to build a batch: {}", chain(&error));
+                return self.stop(message, None).await;
+            }
+        };
+        if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
+            return self.stop_at_bad_record(taken, &ready).await;
+        }
+        self.log_bad(&ready);
+        if self.write(&taken, &ready).await {
+            self.summary.records += ready.records;
+            self.summary.bad += ready.bad.len() as u64;
+            self.summary.dropped += ready.dropped;
+        }
+    }
+
+    /// The good prefix is written and made durable; then the route stops before the bad record.
+    async fn stop_at_bad_record(&mut self, taken: Taken, ready: &Ready) {
+        let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset));
+        let prefix = taken.before(cuts);
+        let Bad { rejected, place, .. } = &ready.bad[0];
+        let id = rejected.schema_id.map(|id| format!(", schema id {id}")).unwrap_or_default();
+        let message = format!("bad record at {place}{id}: {} ({})", rejected.message, rejected.code);
+        if let Some(prefix) = prefix {
+            match block_in_place(|| self.decode(&prefix)) {
+                Ok(ready) => {
+                    if self.write(&prefix, &ready).await {
+                        self.summary.records += ready.records;
+                        self.summary.dropped += ready.dropped;
+                    }
+                }
+                Err(error) => warn!(error = chain(&error), "the records before a bad one could not be written"),
+            }
+        }
+        self.flush_all().await;
+        // If a sink failed meanwhile, the record comes again after it has recovered.
+        if matches!(self.state, State::Running) {
+            let hint = "mend the producer, or set `bad_records: skip` for this route".to_owned();
+            self.stop(message, Some(hint)).await;
+        }
+    }
+
+    fn log_bad(&mut self, ready: &Ready) {
+        let Some(Bad { rejected, place, .. }) = ready.bad.first() else {
+            return;
+        };
+        let now = Instant::now();
+        if self.bad_logged.is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL) {
+            self.bad_logged = Some(now);
+            warn!(
+                route = self.parts.route,
+                count = ready.bad.len(),
+                first = place,
+                code = rejected.code,
+                reason = rejected.message,
+                "bad records skipped"
+            );
+        }
+    }
+
+    fn decode(&self, taken: &Taken) -> Result<Ready, ArrowError> {
+        let all: Vec<(usize, RecordRef<'_>)> = taken
+            .parts
+            .iter()
+            .enumerate()
+            .flat_map(|(part, range)| range.records().map(move |record| (part, record)))
+            .collect();
+        let records: Vec<RecordRef<'_>> = all.iter().map(|(_, record)| *record).collect();
+        let Decoded {
+            columns,
+            rows,
+            mut rejected,
+            dropped,
+        } = self.parts.codec.decode(&records)?;
+        let mut kept: Vec<RecordRef<'_>> = rows.iter().map(|row| records[*row as usize]).collect();
+        let mut columns = columns;
+        // A key that is no text is as bad as a value that cannot be decoded, if somebody reads it.
+        if self.parts.meta.iter().any(|column| matches!(column, meta::MetaColumn::Key(_))) {
+            let is_good: Vec<bool> =
+                kept.iter().map(|record| meta::key_problem(self.parts.key, record).is_none()).collect();
+            if is_good.contains(&false) {
+                let mask = arrow::array::BooleanArray::from(is_good.clone());
+                columns = columns
+                    .iter()
+                    .map(|column| arrow::compute::filter(column, &mask))
+                    .collect::<Result<_, _>>()?;
+                for (row, _) in rows.iter().zip(&is_good).filter(|(_, is_good)| !**is_good) {
+                    let index = *row as usize;
+                    rejected.push(Rejected {
+                        index,
+                        code: "invalid_utf8",
+                        message: meta::key_problem(self.parts.key, &records[index]).unwrap_or_default().to_owned(),
+                        schema_id: None,
+                    });
+                }
+                let mut goods = is_good.iter();
+                kept.retain(|_| goods.next().copied().unwrap_or_default());
+                rejected.sort_by_key(|rejected| rejected.index);
+            }
+        }
+        let value = self.parts.codec.schema();
+        let mut fields: Vec<Field> =
+            value.fields().iter().map(|field| field.as_ref().clone()).collect();
+        for column in &self.parts.meta {
+            fields.push(column.field());
+            columns.push(column.build(&kept));
+        }
+        let options = RecordBatchOptions::new().with_row_count(Some(kept.len()));
+        let schema = Arc::new(Schema::new(fields));
+        let bad = rejected
+            .into_iter()
+            .map(|rejected| {
+                let (part, record) = &all[rejected.index];
+                Bad {
+                    rejected,
+                    part: *part,
+                    offset: Offset::new(record.offset()).unwrap_or_default(),
+                    place: format!("{} offset {}", record.source(), record.offset()),
+                }
+            })
+            .collect();
+        Ok(Ready {
+            rows: RecordBatch::try_new_with_options(schema, columns, &options)?,
+            records: records.len() as u64,
+            dropped: dropped as u64,
+            bad,
+        })
+    }
+
+    /// Writes to every sink of the batch; `true` if all of them took it.
+    async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
+        let moves = self.moves(taken);
+        let wanted: BTreeSet<usize> =
+            taken.sinks.iter().filter_map(|sink| self.parts.sinks[sink].from).collect();
+        let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
+            Vec::new()
+        } else {
+            match self.parts.handler.run(ready.rows.clone(), &wanted).await {
+                Ok(views) => views,
+                Err(error) => {
+                    let ranges = ranges(&moves);
+                    let message = format!("{} on {ranges}", chain(&error));
+                    let hint = "guard the expression in the view, for example with `try_cast` or `nullif`";
+                    self.flush_all().await;
+                    self.stop(message, Some(hint.to_owned())).await;
+                    return false;
+                }
+            }
+        };
+        let value_count = self.parts.codec.schema().fields().len();
+        let mut is_taken = true;
+        for index in taken.sinks.iter() {
+            let rows = match self.parts.sinks[index].from {
+                Some(view) => views.get(view).cloned().flatten(),
+                None => ready.rows.project(&(0..value_count).collect::<Vec<_>>()).ok(),
+            };
+            let batch = Batch {
+                moves: moves.clone(),
+                rows: rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty()))),
+            };
+            match self.parts.sinks[index].sink.write(&batch).await {
+                Ok(()) => self.ledger.accept(index, &moves),
+                Err(error) => {
+                    is_taken = false;
+                    self.sink_failed(index, error).await;
+                }
+            }
+        }
+        is_taken
+    }
+
+    fn moves(&self, taken: &Taken) -> Vec<Move> {
+        let names = |part: &crate::engine::batching::Part| {
+            self.keys.iter().find(|(_, key)| **key == part.key).map(|(source, _)| source.topic.clone())
+        };
+        taken
+            .parts
+            .iter()
+            .filter_map(|part| {
+                let records = part.records().count() as u64;
+                Some(Move {
+                    key: part.key,
+                    topic: names(part)?,
+                    start: Some(part.start),
+                    end: Position {
+                        next: part.end,
+                        epoch: part.epoch,
+                    },
+                    reason: if records > 0 { Reason::Data } else { Reason::Idle },
+                    records,
+                })
+            })
+            .collect()
+    }
+
+    /// Flushes sinks that are due; in a bounded run all of them, once everything was read.
+    async fn flush_due(&mut self) {
+        let now = Instant::now();
+        let is_over = self.staged.is_none() && !self.keys.is_empty() && self.buffer.is_drained();
+        let mut is_moved = false;
+        for index in 0..self.parts.sinks.len() {
+            let due = self.parts.sinks[index].sink.flush_due();
+            if due.is_some_and(|due| due <= now || is_over) {
+                is_moved |= self.flush(index).await;
+            }
+        }
+        if is_moved {
+            self.report_progress().await;
+        }
+    }
+
+    /// Flushes every sink that has something.
+    pub(super) async fn flush_all(&mut self) {
+        let mut is_moved = false;
+        for index in 0..self.parts.sinks.len() {
+            if self.parts.sinks[index].sink.flush_due().is_some() {
+                is_moved |= self.flush(index).await;
+            }
+        }
+        if is_moved {
+            self.report_progress().await;
+        }
+    }
+
+    async fn flush(&mut self, index: usize) -> bool {
+        match self.parts.sinks[index].sink.flush().await {
+            Ok(positions) => {
+                self.conflicts[index] = 0;
+                self.ledger.settle(index, &positions);
+                self.stored[index] = positions;
+                true
+            }
+            Err(error) => {
+                self.sink_failed(index, error).await;
+                false
+            }
+        }
+    }
+}
+
+fn ranges(moves: &[Move]) -> String {
+    let shown: Vec<String> = moves
+        .iter()
+        .map(|step| {
+            let start = step.start.unwrap_or_default();
+            format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
+        })
+        .collect();
+    shown.join(", ")
+}

@@ -1,0 +1,63 @@
+//! What the engine and its lanes tell each other.
+
+use std::collections::BTreeMap;
+
+use crate::kafka::Assignment;
+use crate::model::{LeaderEpoch, Offset, TopicPartition};
+
+/// A lane, by its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LaneId(pub usize);
+
+/// What the engine tells a lane. Chunks come on a channel of their own.
+///
+/// Order between the two: a chunk of an assignment is fetched only after [`Control::Assigned`] was sent,
+/// and a lane reads what is on this channel first.
+#[derive(Debug)]
+pub enum Control {
+    /// Say where these partitions go on; answered by [`Report::Ready`]. The text is the group's commit
+    /// metadata, where there is a commit.
+    Resume(BTreeMap<TopicPartition, String>),
+    /// Chunks of these assignments follow. With an end, nothing at or after it is read.
+    Assigned(Vec<(Assignment, Option<Offset>)>),
+    /// Give these up; answered by [`Report::Released`]. If they are lost, nothing of them may be kept.
+    Revoke {
+        partitions: Vec<TopicPartition>,
+        is_lost: bool,
+    },
+    /// The source cannot go on with a topic of this lane: stop.
+    Fail(Stop),
+    /// Make everything durable and end; answered by [`Report::Drained`].
+    Drain,
+}
+
+/// What a lane tells the engine.
+#[derive(Debug)]
+pub enum Report {
+    Ready(BTreeMap<TopicPartition, Offset>),
+    Released(Vec<TopicPartition>),
+    /// Fetch these again from where the lane stands: something that was read is needed again.
+    Rewind(Vec<TopicPartition>),
+    /// What is durable in all required sinks now.
+    Progress(BTreeMap<TopicPartition, Durable>),
+    /// Needs a person or an edit. The lane takes nothing any more.
+    Stopped(Stop),
+    /// It has ended.
+    Drained,
+}
+
+/// What a lane has durable of one partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Durable {
+    pub next: Offset,
+    pub epoch: Option<LeaderEpoch>,
+    /// Commit logs of its file sinks: identity, log id, last entry.
+    pub logs: Vec<(String, String, u64)>,
+}
+
+/// Why a route stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stop {
+    pub message: String,
+    pub hint: Option<String>,
+}
