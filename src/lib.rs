@@ -10,8 +10,6 @@
 //! `model` holds the nouns that flow, `config` turns `routes.yaml` into a plan, `cli` builds concrete
 //! things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
-#![deny(unsafe_code)]
-
 pub mod model;
 
 pub mod config;
@@ -19,8 +17,8 @@ pub mod config;
 pub mod kafka;
 
 pub mod codec;
-pub mod registry;
 pub mod handler;
+pub mod registry;
 pub mod sink;
 
 pub mod engine;

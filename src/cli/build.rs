@@ -25,10 +25,7 @@ use crate::sink::{self, SinkError};
 #[derive(Debug, thiserror::Error)]
 pub enum ReaderError {
     #[error("route `{route}`: failed to get its reader schema")]
-    Registry {
-        route: String,
-        source: RegistryError,
-    },
+    Registry { route: String, source: RegistryError },
     #[error("route `{route}`: {what} cannot be its reader schema: {problem}")]
     Unusable {
         route: String,
@@ -40,9 +37,15 @@ pub enum ReaderError {
 /// The hint of an error of ours, wherever it is in a chain.
 pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
     let classified: [Option<&dyn Classify>; 3] = [
-        error.downcast_ref::<RegistryError>().map(|error| error as &dyn Classify),
-        error.downcast_ref::<ClusterError>().map(|error| error as &dyn Classify),
-        error.downcast_ref::<SinkError>().map(|error| error as &dyn Classify),
+        error
+            .downcast_ref::<RegistryError>()
+            .map(|error| error as &dyn Classify),
+        error
+            .downcast_ref::<ClusterError>()
+            .map(|error| error as &dyn Classify),
+        error
+            .downcast_ref::<SinkError>()
+            .map(|error| error as &dyn Classify),
     ];
     classified.into_iter().flatten().find_map(|error| error.hint())
 }
@@ -66,8 +69,8 @@ pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, Read
     let fetched = match &route.reader_schema {
         ReaderSchema::File(path) => {
             let what = format!("`{}`", path.display());
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| unusable(what.clone(), error.to_string()))?;
+            let text =
+                std::fs::read_to_string(path).map_err(|error| unusable(what.clone(), error.to_string()))?;
             return Node::parse(&text, &[]).map_err(|error| unusable(what, error.to_string()));
         }
         ReaderSchema::Latest => registry.by_subject(&subject(route), None).await,
@@ -80,7 +83,10 @@ pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, Read
     })?;
     let what = format!("schema id {}", schema.id);
     if schema.kind != "AVRO" {
-        return Err(unusable(what, format!("it is {}, and this route reads Avro", schema.kind)));
+        return Err(unusable(
+            what,
+            format!("it is {}, and this route reads Avro", schema.kind),
+        ));
     }
     Node::parse(&schema.text, &schema.references).map_err(|error| unusable(what, error.to_string()))
 }
@@ -96,7 +102,11 @@ pub async fn reader_when_there(route: &Route, registry: &dyn Registry) -> Result
             Err(ReaderError::Registry { source, .. }) if source.fault() == Fault::Transient => {
                 attempt += 1;
                 if attempt == 1 {
-                    warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
+                    warn!(
+                        route = route.name,
+                        error = chain(&source),
+                        "waiting for the schema registry"
+                    );
                 }
                 let asked = match source {
                     RegistryError::Unavailable { retry_after, .. } => retry_after,
@@ -138,7 +148,10 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
     let all = MetaColumn::all(route.key);
     for field in codec.schema().fields() {
         if all.iter().any(|column| column.name() == field.name()) {
-            let message = format!("the schema's field `{}` has the name of a column of ours", field.name());
+            let message = format!(
+                "the schema's field `{}` has the name of a column of ours",
+                field.name()
+            );
             return Err(problem(message));
         }
     }
@@ -154,12 +167,12 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
         problems.collect::<Vec<_>>()
     })?;
     let named: BTreeMap<&str, MetaColumn> = all.iter().map(|column| (column.name(), *column)).collect();
-    let meta = views.meta().iter().filter_map(|field| named.get(field.name().as_str()).copied()).collect();
-    Ok(Bound {
-        codec,
-        views,
-        meta,
-    })
+    let meta = views
+        .meta()
+        .iter()
+        .filter_map(|field| named.get(field.name().as_str()).copied())
+        .collect();
+    Ok(Bound { codec, views, meta })
 }
 
 /// Builds a sink for rows of `schema`. The one place that names the kinds.

@@ -32,7 +32,10 @@ pub fn check(options: &Options) -> Result<(), Failure> {
     let mut unasked = Vec::new();
     for route in &loaded.plan.routes {
         if options.offline && !matches!(route.reader_schema, ReaderSchema::File(_)) {
-            print_line(&format!("route {}: not bound, its schema is in the registry (--offline)", route.name));
+            print_line(&format!(
+                "route {}: not bound, its schema is in the registry (--offline)",
+                route.name
+            ));
             continue;
         }
         let bound = runtime.block_on(async {

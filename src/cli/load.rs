@@ -26,8 +26,8 @@ impl Loaded {
 /// # Errors
 /// [`Failure::Usage`] after all problems were printed.
 pub fn load(path: &Path) -> Result<Loaded, Failure> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("failed to read `{}`", path.display()))?;
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
     let root = path.parent().unwrap_or(Path::new(""));
     match read(&text, &Environment::of_process(root)) {
         Ok(plan) => Ok(Loaded {

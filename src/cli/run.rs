@@ -51,7 +51,9 @@ fn parse_until(text: &str) -> Result<Start, String> {
         return Ok(Start::Time(TimePoint::At(time.as_millisecond())));
     }
     // The braces of `routes.yaml`'s `start:`, and JSON.
-    crate::config::parse_offsets(text).map(Start::Offsets).map_err(|_| expected.to_owned())
+    crate::config::parse_offsets(text)
+        .map(Start::Offsets)
+        .map_err(|_| expected.to_owned())
 }
 
 /// # Errors
@@ -61,7 +63,10 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(only) = &options.route {
         loaded.plan.routes.retain(|route| route.name == *only);
         if loaded.plan.routes.is_empty() {
-            return Err(Failure::Failed(anyhow!("there is no route `{only}` in `{}`", options.file.display())));
+            return Err(Failure::Failed(anyhow!(
+                "there is no route `{only}` in `{}`",
+                options.file.display()
+            )));
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -148,9 +153,7 @@ async fn prepare(loaded: &load::Loaded, until: Option<&Start>) -> Result<EngineP
 }
 
 /// Every lane of a topic gets its chunks.
-fn outlets(
-    lanes: &[(Vec<TopicName>, Lane, LaneHandle)],
-) -> HashMap<TopicName, Vec<Box<dyn Outlet>>> {
+fn outlets(lanes: &[(Vec<TopicName>, Lane, LaneHandle)]) -> HashMap<TopicName, Vec<Box<dyn Outlet>>> {
     let mut outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>> = HashMap::new();
     for (topics, _, handle) in lanes {
         for topic in topics {
@@ -231,11 +234,7 @@ async fn wait_for<T, F: Future<Output = Result<T, ClusterError>>>(ask: impl Fn()
 }
 
 #[expect(clippy::print_stdout, reason = "the result goes to stdout")]
-fn finish(
-    summaries: &[Summary],
-    result: Result<(), EngineError>,
-    is_bounded: bool,
-) -> Result<(), Failure> {
+fn finish(summaries: &[Summary], result: Result<(), EngineError>, is_bounded: bool) -> Result<(), Failure> {
     print!("{}", table::render(summaries));
     result.map_err(anyhow::Error::from)?;
     let stopped = summaries.iter().filter(|summary| summary.stop.is_some()).count();

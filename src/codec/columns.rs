@@ -7,15 +7,14 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, FixedSizeBinaryArray,
-    ListArray, MapArray, NullArray, PrimitiveArray, StringArray, StructArray,
+    Array, ArrayRef, BinaryArray, BooleanArray, BooleanBufferBuilder, FixedSizeBinaryArray, ListArray,
+    MapArray, NullArray, PrimitiveArray, StringArray, StructArray,
 };
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
-    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Decimal256Type, FieldRef,
-    Float32Type, Float64Type, Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType,
-    TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType,
-    UInt32Type, i256,
+    ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Decimal256Type, FieldRef, Float32Type,
+    Float64Type, Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType, TimeUnit,
+    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, UInt32Type, i256,
 };
 use arrow::error::ArrowError;
 
@@ -40,11 +39,23 @@ pub enum Data {
     I128(Vec<i128>),
     I256(Vec<i256>),
     /// Text or bytes.
-    Bytes { offsets: Vec<i32>, bytes: Vec<u8> },
-    Fixed { width: usize, bytes: Vec<u8> },
+    Bytes {
+        offsets: Vec<i32>,
+        bytes: Vec<u8>,
+    },
+    Fixed {
+        width: usize,
+        bytes: Vec<u8>,
+    },
     /// A list, or a map as a list of key-value structs.
-    List { offsets: Vec<i32>, item: Box<Column> },
-    Struct { len: usize, fields: Vec<Column> },
+    List {
+        offsets: Vec<i32>,
+        item: Box<Column>,
+    },
+    Struct {
+        len: usize,
+        fields: Vec<Column>,
+    },
 }
 
 /// A column grew beyond what 32-bit offsets can address.
@@ -223,7 +234,11 @@ impl Column {
             }
             Data::Fixed { width, bytes } => {
                 let width = i32::try_from(width).unwrap_or(i32::MAX);
-                Arc::new(FixedSizeBinaryArray::try_new(width, Buffer::from_vec(bytes), nulls)?)
+                Arc::new(FixedSizeBinaryArray::try_new(
+                    width,
+                    Buffer::from_vec(bytes),
+                    nulls,
+                )?)
             }
             Data::List { offsets, item } => {
                 let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
@@ -253,8 +268,13 @@ fn finish_struct(
     let DataType::Struct(types) = data_type else {
         return Err(ArrowError::SchemaError("not a struct".to_owned()));
     };
-    let arrays = fields.into_iter().map(Column::finish).collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(StructArray::try_new_with_length(types, arrays, nulls, len)?))
+    let arrays = fields
+        .into_iter()
+        .map(Column::finish)
+        .collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(StructArray::try_new_with_length(
+        types, arrays, nulls, len,
+    )?))
 }
 
 fn finish_i64(
@@ -348,7 +368,11 @@ mod tests {
         let array = column.finish().unwrap();
         assert_eq!((array.len(), array.null_count()), (3, 1));
         let structs = array.as_any().downcast_ref::<StructArray>().unwrap();
-        let numbers = structs.column(0).as_any().downcast_ref::<PrimitiveArray<Int64Type>>().unwrap();
+        let numbers = structs
+            .column(0)
+            .as_any()
+            .downcast_ref::<PrimitiveArray<Int64Type>>()
+            .unwrap();
         assert_eq!(numbers.values(), &[1, 0, 3]);
         let lists = structs.column(1).as_any().downcast_ref::<ListArray>().unwrap();
         assert_eq!(lists.values().len(), 2);

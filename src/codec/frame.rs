@@ -13,7 +13,9 @@ pub const VALUE_ID_HEADER: &[u8] = b"__value_schema_id";
 pub enum FrameError {
     #[error("{0} bytes are too few for the magic byte and the schema id")]
     Short(usize),
-    #[error("the first byte is {0:#04x}, not the magic byte 0x00: it was not written with a registry serialiser")]
+    #[error(
+        "the first byte is {0:#04x}, not the magic byte 0x00: it was not written with a registry serialiser"
+    )]
     Magic(u8),
     #[error("its schema id is in a header, which is not supported yet")]
     Header,
@@ -45,9 +47,7 @@ pub fn parse<'a>(record: &RecordRef<'a>, value: &'a [u8]) -> Result<(SchemaId, &
 /// [`FrameError`]
 pub fn prefix(value: &[u8]) -> Result<(SchemaId, &[u8]), FrameError> {
     match value {
-        [0, a, b, c, d, payload @ ..] => {
-            Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), payload))
-        }
+        [0, a, b, c, d, payload @ ..] => Ok((SchemaId(u32::from_be_bytes([*a, *b, *c, *d])), payload)),
         [0, ..] | [] => Err(FrameError::Short(value.len())),
         [other, ..] => Err(FrameError::Magic(*other)),
     }

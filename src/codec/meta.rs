@@ -104,9 +104,9 @@ impl MetaColumn {
                 let numbers = records.iter().map(|record| record.source().partition.0);
                 Arc::new(Int32Array::from_iter_values(numbers))
             }
-            Self::Offset => {
-                Arc::new(Int64Array::from_iter_values(records.iter().map(RecordRef::offset)))
-            }
+            Self::Offset => Arc::new(Int64Array::from_iter_values(
+                records.iter().map(RecordRef::offset),
+            )),
             Self::Timestamp => {
                 let times = records.iter().map(|record| {
                     (record.timestamp_type() != TimestampType::None).then(|| record.timestamp_ms())
@@ -162,7 +162,6 @@ fn build_headers(records: &[RecordRef<'_>]) -> ArrayRef {
 
 /// A text key that is not UTF-8 makes its record bad.
 pub fn key_problem(form: KeyForm, record: &RecordRef<'_>) -> Option<&'static str> {
-    let is_bad = form == KeyForm::String
-        && record.key().is_some_and(|key| std::str::from_utf8(key).is_err());
+    let is_bad = form == KeyForm::String && record.key().is_some_and(|key| std::str::from_utf8(key).is_err());
     is_bad.then_some("the key is not UTF-8 text; set `key: bytes`, or find out who wrote it")
 }

@@ -70,7 +70,10 @@ impl RegisteredAvro {
                 reject(bad.problem.code(), format!("{at}{}", bad.problem))
             }),
             Some(Writer::Refused { code, message }) => Err(reject(code, message.clone())),
-            None => Err(reject("unknown_id", format!("schema id {id} was never looked up"))),
+            None => Err(reject(
+                "unknown_id",
+                format!("schema id {id} was never looked up"),
+            )),
         }
     }
 }
@@ -106,8 +109,8 @@ impl Codec for RegisteredAvro {
         let refused = |code, message| Writer::Refused { code, message };
         let writer = match schema {
             Learnt::Avro { text, references } => {
-                let program = Node::parse(&text, &references)
-                    .and_then(|writer| compile(&writer, &self.reader));
+                let program =
+                    Node::parse(&text, &references).and_then(|writer| compile(&writer, &self.reader));
                 match program {
                     Ok(program) => Writer::Usable(Arc::new(program)),
                     Err(error) => refused(

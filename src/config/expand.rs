@@ -74,9 +74,9 @@ impl Environment {
         };
         match self.variables.get(name).filter(|value| !value.is_empty()) {
             Some(value) => Ok(value.clone()),
-            None => default.map(str::to_owned).ok_or_else(|| {
-                format!("the environment variable `{name}` is not set")
-            }),
+            None => default
+                .map(str::to_owned)
+                .ok_or_else(|| format!("the environment variable `{name}` is not set")),
         }
     }
 }

@@ -72,10 +72,29 @@ pub static ROOT: Scope = Scope {
     about: "The whole file.",
     keys: &[
         required("version", Kind::Integer, "The version of this format: 1."),
-        required("kafka", Kind::TextMap, "librdkafka properties, word for word. `bootstrap.servers` and `group.id` are required; those the engine owns are refused with the reason."),
-        key("schema_registry", Kind::Scope(&SCHEMA_REGISTRY), "", "The Confluent-compatible schema registry. Required if a route reads `value: registry`."),
-        key("memory", Kind::Bytes, "256MiB", "For all records held between the broker and the sinks; routes share it."),
-        key("defaults", Kind::Scope(&DEFAULTS), "", "Keys that every route takes unless it says otherwise. Mappings merge by key."),
+        required(
+            "kafka",
+            Kind::TextMap,
+            "librdkafka properties, word for word. `bootstrap.servers` and `group.id` are required; those the engine owns are refused with the reason.",
+        ),
+        key(
+            "schema_registry",
+            Kind::Scope(&SCHEMA_REGISTRY),
+            "",
+            "The Confluent-compatible schema registry. Required if a route reads `value: registry`.",
+        ),
+        key(
+            "memory",
+            Kind::Bytes,
+            "256MiB",
+            "For all records held between the broker and the sinks; routes share it.",
+        ),
+        key(
+            "defaults",
+            Kind::Scope(&DEFAULTS),
+            "",
+            "Keys that every route takes unless it says otherwise. Mappings merge by key.",
+        ),
         required("routes", Kind::Named(&ROUTE), "The routes, by name."),
     ],
 };
@@ -84,9 +103,23 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
     name: "schema_registry",
     about: "How to reach the schema registry.",
     keys: &[
-        required("url", Kind::Text, "Its base URL, for example `http://localhost:8081`."),
-        key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
-        key("timeout", Kind::Duration, "10s", "For one call, connecting included."),
+        required(
+            "url",
+            Kind::Text,
+            "Its base URL, for example `http://localhost:8081`.",
+        ),
+        key(
+            "basic_auth",
+            Kind::Scope(&BASIC_AUTH),
+            "",
+            "User name and password.",
+        ),
+        key(
+            "timeout",
+            Kind::Duration,
+            "10s",
+            "For one call, connecting included.",
+        ),
     ],
 };
 
@@ -95,7 +128,11 @@ pub static BASIC_AUTH: Scope = Scope {
     about: "HTTP basic authentication. Take the password from `${VAR}` or `${file:path}`.",
     keys: &[
         required("username", Kind::Text, "The user, or an API key."),
-        required("password", Kind::Text, "The password, or an API secret. Never shown."),
+        required(
+            "password",
+            Kind::Text,
+            "The password, or an API secret. Never shown.",
+        ),
     ],
 };
 
@@ -125,7 +162,12 @@ pub static ROUTE: Scope = Scope {
     about: "One route: topics of one schema, shaped by views, written to sinks.",
     keys: shared_route_keys!(
         required("topics", Kind::TextList, "The topics to read, by name."),
-        key("views", Kind::Sql, "", "Side outputs by name: SQL (DataFusion's) over `batch`, or over a view above."),
+        key(
+            "views",
+            Kind::Sql,
+            "",
+            "Side outputs by name: SQL (DataFusion's) over `batch`, or over a view above."
+        ),
         required("sinks", Kind::Named(&SINK), "Where rows go, by name."),
     ),
 };
@@ -135,8 +177,18 @@ pub static BATCH: Scope = Scope {
     about: "Limits of a micro-batch.",
     keys: &[
         key("max_rows", Kind::Integer, "50000", "Records in a batch."),
-        key("max_bytes", Kind::Bytes, "32MiB", "Bytes of keys, values and headers in a batch."),
-        key("max_age", Kind::Duration, "5s", "How long the first record waits."),
+        key(
+            "max_bytes",
+            Kind::Bytes,
+            "32MiB",
+            "Bytes of keys, values and headers in a batch.",
+        ),
+        key(
+            "max_age",
+            Kind::Duration,
+            "5s",
+            "How long the first record waits.",
+        ),
     ],
 };
 
@@ -145,8 +197,18 @@ pub static SINK: Scope = Scope {
     about: "One sink: what it reads, and one kind of target.",
     keys: &[
         key("from", Kind::Text, "batch", "The view it reads."),
-        key("id", Kind::Text, "<route>/<sink>", "The identity its progress is kept under. Set it to rename a route or a sink without starting again."),
-        key("parquet", Kind::Scope(&PARQUET), "", "Parquet files in a directory, exactly once."),
+        key(
+            "id",
+            Kind::Text,
+            "<route>/<sink>",
+            "The identity its progress is kept under. Set it to rename a route or a sink without starting again.",
+        ),
+        key(
+            "parquet",
+            Kind::Scope(&PARQUET),
+            "",
+            "Parquet files in a directory, exactly once.",
+        ),
     ],
 };
 
@@ -154,8 +216,17 @@ pub static PARQUET: Scope = Scope {
     name: "parquet",
     about: "Parquet files (Snappy). Readers glob `path/**/*.parquet`; `_sidestream/` holds the commit log.",
     keys: &[
-        required("path", Kind::Text, "The directory, relative to the working directory."),
-        key("roll", Kind::Scope(&ROLL), "", "When the open file is closed and committed: whichever limit is reached first."),
+        required(
+            "path",
+            Kind::Text,
+            "The directory, relative to the working directory.",
+        ),
+        key(
+            "roll",
+            Kind::Scope(&ROLL),
+            "",
+            "When the open file is closed and committed: whichever limit is reached first.",
+        ),
     ],
 };
 
@@ -163,9 +234,24 @@ pub static ROLL: Scope = Scope {
     name: "parquet.roll",
     about: "Limits of a file.",
     keys: &[
-        key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
-        key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),
-        key("max_age", Kind::Duration, "5m", "How long rows stay out of sight, and lag stays above 0, at most."),
+        key(
+            "max_bytes",
+            Kind::Bytes,
+            "128MiB",
+            "Size of a file, roughly: a batch is never cut.",
+        ),
+        key(
+            "max_rows",
+            Kind::Integer,
+            "",
+            "Rows of a file; no limit unless given.",
+        ),
+        key(
+            "max_age",
+            Kind::Duration,
+            "5m",
+            "How long rows stay out of sight, and lag stays above 0, at most.",
+        ),
     ],
 };
 

@@ -60,7 +60,10 @@ impl<'t> Mapping<'t> {
     }
 
     fn find(entries: &'t [(Key, Node)], name: &str) -> Option<&'t Node> {
-        entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
+        entries
+            .iter()
+            .find(|(key, _)| key.name == name)
+            .map(|(_, node)| node)
     }
 
     fn table(&self, name: &str) -> &'static TableKey {
@@ -88,7 +91,12 @@ impl<'t> Mapping<'t> {
     }
 
     /// A nested mapping, merged by key with the same one of the defaults. Missing: all defaults.
-    pub fn nested(&self, name: &str, scope: &'static Scope, context: &mut Context<'_>) -> Option<Mapping<'t>> {
+    pub fn nested(
+        &self,
+        name: &str,
+        scope: &'static Scope,
+        context: &mut Context<'_>,
+    ) -> Option<Mapping<'t>> {
         self.table(name);
         let own = Self::find(self.entries, name);
         let fallback = self.fallback.and_then(|entries| Self::find(entries, name));
@@ -117,7 +125,10 @@ impl<'t> Mapping<'t> {
         match &node.value {
             Value::Map(entries) => entries.iter().map(|(key, node)| (key, node)).collect(),
             _ => {
-                context.problem(node.span, format!("expected names and values, found {}", node.kind()));
+                context.problem(
+                    node.span,
+                    format!("expected names and values, found {}", node.kind()),
+                );
                 Vec::new()
             }
         }
@@ -183,7 +194,10 @@ impl<'t> Mapping<'t> {
 /// A single value with `${…}` expanded.
 pub fn text(node: &Node, context: &mut Context<'_>) -> Option<String> {
     let Value::Scalar(Scalar { text, .. }) = &node.value else {
-        context.problem(node.span, format!("expected a single value, found {}", node.kind()));
+        context.problem(
+            node.span,
+            format!("expected a single value, found {}", node.kind()),
+        );
         return None;
     };
     match context.environment.expand(text) {

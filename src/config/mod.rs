@@ -8,8 +8,8 @@
 //! `docs/routes.md` are made from it.
 
 mod expand;
-pub mod keys;
 mod kafka;
+pub mod keys;
 mod mapping;
 pub mod plan;
 mod problem;

@@ -29,7 +29,10 @@ pub struct Kafka {
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&String> = self.properties.keys().collect();
-        f.debug_struct("Kafka").field("group", &self.group).field("properties", &names).finish()
+        f.debug_struct("Kafka")
+            .field("group", &self.group)
+            .field("properties", &names)
+            .finish()
     }
 }
 

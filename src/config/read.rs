@@ -44,9 +44,7 @@ pub fn read(text: &str, environment: &Environment) -> Result<Plan, Vec<Problem>>
 ///
 /// # Errors
 /// What is wrong with them.
-pub fn parse_offsets(
-    text: &str,
-) -> Result<BTreeMap<TopicName, BTreeMap<Partition, Offset>>, Vec<Problem>> {
+pub fn parse_offsets(text: &str) -> Result<BTreeMap<TopicName, BTreeMap<Partition, Offset>>, Vec<Problem>> {
     let mut problems = Vec::new();
     let tree = tree::parse(text, &mut problems).map_err(|problem| vec![problem])?;
     let mut context = Context {
@@ -54,7 +52,11 @@ pub fn parse_offsets(
         problems,
     };
     let offsets = route::offsets(&tree, &mut context);
-    if context.problems.is_empty() { Ok(offsets) } else { Err(context.problems) }
+    if context.problems.is_empty() {
+        Ok(offsets)
+    } else {
+        Err(context.problems)
+    }
 }
 
 fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
@@ -63,7 +65,9 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let kafka = kafka::read(&root, context);
     let registry = registry(&root, context);
     let memory = root.bytes("memory", context);
-    let defaults = root.get("defaults").and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
+    let defaults = root
+        .get("defaults")
+        .and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
     root.require("routes", context);
     let routes: Vec<_> = root
         .named("routes", context)
@@ -106,7 +110,9 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
     if authority.contains('@') {
         let span = mapping.get("url").map_or(mapping.span, |node| node.span);
         let problem = Problem::new(span, "the registry's URL holds a user or a password");
-        context.problems.push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
+        context
+            .problems
+            .push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
     }
     let basic_auth = mapping.get("basic_auth").is_some().then(|| {
         let auth = mapping.nested("basic_auth", &keys::BASIC_AUTH, context)?;

@@ -16,7 +16,9 @@ pub fn read_all(
     context: &mut Context<'_>,
 ) -> Vec<(Sink, Span)> {
     let sinks = mapping.named("sinks", context);
-    if sinks.is_empty() && let Some(node) = mapping.get("sinks") {
+    if sinks.is_empty()
+        && let Some(node) = mapping.get("sinks")
+    {
         context.problem(node.span, "a route has at least one sink");
     }
     sinks
@@ -25,13 +27,7 @@ pub fn read_all(
         .collect()
 }
 
-fn read(
-    route: &str,
-    key: &Key,
-    node: &Node,
-    views: &[View],
-    context: &mut Context<'_>,
-) -> Option<Sink> {
+fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Context<'_>) -> Option<Sink> {
     check_name("sink", key, context);
     let mapping = Mapping::open(node, &keys::SINK, context)?;
     let from = from(&mapping, views, context);

@@ -159,7 +159,8 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
     fn check_anchor(&mut self, anchor: usize, at: Span) {
         if anchor > 0 {
             let problem = Problem::new(at, "anchors (`&`) and aliases (`*`) are not supported");
-            self.problems.push(problem.hint("put what routes share under `defaults:`"));
+            self.problems
+                .push(problem.hint("put what routes share under `defaults:`"));
         }
     }
 
@@ -217,7 +218,8 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
                 Event::Scalar(text, ..) => text.into_owned(),
                 other => {
                     self.node(other, span, depth + 1)?;
-                    self.problems.push(Problem::new(at, "a key has to be a single value"));
+                    self.problems
+                        .push(Problem::new(at, "a key has to be a single value"));
                     String::new()
                 }
             };
@@ -275,7 +277,11 @@ mod tests {
         parse("a: 1\nb: &x 2\na: 3\nc: *x\n", &mut problems).unwrap();
         let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         assert_eq!(messages.len(), 3, "{messages:?}");
-        assert!(messages.iter().any(|message| message.contains("given twice, first on line 1")));
+        assert!(
+            messages
+                .iter()
+                .any(|message| message.contains("given twice, first on line 1"))
+        );
         let error = parse("a: [1\nb: 2\n", &mut Vec::new()).unwrap_err();
         assert!(error.message.starts_with("not valid YAML"), "{error:?}");
     }

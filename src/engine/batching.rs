@@ -252,7 +252,9 @@ impl Buffer {
         let mut end = chunk.end.min(limit).min(until.unwrap_or(chunk.end));
         let mut records = chunk.records_between(queue.taken, end);
         // The first record that no longer fits begins the next batch.
-        if !sinks.is_empty() && let Some(first_left) = records.nth(room) {
+        if !sinks.is_empty()
+            && let Some(first_left) = records.nth(room)
+        {
             end = Offset::new(first_left.offset()).unwrap_or(end);
         }
         let start = std::mem::replace(&mut queue.taken, end);
@@ -284,7 +286,10 @@ fn append(parts: &mut Vec<Part>, slice: Part) {
             part.end = slice.end;
             part.epoch = slice.epoch.or(part.epoch);
             let same = part.chunks.last().is_some_and(|last| {
-                slice.chunks.iter().all(|chunk| std::sync::Arc::ptr_eq(last, chunk))
+                slice
+                    .chunks
+                    .iter()
+                    .all(|chunk| std::sync::Arc::ptr_eq(last, chunk))
             });
             if !same {
                 part.chunks.extend(slice.chunks);
@@ -385,7 +390,9 @@ mod tests {
         buffer.restart(key(0), 1, at(0), None);
         buffer.restart(key(1), 1, at(0), None);
         let now = Instant::now();
-        buffer.push(&key(0), chunk(0, 0, 6, &[0, 1, 2, 3, 4, 5]), now).unwrap();
+        buffer
+            .push(&key(0), chunk(0, 0, 6, &[0, 1, 2, 3, 4, 5]), now)
+            .unwrap();
         buffer.push(&key(1), chunk(1, 0, 2, &[0, 1]), now).unwrap();
         let first = buffer.take(&ledger).unwrap();
         assert_eq!(first.sinks, SinkSet::EMPTY.with(0));

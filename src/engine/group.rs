@@ -64,7 +64,9 @@ impl Group {
         standing.durable.insert(lane, Some(durable.next));
         standing.epoch = durable.epoch.or(standing.epoch);
         for (identity, log, entry) in &durable.logs {
-            standing.metadata.set_log(&IdentityHash::of(identity), log, *entry);
+            standing
+                .metadata
+                .set_log(&IdentityHash::of(identity), log, *entry);
         }
         standing.is_changed = true;
     }

@@ -87,7 +87,11 @@ impl Ledger {
                 continue;
             };
             let standing = &mut standings[sink];
-            assert_eq!(Some(standing.accepted), step.start, "a batch must begin where its sink stands");
+            assert_eq!(
+                Some(standing.accepted),
+                step.start,
+                "a batch must begin where its sink stands"
+            );
             standing.accepted = step.end.next;
         }
     }
@@ -190,7 +194,10 @@ mod tests {
         let mut stored = Positions::default();
         stored.restore(key(), TopicName::new("t"), step(0, 5).end);
         assert_eq!(ledger.reset(1, &stored), [key()]);
-        assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
+        assert_eq!(
+            ledger.interest(&key(), at(5)),
+            (SinkSet::EMPTY.with(1), Some(at(20)))
+        );
         assert!(ledger.is_pending(0) && !ledger.is_pending(1));
     }
 }

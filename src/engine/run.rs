@@ -174,7 +174,12 @@ impl Engine {
             Event::Assigned(partitions) => self.on_assigned(partitions).await?,
             Event::Revoked { partitions, is_lost } => self.on_revoked(partitions, is_lost).await?,
             Event::Committed(result) => self.on_committed(result),
-            Event::Failed { source, offset, message, verdict } => {
+            Event::Failed {
+                source,
+                offset,
+                message,
+                verdict,
+            } => {
                 self.on_failed(source, offset, message, verdict).await?;
             }
             Event::Closed => return Err(SourceError::Ended.into()),
@@ -191,7 +196,10 @@ impl Engine {
             Ok(committed) => committed,
             Err(error) => {
                 // The group's offsets are a display: what is missing is only noticed less.
-                warn!(error = super::chain(&error), "committed offsets could not be read");
+                warn!(
+                    error = super::chain(&error),
+                    "committed offsets could not be read"
+                );
                 BTreeMap::new()
             }
         };
@@ -199,7 +207,9 @@ impl Engine {
         for source in partitions {
             let (offset, text) = committed
                 .get(&source)
-                .map_or((None, String::new()), |(offset, text)| (Some(*offset), text.clone()));
+                .map_or((None, String::new()), |(offset, text)| {
+                    (Some(*offset), text.clone())
+                });
             let metadata = GroupMetadata::parse(&text).unwrap_or_else(|error| {
                 warn!(%source, %error, "what was committed by others is overwritten");
                 GroupMetadata::default()
@@ -216,7 +226,10 @@ impl Engine {
     }
 
     fn live_lanes_of(&self, topic: &TopicName) -> BTreeSet<LaneId> {
-        self.lanes_of(topic).into_iter().filter(|lane| !self.stopped.contains(lane)).collect()
+        self.lanes_of(topic)
+            .into_iter()
+            .filter(|lane| !self.stopped.contains(lane))
+            .collect()
     }
 
     /// Asks the lanes of these partitions where they go on.
@@ -225,7 +238,10 @@ impl Engine {
         for (source, text) in partitions {
             let waiting = self.live_lanes_of(&source.topic);
             for lane in &waiting {
-                by_lane.entry(*lane).or_default().insert(source.clone(), text.clone());
+                by_lane
+                    .entry(*lane)
+                    .or_default()
+                    .insert(source.clone(), text.clone());
             }
             if !waiting.is_empty() {
                 self.pending.insert(source, Pending { waiting, from: None });
@@ -373,7 +389,11 @@ impl Engine {
 
     fn commit(&mut self) -> Result<(), EngineError> {
         // One at a time: librdkafka starts no new partition while commits are under way.
-        if self.is_committing { Ok(()) } else { self.commit_now() }
+        if self.is_committing {
+            Ok(())
+        } else {
+            self.commit_now()
+        }
     }
 
     fn commit_now(&mut self) -> Result<(), EngineError> {
@@ -398,7 +418,10 @@ impl Engine {
             Ok(()) => {}
             Err(error) => {
                 if !self.commit_failed {
-                    warn!(error, "offsets could not be committed; lag is shown too high until they can");
+                    warn!(
+                        error,
+                        "offsets could not be committed; lag is shown too high until they can"
+                    );
                 }
                 self.commit_failed = true;
                 self.group.retry();
@@ -420,14 +443,20 @@ impl Engine {
                 return Ok(());
             }
             Verdict::Fatal => return Err(EngineError::Client(message)),
-            Verdict::DataLost => "the brokers no longer have these records: retention passed them, or the partition was truncated",
-            Verdict::Unreadable => "the broker holds bytes that cannot be read; look at the partition's log there",
+            Verdict::DataLost => {
+                "the brokers no longer have these records: retention passed them, or the partition was truncated"
+            }
+            Verdict::Unreadable => {
+                "the broker holds bytes that cannot be read; look at the partition's log there"
+            }
             Verdict::Refused => "give this user the right to read the topic",
         };
         let Some(source) = source else {
             return Err(EngineError::Client(message));
         };
-        let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
+        let at = offset
+            .map(|offset| format!(" offset {offset}"))
+            .unwrap_or_default();
         let stop = Stop {
             message: format!("{source}{at}: {message}"),
             hint: Some(hint.to_owned()),
@@ -454,7 +483,12 @@ impl Engine {
 
     async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
-        error!(lane = lane.0, error = stop.message, hint = stop.hint, "route stopped");
+        error!(
+            lane = lane.0,
+            error = stop.message,
+            hint = stop.hint,
+            "route stopped"
+        );
         let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
         for source in pending {
             self.answered(lane, &source, None);
@@ -482,9 +516,11 @@ impl Engine {
             return false;
         };
         until.iter().all(|(source, end)| {
-            self.live_lanes_of(&source.topic)
-                .into_iter()
-                .all(|lane| self.group.durable_of(lane, source).is_some_and(|durable| durable >= *end))
+            self.live_lanes_of(&source.topic).into_iter().all(|lane| {
+                self.group
+                    .durable_of(lane, source)
+                    .is_some_and(|durable| durable >= *end)
+            })
         })
     }
 
@@ -500,7 +536,9 @@ impl Engine {
         }
         let closed = tokio::time::timeout(CLOSE_MAX, self.leave()).await;
         if !matches!(closed, Ok(Ok(()))) {
-            warn!("the group could not be left in time; its other members take over after the session timeout");
+            warn!(
+                "the group could not be left in time; its other members take over after the session timeout"
+            );
         }
     }
 

@@ -5,7 +5,6 @@
 mod rewrite;
 mod sql;
 
-
 use std::collections::BTreeSet;
 
 use arrow::datatypes::Field;
@@ -33,4 +32,3 @@ pub trait Handler: Send + Sync {
 
 /// The name of the decoded records in SQL.
 pub const BATCH: &str = "batch";
-

@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use datafusion::sql::sqlparser::ast::{
-    self, ExcludeSelectItem, Expr, Ident, ObjectName, Query, Select, SelectFlavor, SelectItem,
-    TableFactor, Visit, VisitMut, Visitor, VisitorMut, WildcardAdditionalOptions,
+    self, ExcludeSelectItem, Expr, Ident, ObjectName, Query, Select, SelectFlavor, SelectItem, TableFactor,
+    Visit, VisitMut, Visitor, VisitorMut, WildcardAdditionalOptions,
 };
 
 use super::BATCH;
@@ -133,7 +133,9 @@ impl Hide {
             Some(ExcludeSelectItem::Multiple(names)) => names,
         };
         for name in &self.hidden {
-            let is_there = all.iter().any(|other| other.to_string().trim_matches('"') == name.to_string().trim_matches('"'));
+            let is_there = all
+                .iter()
+                .any(|other| other.to_string().trim_matches('"') == name.to_string().trim_matches('"'));
             if !is_there {
                 all.push(name.clone());
             }

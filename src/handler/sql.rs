@@ -17,9 +17,7 @@ use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
-use datafusion::execution::{
-    SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext,
-};
+use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext};
 use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerContext};
@@ -132,17 +130,16 @@ impl Views {
                     queries.push(Some(query));
                 }
                 Err((message, place)) => {
-                    errors.push(BindError {
-                        view,
-                        message,
-                        place,
-                    });
+                    errors.push(BindError { view, message, place });
                     queries.push(None);
                 }
             }
         }
-        let meta: Vec<Field> =
-            meta.iter().filter(|field| named.contains(field.name())).cloned().collect();
+        let meta: Vec<Field> = meta
+            .iter()
+            .filter(|field| named.contains(field.name()))
+            .cloned()
+            .collect();
         let fields = value.fields().iter().map(|field| field.as_ref().clone());
         let batch = Slot::new(Arc::new(Schema::new(
             fields.chain(meta.iter().cloned()).collect::<Vec<_>>(),
@@ -205,10 +202,16 @@ impl Views {
         } else {
             &bound.plan
         };
-        let physical = self.state.query_planner().create_physical_plan(plan, &self.state).await?;
+        let physical = self
+            .state
+            .query_planner()
+            .create_physical_plan(plan, &self.state)
+            .await?;
         let pieces = collect(physical, self.task.clone()).await?;
-        let pieces: Vec<RecordBatch> =
-            pieces.iter().map(|piece| conform(piece, &bound.schema)).collect::<Result<_, _>>()?;
+        let pieces: Vec<RecordBatch> = pieces
+            .iter()
+            .map(|piece| conform(piece, &bound.schema))
+            .collect::<Result<_, _>>()?;
         match pieces.as_slice() {
             [one] => Ok(one.clone()),
             many => Ok(concat_batches(&bound.schema, many)?),
@@ -249,7 +252,9 @@ impl Handler for Views {
 }
 
 fn session() -> SessionState {
-    let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(PIECE_ROWS);
+    let mut config = SessionConfig::new()
+        .with_target_partitions(1)
+        .with_batch_size(PIECE_ROWS);
     let options = config.options_mut();
     options.sql_parser.collect_spans = true;
     options.sql_parser.map_string_types_to_utf8view = false;
@@ -385,7 +390,11 @@ fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataFu
     });
     let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
+    Ok(RecordBatch::try_new_with_options(
+        schema.clone(),
+        columns,
+        &options,
+    )?)
 }
 
 fn bind_error(view: usize, error: &DataFusionError) -> BindError {
@@ -411,7 +420,10 @@ fn place(error: &DataFusionError) -> Option<(usize, usize)> {
     for error in error.iter() {
         if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
             let start = span.start;
-            return Some((usize::try_from(start.line).ok()?, usize::try_from(start.column).ok()?));
+            return Some((
+                usize::try_from(start.line).ok()?,
+                usize::try_from(start.column).ok()?,
+            ));
         }
         if let DataFusionError::SQL(parser, _) = error.find_root() {
             let text = parser.to_string();

@@ -8,12 +8,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use sha2::{Digest, Sha256};
 use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
+use sha2::{Digest, Sha256};
 
 use crate::model::{
-    Classify, ClusterId, Fault, Hint, Offset, Partition, Start, TimePoint, TopicId, TopicName,
-    TopicPartition,
+    Classify, ClusterId, Fault, Hint, Offset, Partition, Start, TimePoint, TopicId, TopicName, TopicPartition,
 };
 
 use super::ffi;
@@ -32,10 +31,7 @@ pub struct TopicInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error("failed to ask the brokers for {what}")]
-    Client {
-        what: &'static str,
-        source: KafkaError,
-    },
+    Client { what: &'static str, source: KafkaError },
     #[error("failed to ask the brokers for {what}: {problem}")]
     Answer { what: &'static str, problem: String },
     #[error("topic `{topic}` does not exist")]
@@ -147,14 +143,16 @@ impl Cluster for KafkaCluster {
     async fn id(&self) -> Result<ClusterId, ClusterError> {
         self.ask("the cluster id", |client| {
             let id = client.client().fetch_cluster_id(TIMEOUT);
-            id.map(ClusterId).ok_or_else(|| Failure::Answer("no answer in time".to_owned()))
+            id.map(ClusterId)
+                .ok_or_else(|| Failure::Answer("no answer in time".to_owned()))
         })
         .await
     }
 
     async fn topic(&self, topic: &TopicName) -> Result<TopicInfo, ClusterError> {
         let topic = topic.clone();
-        self.ask("a topic's id", move |client| describe(client, &topic)).await
+        self.ask("a topic's id", move |client| describe(client, &topic))
+            .await
     }
 
     async fn resolve(
@@ -164,13 +162,16 @@ impl Cluster for KafkaCluster {
         start: &Start,
     ) -> Result<BTreeMap<Partition, Offset>, ClusterError> {
         let (topic, start) = (topic.clone(), start.clone());
-        self.ask("start offsets", move |client| resolve(client, &topic, partition_count, &start))
-            .await
+        self.ask("start offsets", move |client| {
+            resolve(client, &topic, partition_count, &start)
+        })
+        .await
     }
 
     async fn bounds(&self, source: &TopicPartition) -> Result<(Offset, Offset), ClusterError> {
         let source = source.clone();
-        self.ask("a partition's offsets", move |client| watermarks(client, &source)).await
+        self.ask("a partition's offsets", move |client| watermarks(client, &source))
+            .await
     }
 
     async fn committed(
@@ -206,9 +207,8 @@ fn describe(client: &BaseConsumer, topic: &TopicName) -> Result<TopicInfo, Failu
         .brokers()
         .first()
         .ok_or_else(|| Failure::Answer("no broker answered".to_owned()))?;
-    let described =
-        ffi::describe_topics(client, broker.id(), std::slice::from_ref(topic), TIMEOUT)
-            .map_err(Failure::Answer)?;
+    let described = ffi::describe_topics(client, broker.id(), std::slice::from_ref(topic), TIMEOUT)
+        .map_err(Failure::Answer)?;
     match described.into_iter().next().flatten() {
         Some(found) => Ok(TopicInfo {
             id: known_id(found.id, topic),
@@ -229,11 +229,12 @@ fn known_id(id: TopicId, topic: &TopicName) -> TopicId {
 }
 
 fn watermarks(client: &BaseConsumer, source: &TopicPartition) -> Result<(Offset, Offset), Failure> {
-    let (low, high) =
-        client.fetch_watermarks(source.topic.as_str(), source.partition.0, TIMEOUT)?;
+    let (low, high) = client.fetch_watermarks(source.topic.as_str(), source.partition.0, TIMEOUT)?;
     match (Offset::new(low), Offset::new(high)) {
         (Some(low), Some(high)) => Ok((low, high)),
-        _ => Err(Failure::Answer(format!("{source} has no offsets ({low}, {high})"))),
+        _ => Err(Failure::Answer(format!(
+            "{source} has no offsets ({low}, {high})"
+        ))),
     }
 }
 

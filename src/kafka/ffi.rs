@@ -36,12 +36,22 @@ pub enum Polled<'a> {
     Nothing,
     Message(Message<'a>),
     /// The end of a partition was reached: `next` is where the next record will be, past control records.
-    End { source: TopicPartition, next: Offset },
+    End {
+        source: TopicPartition,
+        next: Offset,
+    },
     Error(ConsumerError),
     Assign(Vec<TopicPartition>),
-    Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
+    Revoke {
+        partitions: Vec<TopicPartition>,
+        is_lost: bool,
+    },
     Committed(Result<(), String>),
-    Log { level: i32, facility: String, message: String },
+    Log {
+        level: i32,
+        facility: String,
+        message: String,
+    },
 }
 
 /// An error with the place it concerns, as far as librdkafka tells.
@@ -98,9 +108,7 @@ impl Message<'_> {
         };
         let timestamp_type = match kind {
             sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_CREATE_TIME => TimestampType::Create,
-            sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => {
-                TimestampType::LogAppend
-            }
+            sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_LOG_APPEND_TIME => TimestampType::LogAppend,
             _ => TimestampType::None,
         };
         let incoming = Incoming {
@@ -225,7 +233,9 @@ impl<C: ConsumerContext> Poller<C> {
                 sys::rd_kafka_event_topic_partition_list(event.0).as_ref(),
             )
         };
-        let partitions = list.map(|list| elements(list).map(source).collect()).unwrap_or_default();
+        let partitions = list
+            .map(|list| elements(list).map(source).collect())
+            .unwrap_or_default();
         if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             return Polled::Assign(partitions);
         }
@@ -266,8 +276,7 @@ pub fn set_epoch(list: &mut TopicPartitionList, source: &TopicPartition, epoch: 
     };
     // SAFETY: the list is ours and not shared; find gives null or an element of it.
     unsafe {
-        let element =
-            sys::rd_kafka_topic_partition_list_find(list.ptr(), name.as_ptr(), source.partition.0);
+        let element = sys::rd_kafka_topic_partition_list_find(list.ptr(), name.as_ptr(), source.partition.0);
         if !element.is_null() {
             sys::rd_kafka_topic_partition_set_leader_epoch(element, epoch.0);
         }
@@ -406,8 +415,7 @@ pub fn describe_topics<C: ConsumerContext>(
     // SAFETY: all objects are created here, used while they live, and destroyed once below; the client
     // copies names and options before DescribeTopics returns.
     let event = unsafe {
-        let collection =
-            sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+        let collection = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
         let options = sys::rd_kafka_AdminOptions_new(
             client,
             sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
@@ -418,12 +426,7 @@ pub fn describe_topics<C: ConsumerContext>(
             complaint.as_mut_ptr(),
             complaint.len(),
         );
-        sys::rd_kafka_AdminOptions_set_broker(
-            options,
-            broker,
-            complaint.as_mut_ptr(),
-            complaint.len(),
-        );
+        sys::rd_kafka_AdminOptions_set_broker(options, broker, complaint.as_mut_ptr(), complaint.len());
         let queue = sys::rd_kafka_queue_new(client);
         sys::rd_kafka_DescribeTopics(client, collection, options, queue);
         // The operation itself ends within the timeout; this waits a little longer for its result.
@@ -439,10 +442,7 @@ pub fn describe_topics<C: ConsumerContext>(
     read_descriptions(&NativeEvent(event), topics)
 }
 
-fn read_descriptions(
-    event: &NativeEvent,
-    topics: &[TopicName],
-) -> Result<Vec<Option<Described>>, String> {
+fn read_descriptions(event: &NativeEvent, topics: &[TopicName]) -> Result<Vec<Option<Described>>, String> {
     let ok = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     let unknown = [
         sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,

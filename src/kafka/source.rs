@@ -208,9 +208,7 @@ impl Worker {
             }
             slot.builder.push(incoming, headers);
             slot.since.get_or_insert_with(Instant::now);
-            if slot.builder.size() >= CHUNK_BYTES_MAX
-                || slot.builder.record_count() >= CHUNK_RECORDS_MAX
-            {
+            if slot.builder.size() >= CHUNK_BYTES_MAX || slot.builder.record_count() >= CHUNK_RECORDS_MAX {
                 let end = slot.builder.next();
                 hand_on(source, slot, end, outlets);
             }
@@ -236,13 +234,14 @@ impl Worker {
             Other::Assign(partitions) => self.assigned(partitions),
             Other::Revoke { partitions, is_lost } => {
                 self.awaits_answer = Some(Awaited::Unassign);
-                self.events.push(Event::Revoked {
-                    partitions,
-                    is_lost,
-                });
+                self.events.push(Event::Revoked { partitions, is_lost });
             }
             Other::Committed(result) => self.events.push(Event::Committed(result)),
-            Other::Log { level, facility, message } => log(level, &facility, &message),
+            Other::Log {
+                level,
+                facility,
+                message,
+            } => log(level, &facility, &message),
         }
     }
 
@@ -309,9 +308,7 @@ impl Worker {
         for assignment in assignments {
             let Assignment { source, from, number } = assignment;
             let offset = KafkaOffset::Offset(from.get());
-            if let Err(error) =
-                list.add_partition_offset(source.topic.as_str(), source.partition.0, offset)
-            {
+            if let Err(error) = list.add_partition_offset(source.topic.as_str(), source.partition.0, offset) {
                 self.fatal(format!("failed to assign {source} at {from}: {error}"));
                 continue;
             }
@@ -326,7 +323,10 @@ impl Worker {
         }
         self.awaits_answer = None;
         // A pause outlives unassign and assign in librdkafka.
-        let result = self.consumer.incremental_assign(&list).and_then(|()| self.consumer.resume(&list));
+        let result = self
+            .consumer
+            .incremental_assign(&list)
+            .and_then(|()| self.consumer.resume(&list));
         if let Err(error) = result {
             self.fatal(format!("failed to assign {assignments:?}: {error}"));
         }
@@ -359,7 +359,12 @@ impl Worker {
     fn commit(&mut self, commits: &[Commit]) {
         let mut list = TopicPartitionList::new();
         for commit in commits {
-            let Commit { source, next, epoch, metadata } = commit;
+            let Commit {
+                source,
+                next,
+                epoch,
+                metadata,
+            } = commit;
             let mut element = list.add_partition(source.topic.as_str(), source.partition.0);
             element.set_metadata(metadata);
             if let Err(error) = element.set_offset(KafkaOffset::Offset(next.get())) {
@@ -392,13 +397,16 @@ impl Worker {
             if let Some(waiting) = slot.waiting.take() {
                 slot.waiting = offer(waiting, outlets);
             }
-            if slot.since.is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX) {
+            if slot
+                .since
+                .is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX)
+            {
                 let end = slot.builder.next();
                 hand_on(source, slot, end, &self.outlets);
             }
             let is_full = slot.waiting.is_some() || outlets.iter().any(|outlet| outlet.gauge().is_full());
-            let has_room = slot.waiting.is_none()
-                && outlets.iter().all(|outlet| outlet.gauge().has_room_again());
+            let has_room =
+                slot.waiting.is_none() && outlets.iter().all(|outlet| outlet.gauge().has_room_again());
             if is_full && !slot.is_paused {
                 slot.is_paused = true;
                 pause.add_partition(source.topic.as_str(), source.partition.0);
@@ -407,7 +415,10 @@ impl Worker {
                 resume.add_partition(source.topic.as_str(), source.partition.0);
             }
         }
-        let paused = self.consumer.pause(&pause).and_then(|()| self.consumer.resume(&resume));
+        let paused = self
+            .consumer
+            .pause(&pause)
+            .and_then(|()| self.consumer.resume(&resume));
         if let Err(error) = paused {
             warn!(%error, "fetching could not be paused or resumed");
         }
@@ -434,12 +445,22 @@ impl Worker {
 /// What a poll brought besides records, without borrows.
 enum Other {
     Nothing,
-    End { source: TopicPartition, next: Offset },
+    End {
+        source: TopicPartition,
+        next: Offset,
+    },
     Error(ConsumerError),
     Assign(Vec<TopicPartition>),
-    Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
+    Revoke {
+        partitions: Vec<TopicPartition>,
+        is_lost: bool,
+    },
     Committed(Result<(), String>),
-    Log { level: i32, facility: String, message: String },
+    Log {
+        level: i32,
+        facility: String,
+        message: String,
+    },
 }
 
 fn owned(polled: Polled<'_>) -> Other {
@@ -448,12 +469,13 @@ fn owned(polled: Polled<'_>) -> Other {
         Polled::End { source, next } => Other::End { source, next },
         Polled::Error(error) => Other::Error(error),
         Polled::Assign(partitions) => Other::Assign(partitions),
-        Polled::Revoke { partitions, is_lost } => Other::Revoke {
-            partitions,
-            is_lost,
-        },
+        Polled::Revoke { partitions, is_lost } => Other::Revoke { partitions, is_lost },
         Polled::Committed(result) => Other::Committed(result),
-        Polled::Log { level, facility, message } => Other::Log {
+        Polled::Log {
+            level,
+            facility,
+            message,
+        } => Other::Log {
             level,
             facility,
             message,

@@ -107,16 +107,12 @@ impl GroupMetadata {
     }
 
     pub fn set_position(&mut self, identity: &IdentityHash, next: Offset) {
-        self.entries
-            .insert(format!("p{}", identity.0), next.to_string());
+        self.entries.insert(format!("p{}", identity.0), next.to_string());
     }
 
     /// The commit log a file sink of this identity wrote to, and its last entry known.
     pub fn log(&self, identity: &IdentityHash) -> Option<(String, u64)> {
-        let (id, number) = self
-            .entries
-            .get(&format!("l{}", identity.0))?
-            .split_once('.')?;
+        let (id, number) = self.entries.get(&format!("l{}", identity.0))?.split_once('.')?;
         Some((id.to_owned(), number.parse().ok()?))
     }
 

@@ -12,9 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Partition, StartHash, TopicId, TopicName};
 
 /// An offset of a partition. Never negative: Kafka's negative "offsets" are commands, not places.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "i64", into = "i64")]
 pub struct Offset(i64);
 

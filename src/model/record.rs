@@ -190,9 +190,7 @@ impl Chunk {
         from: Offset,
         to: Offset,
     ) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
-        let lower = self
-            .records
-            .partition_point(|entry| entry.offset < from.get());
+        let lower = self.records.partition_point(|entry| entry.offset < from.get());
         let upper = self
             .records
             .partition_point(|entry| entry.offset < to.get())
@@ -277,11 +275,9 @@ impl ChunkBuilder {
             headers: 0,
         };
         self.bytes.extend_from_slice(record.key.unwrap_or_default());
-        self.bytes
-            .extend_from_slice(record.value.unwrap_or_default());
+        self.bytes.extend_from_slice(record.value.unwrap_or_default());
         for (name, value) in headers {
-            self.bytes
-                .extend_from_slice(&(name.len() as i32).to_le_bytes());
+            self.bytes.extend_from_slice(&(name.len() as i32).to_le_bytes());
             self.bytes.extend_from_slice(&len(value).to_le_bytes());
             self.bytes.extend_from_slice(name);
             self.bytes.extend_from_slice(value.unwrap_or_default());
@@ -293,11 +289,7 @@ impl ChunkBuilder {
     }
 
     /// The chunk `[start, end)`. `charge` is dropped with the chunk: it gives memory back to a budget.
-    pub fn finish(
-        self,
-        end: Offset,
-        charge: Option<Box<dyn std::any::Any + Send + Sync>>,
-    ) -> Chunk {
+    pub fn finish(self, end: Offset, charge: Option<Box<dyn std::any::Any + Send + Sync>>) -> Chunk {
         Chunk {
             source: self.source,
             assignment: self.assignment,
@@ -346,6 +338,9 @@ mod tests {
                 .records_between(Offset::new(from).unwrap(), Offset::new(to).unwrap())
                 .len()
         };
-        assert_eq!([between(0, 9), between(3, 9), between(2, 5), between(6, 2)], [2, 1, 1, 0]);
+        assert_eq!(
+            [between(0, 9), between(3, 9), between(2, 5), between(6, 2)],
+            [2, 1, 1, 0]
+        );
     }
 }

@@ -50,10 +50,12 @@ impl RegistryClient {
         }
         // A registry does not redirect; what it answers must not decide whom we send the password to.
         let client = Client::builder().redirect(redirect::Policy::none());
-        let settings = builder.build_with(client).map_err(|error| RegistryError::Unusable {
-            what: "`schema_registry`".to_owned(),
-            problem: error.error,
-        })?;
+        let settings = builder
+            .build_with(client)
+            .map_err(|error| RegistryError::Unusable {
+                what: "`schema_registry`".to_owned(),
+                problem: error.error,
+            })?;
         Ok(Self {
             settings: Arc::new(settings),
             by_id: Arc::default(),
@@ -71,7 +73,8 @@ impl RegistryClient {
     async fn complete(&self, what: &str, answer: Answer) -> Result<RegisteredSchema, RegistryError> {
         let mut texts = Vec::new();
         let mut seen = BTreeMap::new();
-        self.collect(what, &answer.references, 1, &mut seen, &mut texts).await?;
+        self.collect(what, &answer.references, 1, &mut seen, &mut texts)
+            .await?;
         Ok(RegisteredSchema {
             id: SchemaId(answer.id),
             kind: match answer.schema_type {
@@ -134,7 +137,8 @@ impl Registry for RegistryClient {
         // A failed call leaves the cell empty: the next one asks again.
         let fetch = || async {
             let answer = get_schema_by_id(id.0, &self.settings).await;
-            self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
+            self.complete(&what, answer.map_err(|error| explain(&what, &error))?)
+                .await
         };
         cell.get_or_try_init(fetch).await.cloned()
     }
@@ -149,7 +153,8 @@ impl Registry for RegistryClient {
             None => format!("subject `{subject}`"),
         };
         let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
-        self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
+        self.complete(&what, answer.map_err(|error| explain(&what, &error))?)
+            .await
     }
 }
 
@@ -173,9 +178,10 @@ fn explain(what: &str, error: &SRCError) -> RegistryError {
                 status: status.as_u16(),
             }
         }
-        Some(Refusal::Status { status, retry_after, .. })
-            if status.is_server_error()
-                || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
+        Some(Refusal::Status {
+            status, retry_after, ..
+        }) if status.is_server_error()
+            || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
         {
             unavailable(format!("HTTP {status}"), retry_after)
         }

@@ -66,7 +66,8 @@ impl Classify for RegistryError {
     fn hint(&self) -> Option<Hint> {
         Some(match self {
             Self::Unknown { .. } => {
-                "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`".into()
+                "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`"
+                    .into()
             }
             Self::Unauthorised { .. } => "check `schema_registry.basic_auth` and its rights".into(),
             Self::Unavailable { .. } => "check `schema_registry.url`, and that the registry is up".into(),

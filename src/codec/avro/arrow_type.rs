@@ -23,7 +23,10 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
     };
     let fields = fields(record, "")?;
     let fields: Fields = if nullable {
-        fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()
+        fields
+            .iter()
+            .map(|field| field.as_ref().clone().with_nullable(true))
+            .collect()
     } else {
         fields
     };
@@ -73,12 +76,8 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
         (_, Some(Logical::TimestampMillis)) => DataType::Timestamp(TimeUnit::Millisecond, utc()),
         (_, Some(Logical::TimestampMicros)) => DataType::Timestamp(TimeUnit::Microsecond, utc()),
         (_, Some(Logical::TimestampNanos)) => DataType::Timestamp(TimeUnit::Nanosecond, utc()),
-        (_, Some(Logical::LocalTimestampMillis)) => {
-            DataType::Timestamp(TimeUnit::Millisecond, None)
-        }
-        (_, Some(Logical::LocalTimestampMicros)) => {
-            DataType::Timestamp(TimeUnit::Microsecond, None)
-        }
+        (_, Some(Logical::LocalTimestampMillis)) => DataType::Timestamp(TimeUnit::Millisecond, None),
+        (_, Some(Logical::LocalTimestampMicros)) => DataType::Timestamp(TimeUnit::Microsecond, None),
         (_, Some(Logical::LocalTimestampNanos)) => DataType::Timestamp(TimeUnit::Nanosecond, None),
         (_, Some(Logical::Decimal { precision, scale })) => {
             if precision <= DECIMAL128_DIGITS_MAX {

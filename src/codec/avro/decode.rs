@@ -266,11 +266,7 @@ impl<'a> Cursor<'a> {
 
     /// Avro's blocks: a count, then as many items, until a count of 0. A negative count is followed by
     /// the block's size in bytes. `size_min` is what an item takes at least.
-    fn blocks(
-        &mut self,
-        size_min: usize,
-        mut item: impl FnMut(&mut Self) -> Result<()>,
-    ) -> Result<()> {
+    fn blocks(&mut self, size_min: usize, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         loop {
             let mut count = self.long()?;
             if count < 0 {

@@ -24,12 +24,7 @@ pub fn value(node: &Node, json: &Value) -> Result<Vec<u8>, EncodeError> {
     Ok(bytes)
 }
 
-fn put(
-    node: &Node,
-    json: &Value,
-    bytes: &mut Vec<u8>,
-    path: &mut Vec<String>,
-) -> Result<(), EncodeError> {
+fn put(node: &Node, json: &Value, bytes: &mut Vec<u8>, path: &mut Vec<String>) -> Result<(), EncodeError> {
     let refused = |path: &[String]| EncodeError {
         path: path.join("."),
         value: json.to_string(),
@@ -118,7 +113,9 @@ fn is_decimal(node: &Node) -> bool {
 }
 
 fn code_points(text: &str) -> Option<Vec<u8>> {
-    text.chars().map(|char| u8::try_from(u32::from(char)).ok()).collect()
+    text.chars()
+        .map(|char| u8::try_from(u32::from(char)).ok())
+        .collect()
 }
 
 fn block(count: usize, bytes: &mut Vec<u8>) {

@@ -2,10 +2,8 @@
 
 use std::sync::Arc;
 
-use apache_avro::schema::{
-    InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema,
-};
 use apache_avro::Schema;
+use apache_avro::schema::{InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema};
 
 /// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
 const DEPTH_MAX: usize = 64;
@@ -126,10 +124,7 @@ impl Node {
     }
 
     fn plain(kind: Kind) -> Self {
-        Self {
-            kind,
-            logical: None,
-        }
+        Self { kind, logical: None }
     }
 
     fn logical(kind: Kind, logical: Logical) -> Self {
@@ -218,7 +213,11 @@ impl<'s> Reader<'s> {
             Schema::Fixed(fixed) => Node::plain(fixed_kind(&fixed.name, fixed.size, namespace)),
             Schema::Enum(symbols) => Node::plain(Kind::Enum(Enum {
                 name: symbols.name.fullname(namespace),
-                symbols: symbols.symbols.iter().map(|symbol| Arc::from(symbol.as_str())).collect(),
+                symbols: symbols
+                    .symbols
+                    .iter()
+                    .map(|symbol| Arc::from(symbol.as_str()))
+                    .collect(),
                 default: symbols.default.as_deref().map(Arc::from),
             })),
             Schema::Array(array) => {
@@ -254,9 +253,7 @@ impl<'s> Reader<'s> {
             Schema::Decimal(decimal) => {
                 let kind = match &decimal.inner {
                     InnerDecimalSchema::Bytes => Kind::Bytes,
-                    InnerDecimalSchema::Fixed(fixed) => {
-                        fixed_kind(&fixed.name, fixed.size, namespace)
-                    }
+                    InnerDecimalSchema::Fixed(fixed) => fixed_kind(&fixed.name, fixed.size, namespace),
                 };
                 // 76 digits are what Arrow's widest decimal holds.
                 match (u8::try_from(decimal.precision), i8::try_from(decimal.scale)) {
@@ -278,9 +275,9 @@ impl<'s> Reader<'s> {
                 let kind = fixed_kind(&fixed.name, fixed.size, namespace);
                 Ok(Node::logical(kind, Logical::Duration))
             }
-            Schema::BigDecimal => Err(self.unsupported(
-                "big-decimal: every value has its own scale, which no Arrow type has",
-            )),
+            Schema::BigDecimal => {
+                Err(self.unsupported("big-decimal: every value has its own scale, which no Arrow type has"))
+            }
             other => Err(self.unsupported(format!("an unknown type {other:?}"))),
         }
     }
@@ -365,7 +362,11 @@ mod tests {
         assert!(error(recursive).contains("`left`: the type `a.Tree` contains itself"));
         let bomb = r#"{"type":"record","name":"R","fields":[
             {"name":"xs","type":{"type":"array","items":"null"}}]}"#;
-        assert!(error(bomb).contains("`xs`: items without bytes"), "{}", error(bomb));
+        assert!(
+            error(bomb).contains("`xs`: items without bytes"),
+            "{}",
+            error(bomb)
+        );
         let fixed = r#"{"type":"record","name":"R","fields":[{"name":"xs","type":{"type":"array",
             "items":{"type":"record","name":"E","fields":[{"name":"n","type":"null"}]}}}]}"#;
         assert!(error(fixed).contains("items without bytes"));
@@ -382,6 +383,9 @@ mod tests {
             panic!("not a record")
         };
         assert_eq!(record.fields[0].node.describe(), "record `shop.Customer`");
-        assert_eq!(record.fields[1].node.describe(), "union of null, record `shop.Customer`");
+        assert_eq!(
+            record.fields[1].node.describe(),
+            "union of null, record `shop.Customer`"
+        );
     }
 }

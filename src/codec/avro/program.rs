@@ -34,7 +34,10 @@ pub enum ValueOp {
     Boolean,
     IntToI32,
     /// A zigzag number, multiplied to the reader's time unit.
-    LongToI64 { factor: i64, is_int: bool },
+    LongToI64 {
+        factor: i64,
+        is_int: bool,
+    },
     ZigzagToF32,
     ZigzagToF64,
     FloatToF32,
@@ -44,9 +47,14 @@ pub enum ValueOp {
     Bytes,
     Fixed(usize),
     FixedToBytes(usize),
-    Decimal { fixed: Option<usize>, precision: u8 },
+    Decimal {
+        fixed: Option<usize>,
+        precision: u8,
+    },
     /// 16 bytes, as text.
-    Uuid { is_fixed: bool },
+    Uuid {
+        is_fixed: bool,
+    },
     Duration,
     /// The reader's symbol for each of the writer's.
     Enum(Vec<Option<Arc<str>>>),
@@ -148,9 +156,7 @@ fn target(name: &str, fields: &[Field], is_read: &[bool]) -> Option<usize> {
 
 fn default(column: usize, field: &Field, path: &mut Vec<String>) -> Result<DefaultOp, SchemaError> {
     let Some(json) = &field.default else {
-        return Err(SchemaError::MissingField {
-            path: path.join("."),
-        });
+        return Err(SchemaError::MissingField { path: path.join(".") });
     };
     // The default of a union belongs to the branch it fits; it is encoded with that branch's number.
     let bytes = encode::value(&field.node, json).map_err(|error| SchemaError::Unsupported {
@@ -182,9 +188,7 @@ fn value(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, Sch
         };
     }
     let Some((target, is_nullable)) = arrow_type::nullable(reader) else {
-        return Err(SchemaError::Union {
-            path: path.join("."),
-        });
+        return Err(SchemaError::Union { path: path.join(".") });
     };
     if writer.kind == Kind::Null {
         return match (is_nullable, &target.kind) {
@@ -217,15 +221,9 @@ fn plain(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<ValueOp
         }
         (Kind::Fixed { size, .. }, Kind::Bytes) => ValueOp::FixedToBytes(*size),
         (Kind::Enum(from), Kind::Enum(into)) => ValueOp::Enum(symbols(from, into)),
-        (Kind::Enum(from), Kind::String) => {
-            ValueOp::Enum(from.symbols.iter().cloned().map(Some).collect())
-        }
-        (Kind::Array(from), Kind::Array(into)) => {
-            ValueOp::List(Box::new(nested("items", from, into, path)?))
-        }
-        (Kind::Map(from), Kind::Map(into)) => {
-            ValueOp::Map(Box::new(nested("values", from, into, path)?))
-        }
+        (Kind::Enum(from), Kind::String) => ValueOp::Enum(from.symbols.iter().cloned().map(Some).collect()),
+        (Kind::Array(from), Kind::Array(into)) => ValueOp::List(Box::new(nested("items", from, into, path)?)),
+        (Kind::Map(from), Kind::Map(into)) => ValueOp::Map(Box::new(nested("values", from, into, path)?)),
         (Kind::Record(from), Kind::Record(into)) => ValueOp::Record(record(from, into, path)?),
         _ => return Err(incompatible(writer, reader, path)),
     })
@@ -269,9 +267,10 @@ fn logical_value(
         (Logical::Decimal { precision, scale }, kind) => {
             let fits = match writer.logical {
                 None => true,
-                Some(Logical::Decimal { precision: digits, scale: same }) => {
-                    same == scale && digits <= precision
-                }
+                Some(Logical::Decimal {
+                    precision: digits,
+                    scale: same,
+                }) => same == scale && digits <= precision,
                 Some(_) => false,
             };
             let fixed = match kind {
@@ -282,10 +281,7 @@ fn logical_value(
             if !fits {
                 return Err(refused());
             }
-            ValueOp::Decimal {
-                fixed,
-                precision,
-            }
+            ValueOp::Decimal { fixed, precision }
         }
         (Logical::Uuid, Kind::String) => ValueOp::Text,
         (Logical::Uuid, Kind::Bytes) => ValueOp::Uuid { is_fixed: false },
@@ -347,9 +343,7 @@ fn skip(node: &Node) -> SkipOp {
             // A key takes at least its length.
             size_min: 1 + value.size_min(),
         },
-        Kind::Record(record) => {
-            SkipOp::Record(record.fields.iter().map(|field| skip(&field.node)).collect())
-        }
+        Kind::Record(record) => SkipOp::Record(record.fields.iter().map(|field| skip(&field.node)).collect()),
         Kind::Union(arms) => SkipOp::Union(arms.iter().map(skip).collect()),
     }
 }

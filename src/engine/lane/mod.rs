@@ -25,8 +25,7 @@ use crate::config::plan::{BadRecords, BatchLimits, KeyForm};
 use crate::handler::Handler;
 use crate::kafka::{Cluster, Gauge, Outlet};
 use crate::model::{
-    Classify, Fault, Offset, PositionKey, Positions, SharedChunk, SinkSet, Start, StartHash,
-    TopicPartition,
+    Classify, Fault, Offset, PositionKey, Positions, SharedChunk, SinkSet, Start, StartHash, TopicPartition,
 };
 use crate::registry::Registry;
 use crate::sink::{Settled, Sink, SinkError};
@@ -161,11 +160,7 @@ enum State {
 }
 
 impl Lane {
-    pub fn new(
-        id: LaneId,
-        parts: LaneParts,
-        reports: mpsc::Sender<(LaneId, Report)>,
-    ) -> (Self, LaneHandle) {
+    pub fn new(id: LaneId, parts: LaneParts, reports: mpsc::Sender<(LaneId, Report)>) -> (Self, LaneHandle) {
         let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
         let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
         let handle = LaneHandle {
@@ -359,7 +354,11 @@ impl Lane {
         let fault = match error.fault() {
             Fault::Conflict => {
                 self.conflicts[index] += 1;
-                if self.conflicts[index] >= CONFLICTS_MAX { Fault::Stop } else { Fault::Conflict }
+                if self.conflicts[index] >= CONFLICTS_MAX {
+                    Fault::Stop
+                } else {
+                    Fault::Conflict
+                }
             }
             other => other,
         };
@@ -371,7 +370,13 @@ impl Lane {
                 let attempt = match &self.state {
                     State::Recovering { attempt, .. } => *attempt,
                     _ => {
-                        warn!(route = self.parts.route, sink = name, error = message, hint, "route paused");
+                        warn!(
+                            route = self.parts.route,
+                            sink = name,
+                            error = message,
+                            hint,
+                            "route paused"
+                        );
                         0
                     }
                 };

@@ -99,8 +99,14 @@ impl Lane {
         let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset));
         let prefix = taken.before(cuts);
         let Bad { rejected, place, .. } = &ready.bad[0];
-        let id = rejected.schema_id.map(|id| format!(", schema id {id}")).unwrap_or_default();
-        let message = format!("bad record at {place}{id}: {} ({})", rejected.message, rejected.code);
+        let id = rejected
+            .schema_id
+            .map(|id| format!(", schema id {id}"))
+            .unwrap_or_default();
+        let message = format!(
+            "bad record at {place}{id}: {} ({})",
+            rejected.message, rejected.code
+        );
         if let Some(prefix) = prefix {
             match block_in_place(|| self.decode(&prefix)) {
                 Ok(ready) => {
@@ -109,7 +115,10 @@ impl Lane {
                         self.summary.dropped += ready.dropped;
                     }
                 }
-                Err(error) => warn!(error = chain(&error), "the records before a bad one could not be written"),
+                Err(error) => warn!(
+                    error = chain(&error),
+                    "the records before a bad one could not be written"
+                ),
             }
         }
         self.flush_all().await;
@@ -125,7 +134,10 @@ impl Lane {
             return;
         };
         let now = Instant::now();
-        if self.bad_logged.is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL) {
+        if self
+            .bad_logged
+            .is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL)
+        {
             self.bad_logged = Some(now);
             warn!(
                 route = self.parts.route,
@@ -155,9 +167,16 @@ impl Lane {
         let mut kept: Vec<RecordRef<'_>> = rows.iter().map(|row| records[*row as usize]).collect();
         let mut columns = columns;
         // A key that is no text is as bad as a value that cannot be decoded, if somebody reads it.
-        if self.parts.meta.iter().any(|column| matches!(column, meta::MetaColumn::Key(_))) {
-            let is_good: Vec<bool> =
-                kept.iter().map(|record| meta::key_problem(self.parts.key, record).is_none()).collect();
+        if self
+            .parts
+            .meta
+            .iter()
+            .any(|column| matches!(column, meta::MetaColumn::Key(_)))
+        {
+            let is_good: Vec<bool> = kept
+                .iter()
+                .map(|record| meta::key_problem(self.parts.key, record).is_none())
+                .collect();
             if is_good.contains(&false) {
                 let mask = arrow::array::BooleanArray::from(is_good.clone());
                 columns = columns
@@ -169,7 +188,9 @@ impl Lane {
                     rejected.push(Rejected {
                         index,
                         code: "invalid_utf8",
-                        message: meta::key_problem(self.parts.key, &records[index]).unwrap_or_default().to_owned(),
+                        message: meta::key_problem(self.parts.key, &records[index])
+                            .unwrap_or_default()
+                            .to_owned(),
                         schema_id: None,
                     });
                 }
@@ -179,8 +200,11 @@ impl Lane {
             }
         }
         let value = self.parts.codec.schema();
-        let mut fields: Vec<Field> =
-            value.fields().iter().map(|field| field.as_ref().clone()).collect();
+        let mut fields: Vec<Field> = value
+            .fields()
+            .iter()
+            .map(|field| field.as_ref().clone())
+            .collect();
         for column in &self.parts.meta {
             fields.push(column.field());
             columns.push(column.build(&kept));
@@ -210,8 +234,11 @@ impl Lane {
     /// Writes to every sink of the batch; `true` if all of them took it.
     async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
         let moves = self.moves(taken);
-        let wanted: BTreeSet<usize> =
-            taken.sinks.iter().filter_map(|sink| self.parts.sinks[sink].from).collect();
+        let wanted: BTreeSet<usize> = taken
+            .sinks
+            .iter()
+            .filter_map(|sink| self.parts.sinks[sink].from)
+            .collect();
         let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
             Vec::new()
         } else {
@@ -251,7 +278,10 @@ impl Lane {
 
     fn moves(&self, taken: &Taken) -> Vec<Move> {
         let names = |part: &crate::engine::batching::Part| {
-            self.keys.iter().find(|(_, key)| **key == part.key).map(|(source, _)| source.topic.clone())
+            self.keys
+                .iter()
+                .find(|(_, key)| **key == part.key)
+                .map(|(source, _)| source.topic.clone())
         };
         taken
             .parts
@@ -323,7 +353,10 @@ fn ranges(moves: &[Move]) -> String {
         .iter()
         .map(|step| {
             let start = step.start.unwrap_or_default();
-            format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
+            format!(
+                "{}/{} [{start}, {})",
+                step.topic, step.key.partition, step.end.next
+            )
         })
         .collect();
     shown.join(", ")

@@ -13,8 +13,7 @@ use crate::engine::{chain, retry};
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{
-    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName,
-    TopicPartition,
+    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName, TopicPartition,
 };
 
 use super::{Lane, State};
@@ -25,7 +24,10 @@ enum Setback {
     Brokers(ClusterError),
     /// A sink failed; it was dealt with.
     Sink,
-    Stop { message: String, hint: &'static str },
+    Stop {
+        message: String,
+        hint: &'static str,
+    },
 }
 
 impl From<ClusterError> for Setback {
@@ -42,9 +44,15 @@ impl Lane {
             return;
         }
         let asked = self.to_resume.clone();
-        let unknown: BTreeMap<&TopicPartition, &String> =
-            asked.iter().filter(|(source, _)| !self.keys.contains_key(source)).collect();
-        let result = if unknown.is_empty() { Ok(()) } else { self.take_up(&unknown).await };
+        let unknown: BTreeMap<&TopicPartition, &String> = asked
+            .iter()
+            .filter(|(source, _)| !self.keys.contains_key(source))
+            .collect();
+        let result = if unknown.is_empty() {
+            Ok(())
+        } else {
+            self.take_up(&unknown).await
+        };
         match result {
             Ok(()) => {
                 self.resume_retry = None;
@@ -126,8 +134,9 @@ impl Lane {
 
     /// Gives every sink that has not seen the topic a position in all of its partitions, before any data.
     async fn first_sight(&mut self, topic: &TopicName, info: &TopicInfo) -> Result<(), Setback> {
-        let partitions: Vec<Partition> =
-            (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX)).map(Partition).collect();
+        let partitions: Vec<Partition> = (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX))
+            .map(Partition)
+            .collect();
         for index in 0..self.parts.sinks.len() {
             if let Some(former) = self.stored[index].former_id(topic, info.id) {
                 return Err(Setback::Stop {
@@ -161,8 +170,16 @@ impl Lane {
     ) -> Result<BTreeMap<Partition, Offset>, Setback> {
         let is_known = self.stored[index].knows(info.id);
         // A partition that appeared later was empty when it did: all of it is wanted.
-        let start = if is_known { &Start::Earliest } else { &self.parts.start };
-        let resolved = self.parts.cluster.resolve(topic, info.partition_count, start).await?;
+        let start = if is_known {
+            &Start::Earliest
+        } else {
+            &self.parts.start
+        };
+        let resolved = self
+            .parts
+            .cluster
+            .resolve(topic, info.partition_count, start)
+            .await?;
         let starts = missing.iter().filter_map(|partition| {
             // A sink added to a living route begins where its siblings stand.
             let siblings = self
@@ -171,7 +188,9 @@ impl Lane {
                 .filter_map(|stored| stored.get(&key(info, *partition)))
                 .map(|position| position.next)
                 .min();
-            let offset = siblings.filter(|_| !is_known).or(resolved.get(partition).copied())?;
+            let offset = siblings
+                .filter(|_| !is_known)
+                .or(resolved.get(partition).copied())?;
             Some((*partition, offset))
         });
         Ok(starts.collect())

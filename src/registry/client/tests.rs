@@ -16,9 +16,8 @@ async fn start(calls: Arc<AtomicUsize>) -> String {
         async move {
             calls.fetch_add(1, Ordering::SeqCst);
             let json = |value: serde_json::Value| axum::Json(value).into_response();
-            let status = |code: u16, body: String| {
-                (StatusCode::from_u16(code).unwrap(), body).into_response()
-            };
+            let status =
+                |code: u16, body: String| (StatusCode::from_u16(code).unwrap(), body).into_response();
             match id {
                 1 => json(json!({"schema": "\"int\""})),
                 2 => json(json!({"schema": "{}", "references":
@@ -68,10 +67,16 @@ async fn four_errors_are_told_apart() {
     let (client, _) = client().await;
     let error = async |id| client.by_id(SchemaId(id)).await.unwrap_err();
     assert!(matches!(error(404).await, RegistryError::Unknown { .. }));
-    assert!(matches!(error(6).await, RegistryError::Unauthorised { status: 401, .. }));
+    assert!(matches!(
+        error(6).await,
+        RegistryError::Unauthorised { status: 401, .. }
+    ));
     for id in [500, 502, 503, 504, 408, 200] {
         let error = error(id).await;
-        assert!(matches!(error, RegistryError::Unavailable { .. }), "{id}: {error}");
+        assert!(
+            matches!(error, RegistryError::Unavailable { .. }),
+            "{id}: {error}"
+        );
     }
     let RegistryError::Unavailable { retry_after, .. } = error(429).await else {
         panic!()
@@ -100,8 +105,14 @@ async fn references_types_and_subjects() {
     let (client, _) = client().await;
     assert_eq!(client.by_id(SchemaId(2)).await.unwrap().references, ["b-3"]);
     assert_eq!(client.by_id(SchemaId(5)).await.unwrap().kind, "PROTOBUF");
-    assert_eq!(client.by_subject("s-value", None).await.unwrap().text, "s-value-latest");
-    assert_eq!(client.by_subject("s-value", Some(4)).await.unwrap().text, "s-value-4");
+    assert_eq!(
+        client.by_subject("s-value", None).await.unwrap().text,
+        "s-value-latest"
+    );
+    assert_eq!(
+        client.by_subject("s-value", Some(4)).await.unwrap().text,
+        "s-value-4"
+    );
 }
 
 #[tokio::test]

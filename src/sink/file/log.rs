@@ -174,10 +174,12 @@ impl Log {
                         .to_owned(),
                 });
             }
-            self.positions.apply(&entry.moves).map_err(|conflict| LogError::Damaged {
-                path,
-                problem: format!("holds a move that does not fit: {conflict}"),
-            })?;
+            self.positions
+                .apply(&entry.moves)
+                .map_err(|conflict| LogError::Damaged {
+                    path,
+                    problem: format!("holds a move that does not fit: {conflict}"),
+                })?;
             self.files.extend(entry.files);
             self.last += 1;
             self.last_hash = hash;
@@ -249,7 +251,10 @@ impl Log {
             let Some((key, start)) = witness(&name) else {
                 continue;
             };
-            let passed = self.positions.get(&key).is_some_and(|position| position.next > start);
+            let passed = self
+                .positions
+                .get(&key)
+                .is_some_and(|position| position.next > start);
             if passed && !listed.contains(name.as_str()) {
                 remove_if_there(&staged_dir(&self.root).join(&name))?;
             }
@@ -287,7 +292,10 @@ impl Log {
 
     fn prune(&self, below: u64) -> Result<(), LogError> {
         for name in list(&log_dir(&self.root))? {
-            let number = name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
+            let number = name
+                .split('.')
+                .next()
+                .and_then(|digits| digits.parse::<u64>().ok());
             if number.is_some_and(|number| number < below) {
                 remove_if_there(&log_dir(&self.root).join(&name))?;
             }

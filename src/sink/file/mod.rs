@@ -123,9 +123,10 @@ impl FileSink {
         let open = match &mut self.open {
             Some(open) => open,
             None => {
-                let witness = batch.moves.first().ok_or_else(|| {
-                    io::Error::new(io::ErrorKind::InvalidInput, "rows without a move")
-                })?;
+                let witness = batch
+                    .moves
+                    .first()
+                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "rows without a move"))?;
                 let start = witness.start.unwrap_or_default();
                 let extension = self.format.extension();
                 let name = log::data_file_name(&witness.key, start, extension);
@@ -155,9 +156,9 @@ impl FileSink {
         let Some(mut log) = self.log.take() else {
             return self.read_positions();
         };
-        let (rows, bytes) = files
-            .iter()
-            .fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes));
+        let (rows, bytes) = files.iter().fold((0, 0), |(rows, bytes), file| {
+            (rows + file.rows, bytes + file.bytes)
+        });
         let count = files.len() as u64;
         if !moves.is_empty() {
             log.commit(moves, files).map_err(|error| self.explain(error))?;

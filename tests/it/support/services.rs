@@ -38,10 +38,7 @@ const START_ATTEMPTS: u32 = 3;
 
 const PORT_TAKEN: &str = "found its port taken";
 /// How Kafka and the registry put it.
-const PORT_TAKEN_LOGS: [&str; 2] = [
-    "Address already in use",
-    "seems to be in use by another process",
-];
+const PORT_TAKEN_LOGS: [&str; 2] = ["Address already in use", "seems to be in use by another process"];
 
 const FOLDER_PREFIX: &str = "sidestream-it-";
 
@@ -372,9 +369,7 @@ fn spawn(command: Command) -> io::Result<Child> {
     });
     let gone = |_| io::Error::other("the thread that starts services has ended");
     let (answer, result) = mpsc::channel();
-    spawner
-        .send((command, answer))
-        .map_err(|e| gone(e.to_string()))?;
+    spawner.send((command, answer)).map_err(|e| gone(e.to_string()))?;
     result.recv().map_err(|e| gone(e.to_string()))?
 }
 
@@ -421,9 +416,7 @@ impl Service {
         self.kill();
         let log = read_log();
         let what = match exit {
-            Some(_) if PORT_TAKEN_LOGS.iter().any(|text| log.contains(text)) => {
-                PORT_TAKEN.to_string()
-            }
+            Some(_) if PORT_TAKEN_LOGS.iter().any(|text| log.contains(text)) => PORT_TAKEN.to_string(),
             Some(status) => format!("ended while starting ({status})"),
             None => format!("was not ready after {} s", START_LIMIT.as_secs()),
         };
@@ -437,9 +430,7 @@ impl Service {
     fn stop(&mut self) {
         if let Some(child) = &mut self.child {
             let id = child.id().to_string();
-            let asked = Command::new("sh")
-                .args(["-c", "kill -TERM \"$0\"", &id])
-                .status();
+            let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status();
             if asked.is_ok_and(|status| status.success()) {
                 wait_until(Instant::now() + STOP_LIMIT, || {
                     !matches!(child.try_wait(), Ok(None))
@@ -491,9 +482,7 @@ impl Folder {
         };
         match make() {
             Ok(lock) => Ok(Folder { path, _lock: lock }),
-            Err::<_, io::Error>(e) => {
-                Err(format!("cannot make the folder {}: {e}", path.display()))
-            }
+            Err::<_, io::Error>(e) => Err(format!("cannot make the folder {}: {e}", path.display())),
         }
     }
 }
@@ -507,11 +496,7 @@ impl Drop for Folder {
 
 fn remove_abandoned_folders(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        if entry
-            .file_name()
-            .to_string_lossy()
-            .starts_with(FOLDER_PREFIX)
-        {
+        if entry.file_name().to_string_lossy().starts_with(FOLDER_PREFIX) {
             let path = entry.path();
             let abandoned = File::open(path.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
             if abandoned {
@@ -532,11 +517,9 @@ fn free_ports<const N: usize>() -> Result<[u16; N], String> {
     let mut ports = [0; N];
     let mut held = Vec::new();
     for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-            .map_err(|e| format!("no free port: {e}"))?;
-        let address = listener
-            .local_addr()
-            .map_err(|e| format!("no free port: {e}"))?;
+        let listener =
+            TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|e| format!("no free port: {e}"))?;
+        let address = listener.local_addr().map_err(|e| format!("no free port: {e}"))?;
         *port = address.port();
         held.push(listener);
     }
@@ -585,8 +568,7 @@ fn cluster_id() -> String {
 }
 
 fn connect(port: u16) -> io::Result<TcpStream> {
-    let stream =
-        TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), PROBE_LIMIT)?;
+    let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), PROBE_LIMIT)?;
     stream.set_read_timeout(Some(PROBE_LIMIT))?;
     stream.set_write_timeout(Some(PROBE_LIMIT))?;
     Ok(stream)

@@ -31,7 +31,9 @@ fn step(partition: i32, start: Option<i64>, end: i64) -> Move {
 }
 
 fn next(log: &Log, partition: i32) -> Option<i64> {
-    log.positions().get(&key(partition)).map(|position| position.next.get())
+    log.positions()
+        .get(&key(partition))
+        .map(|position| position.next.get())
 }
 
 /// Stages a file as a sink would.
@@ -57,8 +59,10 @@ fn writers_of_different_partitions_share_a_log_and_a_late_one_loses() {
     let mut one = Log::open(dir.path(), &owner()).unwrap();
     let mut two = Log::open(dir.path(), &owner()).unwrap();
     assert_eq!(one.id(), two.id());
-    one.commit(vec![step(0, None, 5)], vec![stage(dir.path(), 0, 0)]).unwrap();
-    two.commit(vec![step(1, None, 7)], vec![stage(dir.path(), 1, 0)]).unwrap();
+    one.commit(vec![step(0, None, 5)], vec![stage(dir.path(), 0, 0)])
+        .unwrap();
+    two.commit(vec![step(1, None, 7)], vec![stage(dir.path(), 1, 0)])
+        .unwrap();
     assert_eq!((next(&two, 0), next(&two, 1)), (Some(5), Some(7)));
     // A zombie still believes that partition 1 stands where it left it.
     let error = one.commit(vec![step(1, None, 9)], vec![]).unwrap_err();
@@ -75,7 +79,10 @@ fn another_identity_is_refused() {
         ..owner()
     };
     let error = Log::open(dir.path(), &other).unwrap_err();
-    assert!(error.to_string().contains("belongs to sink `r/s` of group `g`"), "{error}");
+    assert!(
+        error.to_string().contains("belongs to sink `r/s` of group `g`"),
+        "{error}"
+    );
 }
 
 #[test]

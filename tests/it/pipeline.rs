@@ -1,0 +1,226 @@
+use std::collections::BTreeSet;
+
+use arrow::array::{Array, StringArray};
+use serde_json::{Value, json};
+
+use crate::support::data::{self, Record};
+use crate::support::program::{Workplace, eventually, files};
+use crate::support::{self, Services};
+
+pub fn first_version() -> Value {
+    json!({"type": "record", "name": "Order", "namespace": "shop", "fields": [
+        {"name": "id", "type": "long"},
+        {"name": "customer", "type": "string"},
+        {"name": "amount", "type": "double"}
+    ]})
+}
+
+pub fn second_version() -> Value {
+    json!({"type": "record", "name": "Order", "namespace": "shop", "fields": [
+        {"name": "amount", "type": "double"},
+        {"name": "id", "type": "long"},
+        {"name": "customer", "type": "string"},
+        {"name": "note", "type": ["null", "string"], "default": null}
+    ]})
+}
+
+/// Orders `ids`, spread over partitions, every other one of the second version.
+pub struct Orders {
+    ids: [u32; 2],
+    schemas: [apache_avro::Schema; 2],
+}
+
+impl Orders {
+    pub fn register(services: &Services, topic: &str) -> Self {
+        let versions = [first_version(), second_version()];
+        let subject = format!("{topic}-value");
+        Self {
+            ids: [0, 1].map(|version| data::register(services, &subject, &versions[version])),
+            schemas: [0, 1].map(|version| apache_avro::Schema::parse(&versions[version]).unwrap()),
+        }
+    }
+
+    pub fn record(&self, id: i64, partitions: i32) -> Record {
+        let version = usize::try_from(id % 2).unwrap();
+        let value = if version == 0 {
+            json!({"id": id, "customer": format!("c{}", id % 10), "amount": id as f64 / 4.0})
+        } else {
+            json!({"amount": id as f64 / 4.0, "id": id, "customer": format!("c{}", id % 10), "note": format!("n{id}")})
+        };
+        let bytes = data::framed(self.ids[version], &self.schemas[version], &value);
+        Record {
+            key: Some(format!("k{id}").into_bytes()),
+            timestamp: Some(1_700_000_000_000 + id),
+            ..Record::new(i32::try_from(id % i64::from(partitions)).unwrap(), bytes)
+        }
+    }
+}
+
+pub fn routes(services: &Services, group: &str, topic: &str, extra: &str) -> String {
+    format!(
+        r#"
+version: 1
+kafka:
+  bootstrap.servers: "{}"
+  group.id: {group}
+  session.timeout.ms: 2000
+  heartbeat.interval.ms: 300
+schema_registry: {{url: "{}"}}
+routes:
+  orders:
+    topics: [{topic}]
+    start: earliest
+    key: string
+{extra}
+"#,
+        services.bootstrap, services.registry
+    )
+}
+
+#[test]
+fn one_topic_of_two_versions_becomes_parquet_once() {
+    let Some(services) = support::services("one_topic_of_two_versions_becomes_parquet_once") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("orders"), support::unique("group"));
+    data::create_topic(&services, &topic, 3);
+    let orders = Orders::register(&services, &topic);
+    data::produce(&services, &topic, (0..5000).map(|id| orders.record(id, 3)));
+    let extra = "
+    batch: {max_rows: 700, max_age: 200ms}
+    views:
+      large: |
+        SELECT id, upper(customer) AS who, _key, _partition, _offset
+        FROM batch WHERE amount >= 500
+    sinks:
+      archive: {parquet: {path: out/archive}}
+      large: {from: large, parquet: {path: out/large}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, extra));
+    let finished = place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert!(finished.stdout.contains("5000"), "{}", finished.stdout);
+
+    let (archive, file_count) = data::parquet_rows(&place.path("out/archive"));
+    let mut ids = data::numbers(&archive, "id");
+    ids.sort_unstable();
+    assert_eq!(ids, (0..5000).collect::<Vec<_>>());
+    // Interleaved versions give no more files than one.
+    assert_eq!(file_count, 1);
+    let notes: usize = archive
+        .iter()
+        .map(|batch| batch.column_by_name("note").unwrap())
+        .map(|notes| notes.len() - notes.null_count())
+        .sum();
+    assert_eq!(notes, 2500);
+
+    let (large, _) = data::parquet_rows(&place.path("out/large"));
+    assert_eq!(
+        data::numbers(&large, "id").into_iter().collect::<BTreeSet<_>>(),
+        (2000..5000).collect()
+    );
+    for batch in &large {
+        let column = |name| {
+            let column = batch.column_by_name(name).unwrap();
+            column.as_any().downcast_ref::<StringArray>().unwrap().clone()
+        };
+        let ids = data::numbers(std::slice::from_ref(batch), "id");
+        for (row, id) in ids.iter().enumerate() {
+            assert_eq!(column("_key").value(row), format!("k{id}"));
+            assert_eq!(column("who").value(row), format!("C{}", id % 10));
+        }
+    }
+    assert_no_lag(&services, &group, &topic);
+
+    // A second run goes on where the first ended.
+    data::produce(&services, &topic, (5000..5300).map(|id| orders.record(id, 3)));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let (archive, file_count) = data::parquet_rows(&place.path("out/archive"));
+    let mut ids = data::numbers(&archive, "id");
+    ids.sort_unstable();
+    assert_eq!((ids, file_count), ((0..5300).collect::<Vec<_>>(), 2));
+    assert_eq!(
+        files(&place.path("out"), ".staged"),
+        Vec::<std::path::PathBuf>::new()
+    );
+    assert_no_lag(&services, &group, &topic);
+}
+
+fn assert_no_lag(services: &Services, group: &str, topic: &str) {
+    for (partition, (committed, end)) in data::committed_and_ends(services, group, topic) {
+        assert_eq!(committed, Some(end), "partition {partition}");
+    }
+}
+
+#[test]
+fn a_service_commits_by_age_and_drains_on_sigterm() {
+    let Some(services) = support::services("a_service_commits_by_age_and_drains_on_sigterm") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("service"), support::unique("group"));
+    data::create_topic(&services, &topic, 2);
+    let orders = Orders::register(&services, &topic);
+    let extra = "
+    batch: {max_age: 100ms}
+    sinks:
+      archive: {parquet: {path: out/archive, roll: {max_age: 300ms}}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, extra));
+    let mut service = place.start(&["run"]);
+    data::produce(&services, &topic, (0..100).map(|id| orders.record(id, 2)));
+    eventually("the first rows are in sight", || {
+        data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id").len() == 100
+    });
+    eventually("lag is 0", || {
+        data::committed_and_ends(&services, &group, &topic)
+            .values()
+            .all(|(committed, end)| *committed == Some(*end))
+    });
+    data::produce(&services, &topic, (100..150).map(|id| orders.record(id, 2)));
+    eventually("later rows too", || {
+        data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id").len() == 150
+    });
+    assert_eq!(service.terminate(), Some(0), "{}", service.log());
+}
+
+#[test]
+fn a_bad_record_stops_its_route_before_it_and_says_where() {
+    let Some(services) = support::services("a_bad_record_stops_its_route_before_it_and_says_where") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("bad"), support::unique("group"));
+    data::create_topic(&services, &topic, 1);
+    let orders = Orders::register(&services, &topic);
+    let mut records: Vec<Record> = (0..10).map(|id| orders.record(id, 1)).collect();
+    records.insert(6, Record::new(0, b"{\"id\": 6}".to_vec()));
+    data::produce(&services, &topic, records);
+    let sinks = "
+    sinks:
+      archive: {parquet: {path: out/archive}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, sinks));
+    let finished = place.run(&["run", "--until", "latest"]).expect_code(1);
+    let expected = format!("bad record at {topic}/0 offset 6: the first byte is 0x7b, not the magic byte");
+    assert!(finished.stdout.contains(&expected), "{}", finished.stdout);
+    assert!(
+        finished
+            .stdout
+            .contains("hint: mend the producer, or set `bad_records: skip`")
+    );
+    let ids = |place: &Workplace| data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id");
+    assert_eq!(ids(&place), (0..6).collect::<Vec<_>>());
+
+    // The user edits the route; the rest comes, and nothing twice.
+    let skip = format!("    bad_records: skip\n{sinks}");
+    std::fs::write(
+        place.path("routes.yaml"),
+        routes(&services, &group, &topic, &skip),
+    )
+    .unwrap();
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let mut all = ids(&place);
+    all.sort_unstable();
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+}

@@ -1,0 +1,192 @@
+//! Topics, schemas and records for tests, and what is read back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use arrow::array::{Array, Int64Array, RecordBatch};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::{Value, json};
+
+use super::Services;
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+fn client(services: &Services) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", &services.bootstrap);
+    config
+}
+
+pub fn create_topic(services: &Services, topic: &str, partitions: i32) {
+    let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let created = admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT)));
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    for result in runtime.block_on(created).unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Registers a schema and returns its id.
+pub fn register(services: &Services, subject: &str, schema: &Value) -> u32 {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let body = json!({"schema": schema.to_string()}).to_string();
+        let answer = reqwest::Client::new()
+            .post(format!("{}/subjects/{subject}/versions", services.registry))
+            .header("content-type", "application/vnd.schemaregistry.v1+json")
+            .body(body)
+            .send()
+            .await
+            .unwrap()
+            .text()
+            .await
+            .unwrap();
+        let answer: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{answer}"));
+        u32::try_from(answer["id"].as_u64().unwrap_or_else(|| panic!("{answer}"))).unwrap()
+    })
+}
+
+/// A record's value in Confluent's frame, written by apache-avro.
+pub fn framed(id: u32, schema: &apache_avro::Schema, value: &Value) -> Vec<u8> {
+    let value = apache_avro::types::Value::try_from(value.clone())
+        .unwrap()
+        .resolve(schema)
+        .unwrap();
+    let writer = apache_avro::writer::datum::GenericDatumWriter::builder(schema)
+        .build()
+        .unwrap();
+    let mut bytes = vec![0];
+    bytes.extend_from_slice(&id.to_be_bytes());
+    bytes.extend(writer.write_value_to_vec(value).unwrap());
+    bytes
+}
+
+/// One record to be written.
+pub struct Record {
+    pub partition: i32,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub timestamp: Option<i64>,
+}
+
+impl Record {
+    pub fn new(partition: i32, value: Vec<u8>) -> Self {
+        Self {
+            partition,
+            key: None,
+            value: Some(value),
+            timestamp: None,
+        }
+    }
+}
+
+/// Writes all records and waits until the broker has them.
+pub fn produce(services: &Services, topic: &str, records: impl IntoIterator<Item = Record>) {
+    let producer: ThreadedProducer<_> = client(services)
+        .set("enable.idempotence", "true")
+        .set("compression.type", "lz4")
+        .set("linger.ms", "5")
+        .create()
+        .unwrap();
+    for record in records {
+        loop {
+            let mut message: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(record.partition);
+            message.key = record.key.as_deref();
+            message.payload = record.value.as_deref();
+            message.timestamp = record.timestamp;
+            match producer.send(message) {
+                Ok(()) => break,
+                // The queue is full: wait until some are delivered.
+                Err(_) => producer.flush(Duration::from_millis(100)).unwrap_or_default(),
+            }
+        }
+    }
+    producer.flush(TIMEOUT).unwrap();
+}
+
+/// The group's committed offset and the end of every partition: equal when lag is 0.
+pub fn committed_and_ends(
+    services: &Services,
+    group: &str,
+    topic: &str,
+) -> BTreeMap<i32, (Option<i64>, i64)> {
+    let consumer: BaseConsumer = client(services).set("group.id", group).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+    let partitions: Vec<i32> = metadata.topics()[0]
+        .partitions()
+        .iter()
+        .map(|partition| partition.id())
+        .collect();
+    let mut list = TopicPartitionList::new();
+    for partition in &partitions {
+        list.add_partition(topic, *partition);
+    }
+    let committed = consumer.committed_offsets(list, TIMEOUT).unwrap();
+    partitions
+        .into_iter()
+        .map(|partition| {
+            let (_, end) = consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap();
+            let offset = committed
+                .find_partition(topic, partition)
+                .map(|element| element.offset());
+            let offset = match offset {
+                Some(Offset::Offset(offset)) => Some(offset),
+                _ => None,
+            };
+            (partition, (offset, end))
+        })
+        .collect()
+}
+
+/// All rows of the Parquet files below `dir` that a globbing reader sees.
+pub fn parquet_rows(dir: &Path) -> (Vec<RecordBatch>, usize) {
+    let mut batches = Vec::new();
+    let mut files = 0;
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(&dir) else {
+            continue;
+        };
+        for entry in entries {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "parquet") {
+                files += 1;
+                let file = std::fs::File::open(&path).unwrap();
+                let reader = ParquetRecordBatchReaderBuilder::try_new(file)
+                    .unwrap()
+                    .build()
+                    .unwrap();
+                batches.extend(reader.map(Result::unwrap));
+            }
+        }
+    }
+    (batches, files)
+}
+
+/// A column of whole numbers over all batches.
+pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
+    let mut all = Vec::new();
+    for batch in batches {
+        let array = batch
+            .column_by_name(column)
+            .unwrap_or_else(|| panic!("{}", batch.schema()));
+        let array = array.as_any().downcast_ref::<Int64Array>().unwrap();
+        all.extend((0..array.len()).map(|row| array.value(row)));
+    }
+    all
+}

@@ -1,0 +1,84 @@
+//! Starts what tests need and speaks to it with clients that share no code with the program.
+
+pub mod data;
+pub mod program;
+mod services;
+
+use std::io::Write;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+/// Where the real services are.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub bootstrap: String,
+    pub registry: String,
+}
+
+static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+
+/// The shared broker and registry; started once, stopped with the process. `None` (said loudly) if they
+/// are not there; with `SIDESTREAM_REQUIRE_SERVICES` set, as in CI, that is a failure.
+pub fn services(test: &str) -> Option<Services> {
+    static STARTED: OnceLock<Result<(Services, Mutex<Option<Owned>>), String>> = OnceLock::new();
+    let started = STARTED.get_or_init(start);
+    match started {
+        Ok((services, _)) => Some(services.clone()),
+        Err(why) if std::env::var_os("SIDESTREAM_REQUIRE_SERVICES").is_some() => {
+            panic!("`{test}` needs real services: {why}")
+        }
+        Err(why) => {
+            let count = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
+            // Not captured by the test runner: a skipped test must be seen.
+            let _ = writeln!(std::io::stderr(), "SKIPPED ({count} so far): {test}: {why}");
+            None
+        }
+    }
+}
+
+/// A registry of a test's own, to be stopped in the middle.
+pub use services::Registry;
+
+struct Owned {
+    _kafka: services::Kafka,
+    _registry: services::Registry,
+}
+
+fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
+    let given = |name| {
+        std::env::var(name)
+            .ok()
+            .filter(|value: &String| !value.is_empty())
+    };
+    if let (Some(bootstrap), Some(registry)) =
+        (given("KAFKA_BOOTSTRAP_SERVERS"), given("SCHEMA_REGISTRY_URL"))
+    {
+        let services = Services { bootstrap, registry };
+        return Ok((services, Mutex::new(None)));
+    }
+    if let Some(why) = services::missing() {
+        return Err(why);
+    }
+    let kafka = services::Kafka::start()?;
+    let registry = services::Registry::start()?;
+    let services = Services {
+        bootstrap: kafka.bootstrap().to_owned(),
+        registry: registry.url().to_owned(),
+    };
+    let owned = Owned {
+        _kafka: kafka,
+        _registry: registry,
+    };
+    Ok((services, Mutex::new(Some(owned))))
+}
+
+/// Names that no other test uses: tests share one broker.
+pub fn unique(name: &str) -> String {
+    format!("{name}-{}", &uuid::Uuid::new_v4().simple().to_string()[..8])
+}
+
+/// Tests that load the machine take turns: two cores.
+pub fn turn() -> std::sync::MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
