@@ -28,7 +28,7 @@ impl Loaded {
 pub fn load(path: &Path) -> Result<Loaded, Failure> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
-    let root = path.parent().unwrap_or(Path::new(""));
+    let root = path.parent().unwrap_or_else(|| Path::new(""));
     match read(&text, &Environment::of_process(root)) {
         Ok(plan) => Ok(Loaded {
             plan,

@@ -1,7 +1,5 @@
 //! The table at exit: what went where.
 
-use std::fmt::Write;
-
 use crate::engine::lane::Summary;
 
 /// One line per sink, and one per stopped route.
@@ -45,13 +43,13 @@ pub fn render(summaries: &[Summary]) -> String {
                 format!("{cell:>width$}")
             }
         });
-        let _ = writeln!(out, "{}", cells.collect::<Vec<_>>().join("  ").trim_end());
+        out.push_str(&format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end()));
     }
     for summary in summaries {
         if let Some(stop) = &summary.stop {
-            let _ = writeln!(out, "\nroute {} stopped: {}", summary.route, stop.message);
+            out.push_str(&format!("\nroute {} stopped: {}\n", summary.route, stop.message));
             if let Some(hint) = &stop.hint {
-                let _ = writeln!(out, "  hint: {hint}");
+                out.push_str(&format!("  hint: {hint}\n"));
             }
         }
     }

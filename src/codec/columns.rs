@@ -128,6 +128,10 @@ impl Column {
         }
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     pub fn is_nullable(&self) -> bool {
         self.validity.is_some()
     }

@@ -1,7 +1,5 @@
 //! What is wrong with a file, where, and what to do.
 
-use std::fmt::Write;
-
 use super::tree::Span;
 
 /// One problem in `routes.yaml`.
@@ -36,15 +34,14 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
     let mut out = String::new();
     for problem in problems {
         let Span { line, column } = problem.span;
-        // Writing to a String cannot fail.
-        let _ = writeln!(out, "{file}:{line}:{column}: {}", problem.message);
+        out.push_str(&format!("{file}:{line}:{column}: {}\n", problem.message));
         if let Some(content) = lines.get(line.saturating_sub(1)) {
             let shown = redact(content);
-            let _ = writeln!(out, "  {line:>4} | {shown}");
-            let _ = writeln!(out, "       | {}^", " ".repeat(column.saturating_sub(1)));
+            out.push_str(&format!("  {line:>4} | {shown}\n"));
+            out.push_str(&format!("       | {}^\n", " ".repeat(column.saturating_sub(1))));
         }
         if let Some(hint) = &problem.hint {
-            let _ = writeln!(out, "  hint: {hint}");
+            out.push_str(&format!("  hint: {hint}\n"));
         }
         out.push('\n');
     }

@@ -1,7 +1,5 @@
 //! The JSON Schema of `routes.yaml` and `docs/routes.md`, made from the table of keys.
 
-use std::fmt::Write;
-
 use serde_json::{Map, Value, json};
 
 use super::keys::{Key, Kind, ROOT, SCOPES, Scope};
@@ -88,14 +86,12 @@ pub fn markdown() -> String {
          Input paths are relative to the file, output paths to the working directory.\n",
     );
     for scope in SCOPES {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            out,
+        out.push_str(&format!(
             "\n## `{}`\n\n{}\n\n| key | type | default | since | |\n|---|---|---|---|---|\n",
             scope.name, scope.about
-        );
+        ));
         for key in scope.keys {
-            let _ = writeln!(out, "{}", row(key));
+            out.push_str(&format!("{}\n", row(key)));
         }
     }
     out

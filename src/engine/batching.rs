@@ -193,6 +193,11 @@ impl Buffer {
         self.is_complete() && self.partitions.values().all(|queue| queue.chunks.is_empty())
     }
 
+    /// The assignment that is expected for `key`.
+    pub fn assignment_of(&self, key: &PositionKey) -> Option<u64> {
+        self.partitions.get(key).map(|queue| queue.assignment)
+    }
+
     /// The end of the bounded run for `key`, if it is bounded.
     pub fn end_of(&self, key: &PositionKey) -> Option<Offset> {
         self.partitions.get(key).and_then(|queue| queue.end)
@@ -233,7 +238,7 @@ impl Buffer {
         let Some(queue) = self.partitions.get_mut(&key) else {
             return Step::Nothing;
         };
-        let limit = queue.end.unwrap_or(Offset::new(i64::MAX).unwrap_or_default());
+        let limit = queue.end.unwrap_or(Offset::MAX);
         if queue.taken >= limit {
             // Past the end of a bounded run: read, but nobody's.
             queue.taken = queue.received;

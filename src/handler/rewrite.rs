@@ -52,9 +52,9 @@ pub fn named_meta(query: &Query, meta: &[&str]) -> BTreeSet<String> {
         meta,
         found: BTreeSet::new(),
     };
-    // This visitor never breaks.
-    let _ = query.visit(&mut names);
-    names.found
+    match query.visit(&mut names) {
+        ControlFlow::Continue(()) | ControlFlow::Break(()) => names.found,
+    }
 }
 
 /// Makes `*` over `batch` leave out `hidden` columns.

@@ -198,9 +198,7 @@ impl Worker {
             let source = by_handle
                 .entry(handle)
                 .or_insert_with(|| TopicPartition::new(&message.topic(), message.partition()));
-            let Some(slot) = slots.get_mut(source) else {
-                return None;
-            };
+            let slot = slots.get_mut(source)?;
             let (incoming, headers) = message.incoming();
             // librdkafka may give a record twice around a pause.
             if incoming.offset < slot.builder.next() {

@@ -18,6 +18,7 @@ pub struct Offset(i64);
 
 impl Offset {
     pub const ZERO: Offset = Offset(0);
+    pub const MAX: Offset = Offset(i64::MAX);
 
     /// `None` if `raw` is negative.
     pub fn new(raw: i64) -> Option<Self> {

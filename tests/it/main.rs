@@ -1,10 +1,18 @@
 //! The one integration test binary: each would link DataFusion again.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 /// Real Kafka, real registry, the real program.
 mod support;
 
 /// Records through the real program into files, read back and compared.
 mod pipeline;
+
+/// Broker and registry away, at the start and in the middle.
+mod outages;
+
+/// The pure core under a scripted world of crashes, zombies and lost replies.
+mod simulation;
 
 /// kill -9, and nothing lost or doubled.
 mod kills;

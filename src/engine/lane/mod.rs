@@ -425,6 +425,8 @@ impl Lane {
         }
         self.state = State::Running;
         info!(route = self.parts.route, "route resumed");
+        // A commit whose reply was lost has moved positions all the same.
+        self.report_progress().await;
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
         for key in self.keys.values() {
             self.buffer.remove(key);

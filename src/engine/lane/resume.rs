@@ -190,7 +190,7 @@ impl Lane {
                 .min();
             let offset = siblings
                 .filter(|_| !is_known)
-                .or(resolved.get(partition).copied())?;
+                .or_else(|| resolved.get(partition).copied())?;
             Some((*partition, offset))
         });
         Ok(starts.collect())

@@ -48,6 +48,7 @@ async fn start(calls: Arc<AtomicUsize>) -> String {
         .route("/subjects/{subject}/versions/{version}", get(by_subject));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    #[expect(clippy::disallowed_methods, reason = "serves as long as the test")]
     tokio::task::spawn(async move { axum::serve(listener, app).await });
     url
 }

@@ -389,7 +389,7 @@ fn checkpoint_path(root: &Path, number: u64) -> PathBuf {
 }
 
 fn parent(path: &Path) -> PathBuf {
-    path.parent().unwrap_or(Path::new(".")).to_owned()
+    path.parent().unwrap_or_else(|| Path::new(".")).to_owned()
 }
 
 fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogError> {

@@ -30,18 +30,33 @@ pub fn services(test: &str) -> Option<Services> {
         Err(why) => {
             let count = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
             // Not captured by the test runner: a skipped test must be seen.
-            let _ = writeln!(std::io::stderr(), "SKIPPED ({count} so far): {test}: {why}");
+            writeln!(std::io::stderr(), "SKIPPED ({count} so far): {test}: {why}").unwrap();
             None
         }
     }
 }
 
-/// A registry of a test's own, to be stopped in the middle.
-pub use services::Registry;
+/// Services of a test's own, to be stopped in the middle.
+pub use services::{Kafka, Registry};
+
+/// A broker and a registry of a test's own.
+pub fn own_services(test: &str) -> Option<(Kafka, Registry, Services)> {
+    // Says why if they cannot be had; those given by name must not be stopped.
+    services(test)?;
+    if services::missing().is_some() {
+        return None;
+    }
+    let (kafka, registry) = (Kafka::start().unwrap(), Registry::start().unwrap());
+    let services = Services {
+        bootstrap: kafka.bootstrap().to_owned(),
+        registry: registry.url().to_owned(),
+    };
+    Some((kafka, registry, services))
+}
 
 struct Owned {
-    _kafka: services::Kafka,
-    _registry: services::Registry,
+    _kafka: Kafka,
+    _registry: Registry,
 }
 
 fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
@@ -59,8 +74,8 @@ fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
     if let Some(why) = services::missing() {
         return Err(why);
     }
-    let kafka = services::Kafka::start()?;
-    let registry = services::Registry::start()?;
+    let kafka = Kafka::start()?;
+    let registry = Registry::start()?;
     let services = Services {
         bootstrap: kafka.bootstrap().to_owned(),
         registry: registry.url().to_owned(),

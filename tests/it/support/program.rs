@@ -131,8 +131,9 @@ impl Service {
 impl Drop for Service {
     fn drop(&mut self) {
         // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if self.child.kill().is_ok() {
+            self.child.wait().unwrap();
+        }
     }
 }
 
