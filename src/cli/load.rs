@@ -26,10 +26,18 @@ impl Loaded {
 /// # Errors
 /// [`Failure::Usage`] after all problems were printed.
 pub fn load(path: &Path) -> Result<Loaded, Failure> {
+    load_with(path, &[])
+}
+
+/// As [`load`], with variables that stand for those of the environment.
+///
+/// # Errors
+/// [`Failure::Usage`] after all problems were printed.
+pub fn load_with(path: &Path, variables: &[(String, String)]) -> Result<Loaded, Failure> {
     let text =
         std::fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
     let root = path.parent().unwrap_or_else(|| Path::new(""));
-    match read(&text, &Environment::of_process(root)) {
+    match read(&text, &Environment::of_process(root).with(variables)) {
         Ok(plan) => Ok(Loaded {
             plan,
             path: path.to_owned(),

@@ -3,6 +3,8 @@
 mod build;
 mod check;
 mod config_schema;
+mod datagen;
+mod demo;
 mod load;
 mod run;
 mod table;
@@ -28,6 +30,10 @@ enum Command {
     Run(run::Options),
     /// Report every problem of a routes file, and the guarantee of each sink.
     Check(check::Options),
+    /// Run the whole job on an embedded broker and registry, with generated records. Needs nothing else.
+    Demo(demo::Options),
+    /// Fill topics with records generated from Avro schemas.
+    Datagen(datagen::Options),
     /// Print the JSON Schema of routes.yaml, for editors.
     ConfigSchema(config_schema::Options),
 }
@@ -59,6 +65,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Check(options) => check::check(&options),
+        Command::Demo(options) => demo::demo(&options),
+        Command::Datagen(options) => datagen::datagen(&options),
         Command::ConfigSchema(options) => config_schema::print(&options),
     };
     match result {

@@ -73,20 +73,30 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(anyhow::Error::from)?;
-    let shutdown = CancellationToken::new();
-    let result = runtime.block_on(async {
-        listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
-        let prepared = tokio::select! {
-            prepared = prepare(&loaded, options.until.as_ref()) => prepared?,
-            // Before the engine runs there is nothing to drain.
-            () = shutdown.cancelled() => return Ok(()),
-        };
-        let (summaries, result) = engine::run::run(prepared, shutdown.clone()).await;
-        finish(&summaries, result, options.until.is_some())
-    });
+    let result = runtime.block_on(work(&loaded, options.until.as_ref()));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();
     result
+}
+
+/// A bounded run of everything that is there now.
+///
+/// # Errors
+/// [`Failure`]
+pub fn run_until_latest(runtime: &tokio::runtime::Runtime, loaded: &load::Loaded) -> Result<(), Failure> {
+    runtime.block_on(work(loaded, Some(&Start::Latest)))
+}
+
+async fn work(loaded: &load::Loaded, until: Option<&Start>) -> Result<(), Failure> {
+    let shutdown = CancellationToken::new();
+    listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
+    let prepared = tokio::select! {
+        prepared = prepare(loaded, until) => prepared?,
+        // Before the engine runs there is nothing to drain.
+        () = shutdown.cancelled() => return Ok(()),
+    };
+    let (summaries, result) = engine::run::run(prepared, shutdown).await;
+    finish(&summaries, result, until.is_some())
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once: kill -9 is safe, so is that.

@@ -30,6 +30,13 @@ impl Environment {
         Self::new(variables, root)
     }
 
+    /// With these variables, whatever they were before.
+    #[must_use]
+    pub fn with(mut self, variables: &[(String, String)]) -> Self {
+        self.variables.extend(variables.iter().cloned());
+        self
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::model::{Start, StartHash, TopicName};
@@ -17,6 +17,17 @@ pub struct Plan {
     /// Bytes, for everything held between the broker and the sinks.
     pub memory: u64,
     pub routes: Vec<Route>,
+}
+
+impl Plan {
+    /// Puts everything that is written to disk below `root`.
+    pub fn write_below(&mut self, root: &Path) {
+        for sink in self.routes.iter_mut().flat_map(|route| &mut route.sinks) {
+            match &mut sink.target {
+                Target::Parquet { path, .. } => *path = root.join(path.as_path()),
+            }
+        }
+    }
 }
 
 /// librdkafka properties; never shown, they hold passwords.

@@ -486,3 +486,17 @@ fn read_descriptions(event: &NativeEvent, topics: &[TopicName]) -> Result<Vec<Op
     }
     Ok(described)
 }
+
+/// The bootstrap address of the mock cluster that a client with `test.mock.num.brokers` runs, with the
+/// wait before a group's first rebalance taken away (3 s by default). `None` if it runs none.
+pub fn mock_bootstrap(client: *mut sys::rd_kafka_t) -> Option<String> {
+    // SAFETY: the client is alive, and so is its mock cluster; the address is copied.
+    unsafe {
+        let cluster = sys::rd_kafka_handle_mock_cluster(client);
+        if cluster.is_null() {
+            return None;
+        }
+        sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
+        Some(text(sys::rd_kafka_mock_cluster_bootstraps(cluster)))
+    }
+}

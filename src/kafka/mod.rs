@@ -9,6 +9,7 @@ mod event;
 #[expect(unsafe_code, reason = "librdkafka through its C API, in this module alone")]
 mod ffi;
 mod gauge;
+mod mock;
 mod settings;
 mod source;
 mod triage;
@@ -23,7 +24,8 @@ pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
 pub use event::{Assignment, Command, Commit, Event};
 pub use ffi::version;
 pub use gauge::Gauge;
-pub use settings::{client_config, consumer_config};
+pub use mock::MockBroker;
+pub use settings::{client_config, consumer_config, producer_config};
 pub use source::{KafkaSource, SourceError};
 pub use triage::Verdict;
 

@@ -49,3 +49,28 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
     config.set("isolation.level", "read_committed");
     config
 }
+
+/// Settings that only consumers have; a producer would complain about them.
+const CONSUMER_ONLY: [&str; 8] = [
+    "group.",
+    "session.",
+    "heartbeat.",
+    "max.poll.",
+    "fetch.",
+    "queued.",
+    "isolation.",
+    "coordinator.",
+];
+
+/// For producers: idempotent, and sure of every record before it counts.
+pub fn producer_config(kafka: &Kafka) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("client.id", "sidestream");
+    for (name, value) in &kafka.properties {
+        if !CONSUMER_ONLY.iter().any(|prefix| name.starts_with(prefix)) {
+            config.set(name, value);
+        }
+    }
+    config.set("enable.idempotence", "true").set("acks", "all");
+    config
+}

@@ -9,11 +9,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::{Client, StatusCode, redirect};
 use schema_registry_converter::async_impl::schema_registry::{
-    SrSettings, get_referenced_schema, get_schema_by_id, get_schema_by_subject_and_version,
+    SrSettings, get_referenced_schema, get_schema_by_id, get_schema_by_subject_and_version, post_schema,
 };
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{
-    RegisteredReference, RegisteredSchema as Answer, SchemaType,
+    RegisteredReference, RegisteredSchema as Answer, SchemaType, SuppliedSchema,
 };
 use tokio::sync::OnceCell;
 
@@ -155,6 +155,13 @@ impl Registry for RegistryClient {
         let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
         self.complete(&what, answer.map_err(|error| explain(&what, &error))?)
             .await
+    }
+
+    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
+        let schema = SuppliedSchema::new(None, SchemaType::Avro, text.to_owned());
+        let answer = post_schema(&self.settings, subject.to_owned(), schema).await;
+        let answer = answer.map_err(|error| explain(&format!("registering `{subject}`"), &error))?;
+        Ok(SchemaId(answer.id))
     }
 }
 

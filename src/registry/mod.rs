@@ -4,6 +4,7 @@
 //! answer and a schema that cannot be used are four errors with four consequences.
 
 mod client;
+pub mod embedded;
 mod http;
 
 use std::time::Duration;
@@ -34,6 +35,8 @@ pub trait Registry: Send + Sync {
         subject: &str,
         version: Option<u32>,
     ) -> Result<RegisteredSchema, RegistryError>;
+    /// Registers an Avro schema under a subject, if it is not there yet; its id.
+    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError>;
 }
 
 /// Why a schema could not be had.

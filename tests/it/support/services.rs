@@ -362,7 +362,7 @@ fn spawn(command: Command) -> io::Result<Child> {
         let (jobs, queue) = mpsc::channel::<Job>();
         thread::spawn(move || {
             for (mut command, answer) in queue {
-                let _ = answer.send(command.spawn());
+                answer.send(command.spawn()).ok();
             }
         });
         jobs
@@ -443,8 +443,8 @@ impl Service {
     fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // Both fail only if it has ended already.
-            let _ = child.kill();
-            let _ = child.wait();
+            child.kill().ok();
+            child.wait().ok();
         }
     }
 }
