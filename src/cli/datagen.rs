@@ -100,10 +100,7 @@ pub async fn fill(
 ) -> anyhow::Result<BTreeMap<String, u64>> {
     let topics = topics(registry, dir).await?;
     let mut config = config.clone();
-    config
-        .set("enable.idempotence", "true")
-        .set("compression.type", "lz4")
-        .set("linger.ms", "20");
+    config.set("compression.type", "lz4").set("linger.ms", "20");
     let producer: ThreadedProducer<DefaultProducerContext> =
         config.create().context("failed to create the Kafka producer")?;
     let mut written = BTreeMap::new();

@@ -14,5 +14,11 @@ mod outages;
 /// The pure core under a scripted world of crashes, zombies and lost replies.
 mod simulation;
 
+/// The demo on embedded parts.
+mod demo;
+
+/// Files of the repository that are made from the code.
+mod generated;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;

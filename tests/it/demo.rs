@@ -1,0 +1,59 @@
+use crate::support::data;
+use crate::support::program::Workplace;
+
+fn repository(path: &str) -> String {
+    format!("{}/{path}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn demo(place: &Workplace, options: &[&str]) -> String {
+    let (routes, schemas) = (repository("routes.yaml"), repository("avro"));
+    let arguments: Vec<&str> = ["demo", &routes, "--schemas", &schemas]
+        .into_iter()
+        .chain(options.iter().copied())
+        .collect();
+    place.run(&arguments).expect_code(0).stdout
+}
+
+/// The README's first command, on the embedded parts, with the repository's own routes.
+#[test]
+fn the_demo_runs_the_repository_s_routes() {
+    let place = Workplace::new("");
+    let stdout = demo(&place, &["--records", "3000", "--tombstone-every", "100"]);
+    assert!(
+        stdout.contains("generated 3000 records in shop.orders"),
+        "{stdout}"
+    );
+    let out = std::fs::read_dir(place.path("demo-out"))
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let rows = |dir: &str| -> usize {
+        data::parquet_rows(&out.join(dir))
+            .0
+            .iter()
+            .map(|batch| batch.num_rows())
+            .sum()
+    };
+    assert_eq!((rows("orders"), rows("clicks")), (3000, 3000));
+    // Two interleaved writer versions are one file.
+    assert_eq!(data::parquet_rows(&out.join("orders")).1, 1);
+}
+
+#[test]
+fn a_seed_makes_the_same_records_again() {
+    let place = Workplace::new("");
+    let mut seen = Vec::new();
+    demo(&place, &["--records", "500", "--seed", "7"]);
+    demo(&place, &["--records", "500", "--seed", "7"]);
+    for out in std::fs::read_dir(place.path("demo-out")).unwrap() {
+        let (rows, _) = data::parquet_rows(&out.unwrap().path().join("orders"));
+        let ids = data::numbers(&rows, "id").into_iter();
+        let mut pairs: Vec<(i64, i64)> = ids.zip(data::numbers(&rows, "customer_id")).collect();
+        pairs.sort_unstable();
+        seen.push(pairs);
+    }
+    assert_eq!(seen.len(), 2);
+    assert_eq!(seen[0], seen[1]);
+}
