@@ -1,7 +1,7 @@
 # The program alone, in an image without a shell, run by a user without rights.
 #
 #   docker build -t sidestream .
-#   docker run -v ./routes.yaml:/etc/sidestream/routes.yaml:ro -v sidestream-data:/data sidestream
+#   docker run -v "$PWD/routes.yaml:/etc/sidestream/routes.yaml:ro" -v sidestream-data:/data sidestream
 
 FROM rust:1.95-bookworm AS builder
 WORKDIR /build
@@ -35,9 +35,10 @@ LABEL org.opencontainers.image.title="sidestream" \
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt
 
 COPY --from=builder /build/target/release/sidestream /usr/local/bin/sidestream
-# Paths of sinks are relative to this directory. By number, for Kubernetes to see that it is not root (`runAsNonRoot`).
+# The paths of sinks are relative to this directory.
 COPY --from=builder --chown=65532:65532 /data /data
 WORKDIR /data
+# The base image's `nonroot`, by number: of a name, Kubernetes cannot tell that it is not root (`runAsNonRoot`).
 USER 65532:65532
 
 # Finishes what it has read, commits and ends with 0.

@@ -11,14 +11,16 @@ use tracing::warn;
 use crate::codec::avro::node::Node;
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, RegisteredAvro};
-use crate::config::plan::{ReaderSchema, Route, Sink, Target};
+use crate::config::plan::{FileFormat, ReaderSchema, Route, Sink, Target};
 use crate::config::{Problem, Span};
 use crate::engine::{chain, retry};
 use crate::handler::{Handler, Views};
 use crate::kafka::ClusterError;
 use crate::model::{Classify, ClusterId, Fault, Hint};
 use crate::registry::{Registry, RegistryError};
-use crate::sink::file::{FileSink, FileSinkOptions, Owner, ParquetFormat};
+use crate::sink::file::{
+    CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
+};
 use crate::sink::{self, SinkError};
 
 /// A reader schema that could not be had or used.
@@ -178,7 +180,7 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
 /// Builds a sink for rows of `schema`. The one place that names the kinds.
 pub fn sink(plan: &Sink, schema: SchemaRef, cluster: &ClusterId, group: &str) -> Box<dyn sink::Sink> {
     match &plan.target {
-        Target::Parquet { path, roll } => {
+        Target::Files { format, path, roll } => {
             let options = FileSinkOptions {
                 root: path.clone(),
                 owner: Owner {
@@ -189,7 +191,12 @@ pub fn sink(plan: &Sink, schema: SchemaRef, cluster: &ClusterId, group: &str) ->
                 schema,
                 roll: *roll,
             };
-            Box::new(FileSink::new(options, Box::new(ParquetFormat)))
+            let format: Box<dyn Format> = match format {
+                FileFormat::Parquet => Box::new(ParquetFormat),
+                FileFormat::JsonLines => Box::new(JsonLinesFormat),
+                FileFormat::Csv => Box::new(CsvFormat),
+            };
+            Box::new(FileSink::new(options, format))
         }
     }
 }

@@ -205,16 +205,28 @@ pub static SINK: Scope = Scope {
         ),
         key(
             "parquet",
-            Kind::Scope(&PARQUET),
+            Kind::Scope(&FILES),
             "",
-            "Parquet files in a directory, exactly once.",
+            "Parquet files (Snappy) in a directory, exactly once.",
+        ),
+        key(
+            "jsonl",
+            Kind::Scope(&FILES),
+            "",
+            "JSON Lines files in a directory, exactly once.",
+        ),
+        key(
+            "csv",
+            Kind::Scope(&FILES),
+            "",
+            "CSV files with a header line in a directory, exactly once. Nested values are JSON text.",
         ),
     ],
 };
 
-pub static PARQUET: Scope = Scope {
-    name: "parquet",
-    about: "Parquet files (Snappy). Readers glob `path/**/*.parquet`; `_sidestream/` holds the commit log.",
+pub static FILES: Scope = Scope {
+    name: "parquet, jsonl, csv",
+    about: "Files of one format in a directory. Readers glob `path/**/*.parquet` (`.jsonl`, `.csv`); `_sidestream/` holds the commit log.",
     keys: &[
         required(
             "path",
@@ -231,7 +243,7 @@ pub static PARQUET: Scope = Scope {
 };
 
 pub static ROLL: Scope = Scope {
-    name: "parquet.roll",
+    name: "roll",
     about: "Limits of a file.",
     keys: &[
         key(
@@ -264,6 +276,6 @@ pub static SCOPES: [&Scope; 9] = [
     &ROUTE,
     &BATCH,
     &SINK,
-    &PARQUET,
+    &FILES,
     &ROLL,
 ];

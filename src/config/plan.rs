@@ -24,7 +24,7 @@ impl Plan {
     pub fn write_below(&mut self, root: &Path) {
         for sink in self.routes.iter_mut().flat_map(|route| &mut route.sinks) {
             match &mut sink.target {
-                Target::Parquet { path, .. } => *path = root.join(path.as_path()),
+                Target::Files { path, .. } => *path = root.join(path.as_path()),
             }
         }
     }
@@ -142,7 +142,19 @@ pub struct Sink {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    Parquet { path: PathBuf, roll: Roll },
+    Files {
+        format: FileFormat,
+        path: PathBuf,
+        roll: Roll,
+    },
+}
+
+/// How rows become bytes of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileFormat {
+    Parquet,
+    JsonLines,
+    Csv,
 }
 
 /// `roll:` of a file sink: when its open file is closed and committed.
@@ -157,7 +169,7 @@ impl Target {
     /// What `check` prints of a sink.
     pub fn guarantee(&self) -> &'static str {
         match self {
-            Self::Parquet { .. } => {
+            Self::Files { .. } => {
                 "exactly once: files and positions are one entry of the directory's commit log"
             }
         }

@@ -229,7 +229,7 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     for route in routes {
         for (sink, span) in route.plan.sinks.iter().zip(&route.sink_spans) {
             let own = format!("{}/{}", route.plan.name, sink.name);
-            let Target::Parquet { path, .. } = &sink.target;
+            let Target::Files { path, .. } = &sink.target;
             // `./out`, `out/` and `out` are one directory.
             let path: std::path::PathBuf = path
                 .components()

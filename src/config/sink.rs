@@ -2,9 +2,10 @@
 
 use std::path::PathBuf;
 
+use super::Problem;
 use super::keys;
 use super::mapping::{Context, Mapping, unknown};
-use super::plan::{Roll, Sink, Target, View};
+use super::plan::{FileFormat, Roll, Sink, Target, View};
 use super::route::check_name;
 use super::tree::{Key, Node, Span};
 
@@ -32,24 +33,56 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
     let mapping = Mapping::open(node, &keys::SINK, context)?;
     let from = from(&mapping, views, context);
     let identity = mapping.text("id", context);
-    if mapping.get("parquet").is_none() {
-        context.problem(key.span, format!("sink `{}` says no target: `parquet`", key.name));
-        return None;
-    }
-    let parquet = mapping.nested("parquet", &keys::PARQUET, context)?;
-    parquet.require("path", context);
-    let path = parquet.text("path", context);
-    let roll = roll(&parquet, context);
+    let (name, format) = format(key, &mapping, context)?;
+    let files = mapping.nested(name, &keys::FILES, context)?;
+    files.require("path", context);
+    let path = files.text("path", context);
+    let roll = roll(&files, context);
     Some(Sink {
         name: key.name.clone(),
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
-        target: Target::Parquet {
+        target: Target::Files {
+            format,
             path: PathBuf::from(path?),
             roll: roll?,
         },
     })
+}
+
+/// The one kind of target that is given.
+fn format(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<(&'static str, FileFormat)> {
+    let kinds = [
+        ("parquet", FileFormat::Parquet),
+        ("jsonl", FileFormat::JsonLines),
+        ("csv", FileFormat::Csv),
+    ];
+    let given: Vec<_> = kinds
+        .into_iter()
+        .filter(|(name, _)| mapping.get(name).is_some())
+        .collect();
+    match given.as_slice() {
+        [one] => Some(*one),
+        [] => {
+            let names = kinds.map(|(name, _)| format!("`{name}`")).join(", ");
+            context.problem(
+                key.span,
+                format!("sink `{}` says no target: one of {names}", key.name),
+            );
+            None
+        }
+        [first, .., last] => {
+            let message = format!(
+                "sink `{}` says two targets: `{}` and `{}`",
+                key.name, first.0, last.0
+            );
+            context
+                .problems
+                .push(Problem::new(key.span, message).hint("make two sinks of it"));
+            None
+        }
+    }
 }
 
 /// `Some(None)` is `batch`.

@@ -5,6 +5,7 @@
 
 mod error;
 pub mod file;
+mod render;
 
 use std::time::Instant;
 

@@ -7,6 +7,7 @@
 mod entry;
 mod log;
 mod parquet;
+mod text;
 
 use std::fs::File;
 use std::io;
@@ -23,6 +24,7 @@ use crate::model::{Batch, Move, Positions, Reason};
 
 pub use entry::Owner;
 pub use parquet::ParquetFormat;
+pub use text::{CsvFormat, JsonLinesFormat};
 
 use super::{Settled, Sink, SinkError};
 use entry::DataFile;
