@@ -29,25 +29,15 @@ pub enum ReaderError {
     #[error("route `{route}`: failed to get its reader schema")]
     Registry { route: String, source: RegistryError },
     #[error("route `{route}`: {what} cannot be its reader schema: {problem}")]
-    Unusable {
-        route: String,
-        what: String,
-        problem: String,
-    },
+    Unusable { route: String, what: String, problem: String },
 }
 
 /// The hint of an error of ours, wherever it is in a chain.
 pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
     let classified: [Option<&dyn Classify>; 3] = [
-        error
-            .downcast_ref::<RegistryError>()
-            .map(|error| error as &dyn Classify),
-        error
-            .downcast_ref::<ClusterError>()
-            .map(|error| error as &dyn Classify),
-        error
-            .downcast_ref::<SinkError>()
-            .map(|error| error as &dyn Classify),
+        error.downcast_ref::<RegistryError>().map(|error| error as &dyn Classify),
+        error.downcast_ref::<ClusterError>().map(|error| error as &dyn Classify),
+        error.downcast_ref::<SinkError>().map(|error| error as &dyn Classify),
     ];
     classified.into_iter().flatten().find_map(|error| error.hint())
 }
@@ -63,11 +53,8 @@ pub fn subject(route: &Route) -> String {
 /// # Errors
 /// [`ReaderError`]
 pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, ReaderError> {
-    let unusable = |what: String, problem: String| ReaderError::Unusable {
-        route: route.name.clone(),
-        what,
-        problem,
-    };
+    let unusable =
+        |what: String, problem: String| ReaderError::Unusable { route: route.name.clone(), what, problem };
     let fetched = match &route.reader_schema {
         ReaderSchema::File(path) => {
             let what = format!("`{}`", path.display());
@@ -79,16 +66,10 @@ pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, Read
         ReaderSchema::Version(version) => registry.by_subject(&subject(route), Some(*version)).await,
         ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
     };
-    let schema = fetched.map_err(|source| ReaderError::Registry {
-        route: route.name.clone(),
-        source,
-    })?;
+    let schema = fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
     let what = format!("schema id {}", schema.id);
     if schema.kind != "AVRO" {
-        return Err(unusable(
-            what,
-            format!("it is {}, and this route reads Avro", schema.kind),
-        ));
+        return Err(unusable(what, format!("it is {}, and this route reads Avro", schema.kind)));
     }
     Node::parse(&schema.text, &schema.references).map_err(|error| unusable(what, error.to_string()))
 }
@@ -104,11 +85,7 @@ pub async fn reader_when_there(route: &Route, registry: &dyn Registry) -> Result
             Err(ReaderError::Registry { source, .. }) if source.fault() == Fault::Transient => {
                 attempt += 1;
                 if attempt == 1 {
-                    warn!(
-                        route = route.name,
-                        error = chain(&source),
-                        "waiting for the schema registry"
-                    );
+                    warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
                 }
                 let asked = match source {
                     RegistryError::Unavailable { retry_after, .. } => retry_after,
@@ -150,10 +127,7 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
     let all = MetaColumn::all(route.key);
     for field in codec.schema().fields() {
         if all.iter().any(|column| column.name() == field.name()) {
-            let message = format!(
-                "the schema's field `{}` has the name of a column of ours",
-                field.name()
-            );
+            let message = format!("the schema's field `{}` has the name of a column of ours", field.name());
             return Err(problem(message));
         }
     }
@@ -169,11 +143,7 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
         problems.collect::<Vec<_>>()
     })?;
     let named: BTreeMap<&str, MetaColumn> = all.iter().map(|column| (column.name(), *column)).collect();
-    let meta = views
-        .meta()
-        .iter()
-        .filter_map(|field| named.get(field.name().as_str()).copied())
-        .collect();
+    let meta = views.meta().iter().filter_map(|field| named.get(field.name().as_str()).copied()).collect();
     Ok(Bound { codec, views, meta })
 }
 

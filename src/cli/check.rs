@@ -23,10 +23,8 @@ pub struct Options {
 /// [`Failure::Usage`] if the file has problems, [`Failure::Failed`] if the registry could not be asked.
 pub fn check(options: &Options) -> Result<(), Failure> {
     let loaded = load::load(&options.file)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let registry = build::registry(&loaded.plan)?;
     let mut problems = Vec::new();
     let mut unasked = Vec::new();

@@ -61,16 +61,9 @@ pub fn datagen(options: &Options) -> Result<(), Failure> {
     let loaded = load::load(&options.file)?;
     let registry = build::registry(&loaded.plan)?;
     let config = kafka::producer_config(&loaded.plan.kafka);
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)?;
-    let written = runtime.block_on(fill(
-        &config,
-        registry.as_ref(),
-        &options.schemas,
-        &options.amount,
-    ))?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let written = runtime.block_on(fill(&config, registry.as_ref(), &options.schemas, &options.amount))?;
     for (topic, count) in written {
         print_line(&format!("{topic}: {count} records"));
     }
@@ -135,10 +128,7 @@ async fn topics(registry: &dyn Registry, dir: &Path) -> anyhow::Result<BTreeMap<
             .register(&format!("{topic}-value"), &text)
             .await
             .with_context(|| format!("failed to register `{}`", path.display()))?;
-        topics
-            .entry(topic.to_owned())
-            .or_default()
-            .push(Version { id, node });
+        topics.entry(topic.to_owned()).or_default().push(Version { id, node });
     }
     if topics.is_empty() {
         bail!("there are no `.avsc` files in `{}`", dir.display());
@@ -171,10 +161,7 @@ fn write(
     } else {
         let mut bytes = Vec::new();
         frame::write_prefix(version.id, &mut bytes);
-        bytes.extend(encode::value(
-            &version.node,
-            &generate(&version.node, "", number, random),
-        )?);
+        bytes.extend(encode::value(&version.node, &generate(&version.node, "", number, random))?);
         Some(bytes)
     };
     let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(topic).key(&key);
@@ -214,17 +201,12 @@ fn generate(node: &Node, name: &str, number: u64, random: &mut fastrand::Rng) ->
         }
         Kind::Map(item) => {
             let keys = ["source", "device"].into_iter().take(random.usize(0..3));
-            keys.map(|key| (key.to_owned(), generate(item, key, number, random)))
-                .collect()
+            keys.map(|key| (key.to_owned(), generate(item, key, number, random))).collect()
         }
         Kind::Record(record) => {
             let fields = record.fields.iter();
-            let values = fields.map(|field| {
-                (
-                    field.name.clone(),
-                    generate(&field.node, &field.name, number, random),
-                )
-            });
+            let values =
+                fields.map(|field| (field.name.clone(), generate(&field.node, &field.name, number, random)));
             Value::Object(values.collect::<Map<_, _>>())
         }
         Kind::Union(arms) => generate(&arms[random.usize(0..arms.len())], name, number, random),

@@ -28,18 +28,12 @@ pub struct Options {
 /// [`Failure`]
 pub fn demo(options: &Options) -> Result<(), Failure> {
     let broker = MockBroker::start().context("failed to start the embedded broker")?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)?;
-    let registry = runtime
-        .block_on(EmbeddedRegistry::start())
-        .context("failed to start the embedded registry")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let registry =
+        runtime.block_on(EmbeddedRegistry::start()).context("failed to start the embedded registry")?;
     let embedded = [
-        (
-            "KAFKA_BOOTSTRAP_SERVERS".to_owned(),
-            broker.bootstrap().to_owned(),
-        ),
+        ("KAFKA_BOOTSTRAP_SERVERS".to_owned(), broker.bootstrap().to_owned()),
         ("SCHEMA_REGISTRY_URL".to_owned(), registry.url()),
     ];
     let mut loaded = load::load_with(&options.file, &embedded)?;
@@ -48,12 +42,8 @@ pub fn demo(options: &Options) -> Result<(), Failure> {
     loaded.plan.write_below(&out);
     let client = build::registry(&loaded.plan)?;
     let config = kafka::producer_config(&loaded.plan.kafka);
-    let written = runtime.block_on(datagen::fill(
-        &config,
-        client.as_ref(),
-        &options.schemas,
-        &options.amount,
-    ))?;
+    let written =
+        runtime.block_on(datagen::fill(&config, client.as_ref(), &options.schemas, &options.amount))?;
     for (topic, count) in written {
         print_line(&format!("generated {count} records in {topic}"));
     }

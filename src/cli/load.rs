@@ -38,11 +38,7 @@ pub fn load_with(path: &Path, variables: &[(String, String)]) -> Result<Loaded, 
         std::fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
     let root = path.parent().unwrap_or_else(|| Path::new(""));
     match read(&text, &Environment::of_process(root).with(variables)) {
-        Ok(plan) => Ok(Loaded {
-            plan,
-            path: path.to_owned(),
-            text,
-        }),
+        Ok(plan) => Ok(Loaded { plan, path: path.to_owned(), text }),
         Err(problems) => {
             print(path, &text, &problems);
             Err(Failure::Usage)

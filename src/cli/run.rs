@@ -51,9 +51,7 @@ fn parse_until(text: &str) -> Result<Start, String> {
         return Ok(Start::Time(TimePoint::At(time.as_millisecond())));
     }
     // The braces of `routes.yaml`'s `start:`, and JSON.
-    crate::config::parse_offsets(text)
-        .map(Start::Offsets)
-        .map_err(|_| expected.to_owned())
+    crate::config::parse_offsets(text).map(Start::Offsets).map_err(|_| expected.to_owned())
 }
 
 /// # Errors
@@ -69,10 +67,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             )));
         }
     }
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(anyhow::Error::from)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let result = runtime.block_on(work(&loaded, options.until.as_ref()));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();

@@ -4,12 +4,8 @@ use crate::engine::lane::Summary;
 
 /// One line per sink, and one per stopped route.
 pub fn render(summaries: &[Summary]) -> String {
-    let mut rows = vec![
-        [
-            "route", "records", "bad", "dropped", "sink", "rows", "files", "bytes",
-        ]
-        .map(str::to_owned),
-    ];
+    let mut rows =
+        vec![["route", "records", "bad", "dropped", "sink", "rows", "files", "bytes"].map(str::to_owned)];
     for summary in summaries {
         for (index, (sink, settled)) in summary.sinks.iter().enumerate() {
             let once = |text: String| if index == 0 { text } else { String::new() };
@@ -25,23 +21,14 @@ pub fn render(summaries: &[Summary]) -> String {
             ]);
         }
     }
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].chars().count())
-            .max()
-            .unwrap_or_default()
-    };
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
     let widths: Vec<usize> = (0..8).map(width).collect();
     let mut out = String::new();
     for row in &rows {
         let cells = row.iter().enumerate().map(|(column, cell)| {
             let width = widths[column];
             // Names to the left, numbers to the right.
-            if column == 0 || column == 4 {
-                format!("{cell:<width$}")
-            } else {
-                format!("{cell:>width$}")
-            }
+            if column == 0 || column == 4 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
         });
         out.push_str(&format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end()));
     }
@@ -69,20 +56,10 @@ mod tests {
             records: 120,
             bad: 1,
             sinks: vec![
-                (
-                    "archive".into(),
-                    Settled {
-                        rows: 119,
-                        bytes: 5000,
-                        files: 1,
-                    },
-                ),
+                ("archive".into(), Settled { rows: 119, bytes: 5000, files: 1 }),
                 ("paid".into(), Settled::default()),
             ],
-            stop: Some(Stop {
-                message: "no".into(),
-                hint: Some("yes".into()),
-            }),
+            stop: Some(Stop { message: "no".into(), hint: Some("yes".into()) }),
             ..Summary::default()
         }];
         assert_eq!(

@@ -82,26 +82,18 @@ impl Column {
             DataType::Float64 => Data::F64(Vec::new()),
             DataType::Decimal128(_, _) => Data::I128(Vec::new()),
             DataType::Decimal256(_, _) => Data::I256(Vec::new()),
-            DataType::Utf8 | DataType::Binary => Data::Bytes {
-                offsets: vec![0],
-                bytes: Vec::new(),
-            },
-            DataType::FixedSizeBinary(width) => Data::Fixed {
-                width: usize::try_from(*width).unwrap_or_default(),
-                bytes: Vec::new(),
-            },
-            DataType::List(item) | DataType::Map(item, _) => Data::List {
-                offsets: vec![0],
-                item: Box::new(Column::new(item)?),
-            },
-            DataType::Struct(fields) => Data::Struct {
-                len: 0,
-                fields: fields.iter().map(Column::new).collect::<Result<_, _>>()?,
-            },
+            DataType::Utf8 | DataType::Binary => Data::Bytes { offsets: vec![0], bytes: Vec::new() },
+            DataType::FixedSizeBinary(width) => {
+                Data::Fixed { width: usize::try_from(*width).unwrap_or_default(), bytes: Vec::new() }
+            }
+            DataType::List(item) | DataType::Map(item, _) => {
+                Data::List { offsets: vec![0], item: Box::new(Column::new(item)?) }
+            }
+            DataType::Struct(fields) => {
+                Data::Struct { len: 0, fields: fields.iter().map(Column::new).collect::<Result<_, _>>()? }
+            }
             other => {
-                return Err(ArrowError::NotYetImplemented(format!(
-                    "a decoded column of type {other}"
-                )));
+                return Err(ArrowError::NotYetImplemented(format!("a decoded column of type {other}")));
             }
         };
         Ok(Self {
@@ -238,11 +230,7 @@ impl Column {
             }
             Data::Fixed { width, bytes } => {
                 let width = i32::try_from(width).unwrap_or(i32::MAX);
-                Arc::new(FixedSizeBinaryArray::try_new(
-                    width,
-                    Buffer::from_vec(bytes),
-                    nulls,
-                )?)
+                Arc::new(FixedSizeBinaryArray::try_new(width, Buffer::from_vec(bytes), nulls)?)
             }
             Data::List { offsets, item } => {
                 let offsets = OffsetBuffer::new(ScalarBuffer::from(offsets));
@@ -272,13 +260,8 @@ fn finish_struct(
     let DataType::Struct(types) = data_type else {
         return Err(ArrowError::SchemaError("not a struct".to_owned()));
     };
-    let arrays = fields
-        .into_iter()
-        .map(Column::finish)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Arc::new(StructArray::try_new_with_length(
-        types, arrays, nulls, len,
-    )?))
+    let arrays = fields.into_iter().map(Column::finish).collect::<Result<Vec<_>, _>>()?;
+    Ok(Arc::new(StructArray::try_new_with_length(types, arrays, nulls, len)?))
 }
 
 fn finish_i64(
@@ -340,19 +323,11 @@ mod tests {
         let field = Arc::new(Field::new("s", DataType::Struct(inner), true));
         let mut column = Column::new(&field).unwrap();
         let push = |column: &mut Column, n: i64, complete: bool| {
-            let Data::Struct { len, fields } = &mut column.data else {
-                panic!()
-            };
-            let Data::I64(values) = &mut fields[0].data else {
-                panic!()
-            };
+            let Data::Struct { len, fields } = &mut column.data else { panic!() };
+            let Data::I64(values) = &mut fields[0].data else { panic!() };
             values.push(n);
-            let Data::List { offsets, item } = &mut fields[1].data else {
-                panic!()
-            };
-            let Data::Bytes { offsets: ends, bytes } = &mut item.data else {
-                panic!()
-            };
+            let Data::List { offsets, item } = &mut fields[1].data else { panic!() };
+            let Data::Bytes { offsets: ends, bytes } = &mut item.data else { panic!() };
             bytes.extend_from_slice(b"text");
             push_offset(ends, bytes.len()).unwrap();
             item.mark_valid();
@@ -372,11 +347,7 @@ mod tests {
         let array = column.finish().unwrap();
         assert_eq!((array.len(), array.null_count()), (3, 1));
         let structs = array.as_any().downcast_ref::<StructArray>().unwrap();
-        let numbers = structs
-            .column(0)
-            .as_any()
-            .downcast_ref::<PrimitiveArray<Int64Type>>()
-            .unwrap();
+        let numbers = structs.column(0).as_any().downcast_ref::<PrimitiveArray<Int64Type>>().unwrap();
         assert_eq!(numbers.values(), &[1, 0, 3]);
         let lists = structs.column(1).as_any().downcast_ref::<ListArray>().unwrap();
         assert_eq!(lists.values().len(), 2);

@@ -63,10 +63,7 @@ impl MetaColumn {
             Self::Topic => (DataType::Utf8, false),
             Self::Partition => (DataType::Int32, false),
             Self::Offset => (DataType::Int64, false),
-            Self::Timestamp => (
-                DataType::Timestamp(TimeUnit::Millisecond, Some(Arc::from("UTC"))),
-                true,
-            ),
+            Self::Timestamp => (DataType::Timestamp(TimeUnit::Millisecond, Some(Arc::from("UTC"))), true),
             Self::TimestampType => (DataType::Int32, true),
             Self::Headers => {
                 let header = Field::new("item", DataType::Struct(header_fields()), false);
@@ -104,9 +101,7 @@ impl MetaColumn {
                 let numbers = records.iter().map(|record| record.source().partition.0);
                 Arc::new(Int32Array::from_iter_values(numbers))
             }
-            Self::Offset => Arc::new(Int64Array::from_iter_values(
-                records.iter().map(RecordRef::offset),
-            )),
+            Self::Offset => Arc::new(Int64Array::from_iter_values(records.iter().map(RecordRef::offset))),
             Self::Timestamp => {
                 let times = records.iter().map(|record| {
                     (record.timestamp_type() != TimestampType::None).then(|| record.timestamp_ms())
@@ -134,10 +129,7 @@ impl MetaColumn {
 }
 
 fn header_fields() -> Fields {
-    Fields::from(vec![
-        Field::new("key", DataType::Utf8, false),
-        Field::new("value", DataType::Binary, true),
-    ])
+    Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)])
 }
 
 fn build_headers(records: &[RecordRef<'_>]) -> ArrayRef {

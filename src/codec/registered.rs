@@ -54,26 +54,15 @@ impl RegisteredAvro {
             message: error.to_string(),
             schema_id: None,
         })?;
-        let reject = |code, message| Rejection {
-            code,
-            message,
-            schema_id: Some(id),
-        };
+        let reject = |code, message| Rejection { code, message, schema_id: Some(id) };
         match self.writers.get(&id) {
             Some(Writer::Usable(program)) => program.decode(payload, columns).map_err(|bad| {
                 let path = bad.path.join(".");
-                let at = if path.is_empty() {
-                    String::new()
-                } else {
-                    format!("field `{path}`: ")
-                };
+                let at = if path.is_empty() { String::new() } else { format!("field `{path}`: ") };
                 reject(bad.problem.code(), format!("{at}{}", bad.problem))
             }),
             Some(Writer::Refused { code, message }) => Err(reject(code, message.clone())),
-            None => Err(reject(
-                "unknown_id",
-                format!("schema id {id} was never looked up"),
-            )),
+            None => Err(reject("unknown_id", format!("schema id {id} was never looked up"))),
         }
     }
 }
@@ -158,11 +147,6 @@ impl Codec for RegisteredAvro {
             }
         }
         let columns = columns.into_iter().map(Column::finish);
-        Ok(Decoded {
-            columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?,
-            rows,
-            rejected,
-            dropped,
-        })
+        Ok(Decoded { columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?, rows, rejected, dropped })
     }
 }

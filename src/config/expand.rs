@@ -16,10 +16,7 @@ pub struct Environment {
 
 impl Environment {
     pub fn new(variables: impl IntoIterator<Item = (String, String)>, root: &Path) -> Self {
-        Self {
-            variables: variables.into_iter().collect(),
-            root: root.to_owned(),
-        }
+        Self { variables: variables.into_iter().collect(), root: root.to_owned() }
     }
 
     /// The variables of this process.

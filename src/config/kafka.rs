@@ -5,34 +5,16 @@ use super::plan::Kafka;
 
 /// Properties that decide about loss and doubling: they are set by us, and setting them is refused.
 pub const OWNED: [(&str, &str); 10] = [
-    (
-        "enable.auto.commit",
-        "offsets are committed when sinks say that rows are durable",
-    ),
-    (
-        "enable.auto.offset.store",
-        "offsets are committed when sinks say that rows are durable",
-    ),
-    (
-        "auto.offset.reset",
-        "a lost range stops the route; `start:` says where a new topic begins",
-    ),
-    (
-        "auto.commit.interval.ms",
-        "offsets are committed when sinks say that rows are durable",
-    ),
+    ("enable.auto.commit", "offsets are committed when sinks say that rows are durable"),
+    ("enable.auto.offset.store", "offsets are committed when sinks say that rows are durable"),
+    ("auto.offset.reset", "a lost range stops the route; `start:` says where a new topic begins"),
+    ("auto.commit.interval.ms", "offsets are committed when sinks say that rows are durable"),
     ("partition.assignment.strategy", "it is cooperative-sticky"),
     ("group.protocol", "it is classic"),
     ("enable.partition.eof", "the end of a partition brings lag to 0"),
-    (
-        "isolation.level",
-        "it is read_committed: aborted transactions are nobody's rows",
-    ),
+    ("isolation.level", "it is read_committed: aborted transactions are nobody's rows"),
     ("check.crcs", "it is on: without it damaged records pass as data"),
-    (
-        "statistics.interval.ms",
-        "statistics are read by sidestream itself",
-    ),
+    ("statistics.interval.ms", "statistics are read by sidestream itself"),
 ];
 
 pub fn read(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Kafka> {
@@ -47,17 +29,11 @@ pub fn read(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Kafka> {
         properties.insert(key.name.clone(), value);
     }
     // A missing key is reported where `kafka:` stands.
-    let span = super::Span {
-        line: node.span.line.saturating_sub(1),
-        column: 1,
-    };
+    let span = super::Span { line: node.span.line.saturating_sub(1), column: 1 };
     for name in ["bootstrap.servers", "group.id"] {
         if !properties.contains_key(name) {
             context.problem(span, format!("`{name}` is missing"));
         }
     }
-    Some(Kafka {
-        group: properties.get("group.id").cloned().unwrap_or_default(),
-        properties,
-    })
+    Some(Kafka { group: properties.get("group.id").cloned().unwrap_or_default(), properties })
 }

@@ -46,25 +46,11 @@ pub enum Kind {
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default,
-        is_required: false,
-        about,
-        since: "0.1.0",
-    }
+    Key { name, kind, default, is_required: false, about, since: "0.1.0" }
 }
 
 const fn required(name: &'static str, kind: Kind, about: &'static str) -> Key {
-    Key {
-        name,
-        kind,
-        default: "",
-        is_required: true,
-        about,
-        since: "0.1.0",
-    }
+    Key { name, kind, default: "", is_required: true, about, since: "0.1.0" }
 }
 
 pub static ROOT: Scope = Scope {
@@ -103,23 +89,9 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
     name: "schema_registry",
     about: "How to reach the schema registry.",
     keys: &[
-        required(
-            "url",
-            Kind::Text,
-            "Its base URL, for example `http://localhost:8081`.",
-        ),
-        key(
-            "basic_auth",
-            Kind::Scope(&BASIC_AUTH),
-            "",
-            "User name and password.",
-        ),
-        key(
-            "timeout",
-            Kind::Duration,
-            "10s",
-            "For one call, connecting included.",
-        ),
+        required("url", Kind::Text, "Its base URL, for example `http://localhost:8081`."),
+        key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
+        key("timeout", Kind::Duration, "10s", "For one call, connecting included."),
     ],
 };
 
@@ -128,11 +100,7 @@ pub static BASIC_AUTH: Scope = Scope {
     about: "HTTP basic authentication. Take the password from `${VAR}` or `${file:path}`.",
     keys: &[
         required("username", Kind::Text, "The user, or an API key."),
-        required(
-            "password",
-            Kind::Text,
-            "The password, or an API secret. Never shown.",
-        ),
+        required("password", Kind::Text, "The password, or an API secret. Never shown."),
     ],
 };
 
@@ -177,18 +145,8 @@ pub static BATCH: Scope = Scope {
     about: "Limits of a micro-batch.",
     keys: &[
         key("max_rows", Kind::Integer, "50000", "Records in a batch."),
-        key(
-            "max_bytes",
-            Kind::Bytes,
-            "32MiB",
-            "Bytes of keys, values and headers in a batch.",
-        ),
-        key(
-            "max_age",
-            Kind::Duration,
-            "5s",
-            "How long the first record waits.",
-        ),
+        key("max_bytes", Kind::Bytes, "32MiB", "Bytes of keys, values and headers in a batch."),
+        key("max_age", Kind::Duration, "5s", "How long the first record waits."),
     ],
 };
 
@@ -203,18 +161,8 @@ pub static SINK: Scope = Scope {
             "<route>/<sink>",
             "The identity its progress is kept under. Set it to rename a route or a sink without starting again.",
         ),
-        key(
-            "parquet",
-            Kind::Scope(&FILES),
-            "",
-            "Parquet files (Snappy) in a directory, exactly once.",
-        ),
-        key(
-            "jsonl",
-            Kind::Scope(&FILES),
-            "",
-            "JSON Lines files in a directory, exactly once.",
-        ),
+        key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
+        key("jsonl", Kind::Scope(&FILES), "", "JSON Lines files in a directory, exactly once."),
         key(
             "csv",
             Kind::Scope(&FILES),
@@ -228,11 +176,7 @@ pub static FILES: Scope = Scope {
     name: "parquet, jsonl, csv",
     about: "Files of one format in a directory. Readers glob `path/**/*.parquet` (`.jsonl`, `.csv`); `_sidestream/` holds the commit log.",
     keys: &[
-        required(
-            "path",
-            Kind::Text,
-            "The directory, relative to the working directory.",
-        ),
+        required("path", Kind::Text, "The directory, relative to the working directory."),
         key(
             "roll",
             Kind::Scope(&ROLL),
@@ -246,18 +190,8 @@ pub static ROLL: Scope = Scope {
     name: "roll",
     about: "Limits of a file.",
     keys: &[
-        key(
-            "max_bytes",
-            Kind::Bytes,
-            "128MiB",
-            "Size of a file, roughly: a batch is never cut.",
-        ),
-        key(
-            "max_rows",
-            Kind::Integer,
-            "",
-            "Rows of a file; no limit unless given.",
-        ),
+        key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
+        key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),
         key(
             "max_age",
             Kind::Duration,
@@ -268,14 +202,5 @@ pub static ROLL: Scope = Scope {
 };
 
 /// All scopes, in the order of `docs/routes.md`.
-pub static SCOPES: [&Scope; 9] = [
-    &ROOT,
-    &SCHEMA_REGISTRY,
-    &BASIC_AUTH,
-    &DEFAULTS,
-    &ROUTE,
-    &BATCH,
-    &SINK,
-    &FILES,
-    &ROLL,
-];
+pub static SCOPES: [&Scope; 9] =
+    [&ROOT, &SCHEMA_REGISTRY, &BASIC_AUTH, &DEFAULTS, &ROUTE, &BATCH, &SINK, &FILES, &ROLL];

@@ -44,12 +44,7 @@ impl<'t> Mapping<'t> {
                 context.problems.push(unknown("key", key.span, &key.name, &names));
             }
         }
-        Some(Self {
-            span: node.span,
-            scope,
-            entries,
-            fallback: None,
-        })
+        Some(Self { span: node.span, scope, entries, fallback: None })
     }
 
     /// Keys that are missing here are taken from `defaults`.
@@ -60,10 +55,7 @@ impl<'t> Mapping<'t> {
     }
 
     fn find(entries: &'t [(Key, Node)], name: &str) -> Option<&'t Node> {
-        entries
-            .iter()
-            .find(|(key, _)| key.name == name)
-            .map(|(_, node)| node)
+        entries.iter().find(|(key, _)| key.name == name).map(|(_, node)| node)
     }
 
     fn table(&self, name: &str) -> &'static TableKey {
@@ -106,12 +98,7 @@ impl<'t> Mapping<'t> {
         };
         let mut mapping = match own {
             Some(node) => Self::open(node, scope, context)?,
-            None => Self {
-                span: self.span,
-                scope,
-                entries: &[],
-                fallback: None,
-            },
+            None => Self { span: self.span, scope, entries: &[], fallback: None },
         };
         mapping.fallback = fallback;
         Some(mapping)
@@ -125,10 +112,7 @@ impl<'t> Mapping<'t> {
         match &node.value {
             Value::Map(entries) => entries.iter().map(|(key, node)| (key, node)).collect(),
             _ => {
-                context.problem(
-                    node.span,
-                    format!("expected names and values, found {}", node.kind()),
-                );
+                context.problem(node.span, format!("expected names and values, found {}", node.kind()));
                 Vec::new()
             }
         }
@@ -142,9 +126,7 @@ impl<'t> Mapping<'t> {
     /// One of the words the table allows; the table's default if the key is missing.
     pub fn choice(&self, name: &str, context: &mut Context<'_>) -> String {
         let key = self.table(name);
-        let super::keys::Kind::Choice(words) = &key.kind else {
-            unreachable!("`{name}` is not a choice")
-        };
+        let super::keys::Kind::Choice(words) = &key.kind else { unreachable!("`{name}` is not a choice") };
         let Some(node) = self.get(name) else {
             return key.default.to_owned();
         };
@@ -171,9 +153,7 @@ impl<'t> Mapping<'t> {
             None => parse(key.default).ok(),
             Some(node) => {
                 let value = text(node, context)?;
-                parse(&value)
-                    .map_err(|message| context.problem(node.span, message))
-                    .ok()
+                parse(&value).map_err(|message| context.problem(node.span, message)).ok()
             }
         }
     }
@@ -194,10 +174,7 @@ impl<'t> Mapping<'t> {
 /// A single value with `${…}` expanded.
 pub fn text(node: &Node, context: &mut Context<'_>) -> Option<String> {
     let Value::Scalar(Scalar { text, .. }) = &node.value else {
-        context.problem(
-            node.span,
-            format!("expected a single value, found {}", node.kind()),
-        );
+        context.problem(node.span, format!("expected a single value, found {}", node.kind()));
         return None;
     };
     match context.environment.expand(text) {
@@ -212,10 +189,7 @@ pub fn text(node: &Node, context: &mut Context<'_>) -> Option<String> {
 /// A name that leads nowhere, with the nearest one that would not.
 pub fn unknown(what: &str, span: Span, name: &str, known: &[&str]) -> Problem {
     let problem = Problem::new(span, format!("`{name}` is not a known {what} here"));
-    let nearest = known
-        .iter()
-        .map(|known| (strsim::damerau_levenshtein(name, known), known))
-        .min();
+    let nearest = known.iter().map(|known| (strsim::damerau_levenshtein(name, known), known)).min();
     match nearest {
         // More than half of the letters differ: that is another word.
         Some((distance, nearest)) if distance * 2 <= name.len().max(nearest.len()) => {

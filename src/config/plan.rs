@@ -40,10 +40,7 @@ pub struct Kafka {
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&String> = self.properties.keys().collect();
-        f.debug_struct("Kafka")
-            .field("group", &self.group)
-            .field("properties", &names)
-            .finish()
+        f.debug_struct("Kafka").field("group", &self.group).field("properties", &names).finish()
     }
 }
 
@@ -142,11 +139,7 @@ pub struct Sink {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    Files {
-        format: FileFormat,
-        path: PathBuf,
-        roll: Roll,
-    },
+    Files { format: FileFormat, path: PathBuf, roll: Roll },
 }
 
 /// How rows become bytes of a file.

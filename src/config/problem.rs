@@ -12,11 +12,7 @@ pub struct Problem {
 
 impl Problem {
     pub fn new(span: Span, message: impl Into<String>) -> Self {
-        Self {
-            span,
-            message: message.into(),
-            hint: None,
-        }
+        Self { span, message: message.into(), hint: None }
     }
 
     #[must_use]

@@ -20,10 +20,7 @@ const VERSION: &str = "1";
 pub fn read(text: &str, environment: &Environment) -> Result<Plan, Vec<Problem>> {
     let mut problems = Vec::new();
     let tree = tree::parse(text, &mut problems).map_err(|problem| vec![problem])?;
-    let mut context = Context {
-        environment,
-        problems,
-    };
+    let mut context = Context { environment, problems };
     let plan = root(&tree, &mut context);
     match plan {
         Some(plan) if context.problems.is_empty() => Ok(plan),
@@ -47,16 +44,9 @@ pub fn read(text: &str, environment: &Environment) -> Result<Plan, Vec<Problem>>
 pub fn parse_offsets(text: &str) -> Result<BTreeMap<TopicName, BTreeMap<Partition, Offset>>, Vec<Problem>> {
     let mut problems = Vec::new();
     let tree = tree::parse(text, &mut problems).map_err(|problem| vec![problem])?;
-    let mut context = Context {
-        environment: &Environment::default(),
-        problems,
-    };
+    let mut context = Context { environment: &Environment::default(), problems };
     let offsets = route::offsets(&tree, &mut context);
-    if context.problems.is_empty() {
-        Ok(offsets)
-    } else {
-        Err(context.problems)
-    }
+    if context.problems.is_empty() { Ok(offsets) } else { Err(context.problems) }
 }
 
 fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
@@ -65,9 +55,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let kafka = kafka::read(&root, context);
     let registry = registry(&root, context);
     let memory = root.bytes("memory", context);
-    let defaults = root
-        .get("defaults")
-        .and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
+    let defaults = root.get("defaults").and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
     root.require("routes", context);
     let routes: Vec<_> = root
         .named("routes", context)
@@ -110,9 +98,7 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
     if authority.contains('@') {
         let span = mapping.get("url").map_or(mapping.span, |node| node.span);
         let problem = Problem::new(span, "the registry's URL holds a user or a password");
-        context
-            .problems
-            .push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
+        context.problems.push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
     }
     let basic_auth = mapping.get("basic_auth").is_some().then(|| {
         let auth = mapping.nested("basic_auth", &keys::BASIC_AUTH, context)?;
@@ -123,11 +109,7 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
             password: auth.text("password", context)?,
         })
     });
-    Some(Registry {
-        url,
-        basic_auth: basic_auth.flatten(),
-        timeout: mapping.duration("timeout", context)?,
-    })
+    Some(Registry { url, basic_auth: basic_auth.flatten(), timeout: mapping.duration("timeout", context)? })
 }
 
 #[cfg(test)]

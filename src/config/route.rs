@@ -45,11 +45,8 @@ pub fn read(
     let read_sinks = sink::read_all(&name.name, &mapping, &views, context);
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
     if sinks.len() > SinkSet::SINKS_MAX {
-        let message = format!(
-            "a route has at most {} sinks, this one has {}",
-            SinkSet::SINKS_MAX,
-            sinks.len()
-        );
+        let message =
+            format!("a route has at most {} sinks, this one has {}", SinkSet::SINKS_MAX, sinks.len());
         context.problem(name.span, message);
     }
     let (topics, start) = (topics?, start?);
@@ -78,9 +75,7 @@ pub fn check_name(what: &str, key: &Key, context: &mut Context<'_>) {
     if key.name.is_empty() || key.name.len() > 100 || !key.name.chars().all(is_plain) {
         let message = format!("`{}` is no name for a {what}", key.name);
         let problem = Problem::new(key.span, message);
-        context
-            .problems
-            .push(problem.hint("letters, digits, `_` and `-`, at most 100"));
+        context.problems.push(problem.hint("letters, digits, `_` and `-`, at most 100"));
     }
 }
 
@@ -204,18 +199,13 @@ fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
     for (key, node) in mapping.named("views", context) {
         check_name("view", key, context);
         if key.name == "batch" {
-            context.problem(
-                key.span,
-                "`batch` is the name of the decoded records, not of a view",
-            );
+            context.problem(key.span, "`batch` is the name of the decoded records, not of a view");
         }
         // SQL is not expanded: a dollar sign in it is SQL's.
         match &node.value {
-            Value::Scalar(scalar) => views.push(View {
-                name: key.name.clone(),
-                sql: scalar.text.clone(),
-                content: scalar.content,
-            }),
+            Value::Scalar(scalar) => {
+                views.push(View { name: key.name.clone(), sql: scalar.text.clone(), content: scalar.content })
+            }
             _ => context.problem(node.span, format!("expected SQL, found {}", node.kind())),
         }
     }
@@ -231,21 +221,15 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
             let own = format!("{}/{}", route.plan.name, sink.name);
             let Target::Files { path, .. } = &sink.target;
             // `./out`, `out/` and `out` are one directory.
-            let path: std::path::PathBuf = path
-                .components()
-                .filter(|part| *part != std::path::Component::CurDir)
-                .collect();
+            let path: std::path::PathBuf =
+                path.components().filter(|part| *part != std::path::Component::CurDir).collect();
             if let Some(other) = paths.insert(path.clone(), own.clone()) {
                 let message = format!("`{}` is already used by sink `{other}`", path.display());
-                context
-                    .problems
-                    .push(Problem::new(*span, message).hint("give each sink its own `path`"));
+                context.problems.push(Problem::new(*span, message).hint("give each sink its own `path`"));
             }
             if let Some(other) = identities.insert(&sink.identity, own) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);
-                context
-                    .problems
-                    .push(Problem::new(*span, message).hint("give each sink its own `id`"));
+                context.problems.push(Problem::new(*span, message).hint("give each sink its own `id`"));
             }
         }
     }
@@ -253,10 +237,8 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
 
 pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
     if let Some(route) = routes.first() {
-        let message = format!(
-            "`schema_registry` is missing, and route `{}` reads `value: registry`",
-            route.plan.name
-        );
+        let message =
+            format!("`schema_registry` is missing, and route `{}` reads `value: registry`", route.plan.name);
         context
             .problems
             .push(Problem::new(span, message).hint("schema_registry: {url: \"http://localhost:8081\"}"));

@@ -8,10 +8,7 @@ use super::keys::{Key, Kind, ROOT, SCOPES, Scope};
 pub fn json_schema() -> Value {
     let mut root = object(&ROOT);
     if let Some(map) = root.as_object_mut() {
-        map.insert(
-            "$schema".into(),
-            json!("https://json-schema.org/draft/2020-12/schema"),
-        );
+        map.insert("$schema".into(), json!("https://json-schema.org/draft/2020-12/schema"));
         map.insert("title".into(), json!("sidestream routes.yaml"));
     }
     root
@@ -29,12 +26,7 @@ fn object(scope: &Scope) -> Value {
         }
         properties.insert(key.name.into(), schema);
     }
-    let required: Vec<&str> = scope
-        .keys
-        .iter()
-        .filter(|key| key.is_required)
-        .map(|key| key.name)
-        .collect();
+    let required: Vec<&str> = scope.keys.iter().filter(|key| key.is_required).map(|key| key.name).collect();
     json!({
         "type": "object",
         "description": scope.about,
@@ -121,8 +113,5 @@ fn row(key: &Key) -> String {
         Kind::Sql => "names to SQL".to_owned(),
     };
     let about = key.about.replace('|', "\\|");
-    format!(
-        "| `{}` | {kind} | {default} | {} | {about} |",
-        key.name, key.since
-    )
+    format!("| `{}` | {kind} | {default} | {} | {about} |", key.name, key.since)
 }

@@ -43,43 +43,25 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
-        target: Target::Files {
-            format,
-            path: PathBuf::from(path?),
-            roll: roll?,
-        },
+        target: Target::Files { format, path: PathBuf::from(path?), roll: roll? },
     })
 }
 
 /// The one kind of target that is given.
 fn format(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<(&'static str, FileFormat)> {
-    let kinds = [
-        ("parquet", FileFormat::Parquet),
-        ("jsonl", FileFormat::JsonLines),
-        ("csv", FileFormat::Csv),
-    ];
-    let given: Vec<_> = kinds
-        .into_iter()
-        .filter(|(name, _)| mapping.get(name).is_some())
-        .collect();
+    let kinds =
+        [("parquet", FileFormat::Parquet), ("jsonl", FileFormat::JsonLines), ("csv", FileFormat::Csv)];
+    let given: Vec<_> = kinds.into_iter().filter(|(name, _)| mapping.get(name).is_some()).collect();
     match given.as_slice() {
         [one] => Some(*one),
         [] => {
             let names = kinds.map(|(name, _)| format!("`{name}`")).join(", ");
-            context.problem(
-                key.span,
-                format!("sink `{}` says no target: one of {names}", key.name),
-            );
+            context.problem(key.span, format!("sink `{}` says no target: one of {names}", key.name));
             None
         }
         [first, .., last] => {
-            let message = format!(
-                "sink `{}` says two targets: `{}` and `{}`",
-                key.name, first.0, last.0
-            );
-            context
-                .problems
-                .push(Problem::new(key.span, message).hint("make two sinks of it"));
+            let message = format!("sink `{}` says two targets: `{}` and `{}`", key.name, first.0, last.0);
+            context.problems.push(Problem::new(key.span, message).hint("make two sinks of it"));
             None
         }
     }

@@ -50,15 +50,9 @@ impl Content {
     /// The file's place of line `line`, column `column` of the text (both from 1).
     pub fn place(self, line: usize, column: usize) -> Span {
         if line <= 1 {
-            return Span {
-                line: self.start.line,
-                column: self.start.column + column.saturating_sub(1),
-            };
+            return Span { line: self.start.line, column: self.start.column + column.saturating_sub(1) };
         }
-        Span {
-            line: self.start.line + line - 1,
-            column: self.indent + column,
-        }
+        Span { line: self.start.line + line - 1, column: self.indent + column }
     }
 }
 
@@ -88,19 +82,13 @@ pub fn parse(text: &str, problems: &mut Vec<Problem>) -> Result<Node, Problem> {
     for event in Parser::new_from_str(text) {
         let (event, span) = event.map_err(|error| {
             let marker = error.marker();
-            let place = Span {
-                line: marker.line(),
-                column: marker.col() + 1,
-            };
+            let place = Span { line: marker.line(), column: marker.col() + 1 };
             Problem::new(place, format!("not valid YAML: {}", error.info()))
         })?;
         events.push((event, span));
     }
-    let mut builder = Builder {
-        events: events.into_iter().peekable(),
-        lines: text.lines().collect(),
-        problems,
-    };
+    let mut builder =
+        Builder { events: events.into_iter().peekable(), lines: text.lines().collect(), problems };
     builder.document()
 }
 
@@ -111,10 +99,7 @@ struct Builder<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> {
 }
 
 fn place(span: ParserSpan) -> Span {
-    Span {
-        line: span.start.line(),
-        column: span.start.col() + 1,
-    }
+    Span { line: span.start.line(), column: span.start.col() + 1 }
 }
 
 impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
@@ -159,8 +144,7 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
     fn check_anchor(&mut self, anchor: usize, at: Span) {
         if anchor > 0 {
             let problem = Problem::new(at, "anchors (`&`) and aliases (`*`) are not supported");
-            self.problems
-                .push(problem.hint("put what routes share under `defaults:`"));
+            self.problems.push(problem.hint("put what routes share under `defaults:`"));
         }
     }
 
@@ -175,27 +159,11 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
             let first = self.lines.get(at.line.saturating_sub(1));
             let indent = first.map_or(0, |line| line.len() - line.trim_start().len());
             let blank = text.chars().take_while(|char| *char == '\n').count();
-            Content {
-                start: Span {
-                    line: at.line.saturating_sub(blank),
-                    column: indent + 1,
-                },
-                indent,
-            }
+            Content { start: Span { line: at.line.saturating_sub(blank), column: indent + 1 }, indent }
         } else {
-            Content {
-                start: Span {
-                    line: at.line,
-                    column: at.column + usize::from(!is_plain),
-                },
-                indent: 0,
-            }
+            Content { start: Span { line: at.line, column: at.column + usize::from(!is_plain) }, indent: 0 }
         };
-        Value::Scalar(Scalar {
-            text,
-            is_text: !is_plain,
-            content,
-        })
+        Value::Scalar(Scalar { text, is_text: !is_plain, content })
     }
 
     fn list(&mut self, depth: usize) -> Result<Value, Problem> {
@@ -218,8 +186,7 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
                 Event::Scalar(text, ..) => text.into_owned(),
                 other => {
                     self.node(other, span, depth + 1)?;
-                    self.problems
-                        .push(Problem::new(at, "a key has to be a single value"));
+                    self.problems.push(Problem::new(at, "a key has to be a single value"));
                     String::new()
                 }
             };
@@ -229,10 +196,8 @@ impl<'a, I: Iterator<Item = (Event<'a>, ParserSpan)>> Builder<'a, I> {
             let node = self.node(event, span, depth + 1)?;
             if let Some((first, _)) = entries.iter().find(|(key, _)| key.name == name) {
                 let line = first.span.line;
-                self.problems.push(Problem::new(
-                    at,
-                    format!("`{name}` is given twice, first on line {line}"),
-                ));
+                self.problems
+                    .push(Problem::new(at, format!("`{name}` is given twice, first on line {line}")));
                 continue;
             }
             entries.push((Key { name, span: at }, node));
@@ -246,9 +211,7 @@ mod tests {
     use super::*;
 
     fn get<'a>(node: &'a Node, name: &str) -> &'a Node {
-        let Value::Map(entries) = &node.value else {
-            panic!("{node:?}")
-        };
+        let Value::Map(entries) = &node.value else { panic!("{node:?}") };
         &entries.iter().find(|(key, _)| key.name == name).unwrap().1
     }
 
@@ -259,15 +222,11 @@ mod tests {
         let tree = parse(text, &mut problems).unwrap();
         assert_eq!(problems, []);
         assert_eq!(get(&tree, "a").span, Span { line: 1, column: 4 });
-        let Value::Scalar(sql) = &get(&tree, "sql").value else {
-            panic!()
-        };
+        let Value::Scalar(sql) = &get(&tree, "sql").value else { panic!() };
         // The block keeps its blank first line in the text.
         assert_eq!(sql.text, "\nSELECT *\nFROM nowhere\n");
         assert_eq!(sql.content.place(3, 6), Span { line: 5, column: 8 });
-        let Value::Scalar(flow) = &get(&tree, "flow").value else {
-            panic!()
-        };
+        let Value::Scalar(flow) = &get(&tree, "flow").value else { panic!() };
         assert_eq!(flow.content.place(1, 8), Span { line: 6, column: 15 });
     }
 
@@ -277,11 +236,7 @@ mod tests {
         parse("a: 1\nb: &x 2\na: 3\nc: *x\n", &mut problems).unwrap();
         let messages: Vec<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         assert_eq!(messages.len(), 3, "{messages:?}");
-        assert!(
-            messages
-                .iter()
-                .any(|message| message.contains("given twice, first on line 1"))
-        );
+        assert!(messages.iter().any(|message| message.contains("given twice, first on line 1")));
         let error = parse("a: [1\nb: 2\n", &mut Vec::new()).unwrap_err();
         assert!(error.message.starts_with("not valid YAML"), "{error:?}");
     }

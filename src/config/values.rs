@@ -36,20 +36,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn millis(text: &str) -> Option<u64> {
-    let units: [(&str, u64); 5] = [
-        ("ms", 1),
-        ("s", 1_000),
-        ("m", 60_000),
-        ("h", 3_600_000),
-        ("d", 86_400_000),
-    ];
+    let units: [(&str, u64); 5] =
+        [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
     with_unit(text, &units)
 }
 
 fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
-    let digits = text
-        .find(|char: char| !char.is_ascii_digit())
-        .unwrap_or(text.len());
+    let digits = text.find(|char: char| !char.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let (_, factor) = units.iter().find(|(name, _)| *name == unit.trim())?;
     number.parse::<u64>().ok()?.checked_mul(*factor)
@@ -111,10 +104,7 @@ mod tests {
         }
         assert_eq!(start("-100"), Ok(Start::Last(100)));
         assert_eq!(start("-2h"), Ok(Start::Time(TimePoint::Ago(7_200_000))));
-        assert_eq!(
-            start("1970-01-01T00:00:01Z"),
-            Ok(Start::Time(TimePoint::At(1000)))
-        );
+        assert_eq!(start("1970-01-01T00:00:01Z"), Ok(Start::Time(TimePoint::At(1000))));
         assert_eq!(start("latest"), Ok(Start::Latest));
         for bad in ["newest", "-", "-2y", "yesterday"] {
             start(bad).unwrap_err();

@@ -62,9 +62,7 @@ pub struct Part {
 
 impl Part {
     pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> + Clone {
-        self.chunks
-            .iter()
-            .flat_map(|chunk| chunk.records_between(self.start, self.end))
+        self.chunks.iter().flat_map(|chunk| chunk.records_between(self.start, self.end))
     }
 }
 
@@ -96,10 +94,7 @@ impl Taken {
                 chunks: part.chunks.clone(),
             })
             .collect();
-        (!parts.is_empty()).then_some(Taken {
-            sinks: self.sinks,
-            parts,
-        })
+        (!parts.is_empty()).then_some(Taken { sinks: self.sinks, parts })
     }
 
     pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> + Clone {
@@ -109,25 +104,13 @@ impl Taken {
 
 impl Buffer {
     pub fn new(limits: BatchLimits) -> Self {
-        Self {
-            limits,
-            partitions: BTreeMap::new(),
-            records: 0,
-            bytes: 0,
-            oldest: None,
-        }
+        Self { limits, partitions: BTreeMap::new(), records: 0, bytes: 0, oldest: None }
     }
 
     /// Expects chunks of `assignment` from `from` on; whatever was buffered of the partition is dropped.
     pub fn restart(&mut self, key: PositionKey, assignment: u64, from: Offset, end: Option<Offset>) {
         self.remove(&key);
-        let queue = Queue {
-            assignment,
-            taken: from,
-            received: from,
-            end,
-            chunks: VecDeque::new(),
-        };
+        let queue = Queue { assignment, taken: from, received: from, end, chunks: VecDeque::new() };
         self.partitions.insert(key, queue);
     }
 
@@ -153,10 +136,7 @@ impl Buffer {
             return Ok(Pushed::Stale);
         }
         if chunk.start != queue.received {
-            return Err(Gap {
-                expected: queue.received,
-                got: chunk.start,
-            });
+            return Err(Gap { expected: queue.received, got: chunk.start });
         }
         if chunk.end == queue.received {
             return Ok(Pushed::Kept);
@@ -183,9 +163,7 @@ impl Buffer {
 
     /// Every partition of a bounded run was received up to its end.
     pub fn is_complete(&self) -> bool {
-        self.partitions
-            .values()
-            .all(|queue| queue.end.is_some_and(|end| queue.received >= end))
+        self.partitions.values().all(|queue| queue.end.is_some_and(|end| queue.received >= end))
     }
 
     /// Every partition of a bounded run was received up to its end and taken.
@@ -205,10 +183,7 @@ impl Buffer {
 
     /// Takes the next batch, within the limits; `None` if nothing is buffered that a sink wants.
     pub fn take(&mut self, ledger: &Ledger) -> Option<Taken> {
-        let mut taken = Taken {
-            sinks: SinkSet::EMPTY,
-            parts: Vec::new(),
-        };
+        let mut taken = Taken { sinks: SinkSet::EMPTY, parts: Vec::new() };
         let (mut rows, mut bytes) = (0, 0);
         let keys: Vec<PositionKey> = self.partitions.keys().copied().collect();
         for key in keys {
@@ -266,13 +241,7 @@ impl Buffer {
         if sinks.is_empty() {
             return Step::Skipped;
         }
-        let slice = Part {
-            key,
-            start,
-            end,
-            epoch: chunk.epoch,
-            chunks: vec![chunk.clone()],
-        };
+        let slice = Part { key, start, end, epoch: chunk.epoch, chunks: vec![chunk.clone()] };
         Step::Slice(sinks, slice)
     }
 }
@@ -290,12 +259,10 @@ fn append(parts: &mut Vec<Part>, slice: Part) {
         Some(part) if part.key == slice.key && part.end == slice.start => {
             part.end = slice.end;
             part.epoch = slice.epoch.or(part.epoch);
-            let same = part.chunks.last().is_some_and(|last| {
-                slice
-                    .chunks
-                    .iter()
-                    .all(|chunk| std::sync::Arc::ptr_eq(last, chunk))
-            });
+            let same = part
+                .chunks
+                .last()
+                .is_some_and(|last| slice.chunks.iter().all(|chunk| std::sync::Arc::ptr_eq(last, chunk)));
             if !same {
                 part.chunks.extend(slice.chunks);
             }
@@ -315,10 +282,7 @@ mod tests {
     };
 
     fn key(partition: i32) -> PositionKey {
-        PositionKey {
-            topic_id: TopicId(uuid::Uuid::from_u128(1)),
-            partition: Partition(partition),
-        }
+        PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(1)), partition: Partition(partition) }
     }
 
     fn at(raw: i64) -> Offset {
@@ -340,29 +304,18 @@ mod tests {
             };
             builder.push(incoming, std::iter::empty());
         }
-        Arc::new(builder.finish(at(end), None))
+        Arc::new(builder.finish(at(end)))
     }
 
     fn limits(rows_max: usize) -> BatchLimits {
-        BatchLimits {
-            rows_max,
-            bytes_max: 1 << 20,
-            age_max: Duration::from_secs(5),
-        }
+        BatchLimits { rows_max, bytes_max: 1 << 20, age_max: Duration::from_secs(5) }
     }
 
     fn shape(taken: &Taken) -> Vec<(i32, i64, i64, usize)> {
         taken
             .parts
             .iter()
-            .map(|part| {
-                (
-                    part.key.partition.0,
-                    part.start.get(),
-                    part.end.get(),
-                    part.records().count(),
-                )
-            })
+            .map(|part| (part.key.partition.0, part.start.get(), part.end.get(), part.records().count()))
             .collect()
     }
 
@@ -395,9 +348,7 @@ mod tests {
         buffer.restart(key(0), 1, at(0), None);
         buffer.restart(key(1), 1, at(0), None);
         let now = Instant::now();
-        buffer
-            .push(&key(0), chunk(0, 0, 6, &[0, 1, 2, 3, 4, 5]), now)
-            .unwrap();
+        buffer.push(&key(0), chunk(0, 0, 6, &[0, 1, 2, 3, 4, 5]), now).unwrap();
         buffer.push(&key(1), chunk(1, 0, 2, &[0, 1]), now).unwrap();
         let first = buffer.take(&ledger).unwrap();
         assert_eq!(first.sinks, SinkSet::EMPTY.with(0));
@@ -428,13 +379,7 @@ mod tests {
         let mut buffer = Buffer::new(limits(100));
         buffer.restart(key(0), 1, at(5), None);
         let now = Instant::now();
-        assert_eq!(
-            buffer.push(&key(0), chunk(0, 7, 8, &[7]), now),
-            Err(Gap {
-                expected: at(5),
-                got: at(7)
-            })
-        );
+        assert_eq!(buffer.push(&key(0), chunk(0, 7, 8, &[7]), now), Err(Gap { expected: at(5), got: at(7) }));
         assert_eq!(buffer.push(&key(1), chunk(1, 0, 1, &[0]), now), Ok(Pushed::Stale));
         buffer.restart(key(0), 2, at(5), None);
         assert_eq!(buffer.push(&key(0), chunk(0, 5, 6, &[5]), now), Ok(Pushed::Stale));

@@ -6,7 +6,7 @@ use crate::kafka::Commit;
 use crate::model::metadata::{GroupMetadata, IdentityHash, MetadataError};
 use crate::model::{LeaderEpoch, Offset, TopicPartition};
 
-use super::message::{Durable, LaneId};
+use super::message::{Committed, Durable, LaneId};
 
 /// The commits of the partitions this instance owns.
 #[derive(Debug, Default)]
@@ -20,24 +20,24 @@ struct Standing {
     durable: BTreeMap<LaneId, Option<Offset>>,
     epoch: Option<LeaderEpoch>,
     metadata: GroupMetadata,
+    /// Next offsets of sinks without a store of their own, by identity.
+    positions: BTreeMap<IdentityHash, Offset>,
     committed: Option<Offset>,
+    /// The metadata that was committed last.
+    said: String,
     is_changed: bool,
 }
 
 impl Group {
     /// Takes up a partition with what the group has for it.
-    pub fn own(
-        &mut self,
-        source: TopicPartition,
-        lanes: &[LaneId],
-        committed: Option<Offset>,
-        metadata: GroupMetadata,
-    ) {
+    pub fn own(&mut self, source: TopicPartition, lanes: &[LaneId], committed: Committed) {
         let standing = Standing {
             durable: lanes.iter().map(|lane| (*lane, None)).collect(),
             epoch: None,
-            metadata,
-            committed,
+            said: committed.metadata.render().unwrap_or_default(),
+            metadata: committed.metadata,
+            positions: BTreeMap::new(),
+            committed: committed.offset,
             is_changed: false,
         };
         self.partitions.insert(source, standing);
@@ -64,9 +64,10 @@ impl Group {
         standing.durable.insert(lane, Some(durable.next));
         standing.epoch = durable.epoch.or(standing.epoch);
         for (identity, log, entry) in &durable.logs {
-            standing
-                .metadata
-                .set_log(&IdentityHash::of(identity), log, *entry);
+            standing.metadata.set_log(&IdentityHash::of(identity), log, *entry);
+        }
+        for (identity, next) in &durable.positions {
+            standing.positions.insert(IdentityHash::of(identity), *next);
         }
         standing.is_changed = true;
     }
@@ -100,21 +101,22 @@ impl Group {
                 continue;
             };
             standing.is_changed = false;
-            if standing.committed.is_some_and(|committed| committed >= next) {
+            // The group may be ahead of a sink that was added later; then its metadata holds the difference.
+            let next = standing.committed.map_or(next, |committed| committed.max(next));
+            standing.metadata.keep_positions(&standing.positions, next);
+            let metadata = match standing.metadata.render() {
+                Ok(metadata) => metadata,
+                Err(error) => {
+                    errors.push((source, error));
+                    continue;
+                }
+            };
+            if standing.committed == Some(next) && standing.said == metadata {
                 continue;
             }
-            match standing.metadata.render() {
-                Ok(metadata) => {
-                    standing.committed = Some(next);
-                    commits.push(Commit {
-                        source,
-                        next,
-                        epoch: standing.epoch,
-                        metadata,
-                    });
-                }
-                Err(error) => errors.push((source, error)),
-            }
+            standing.committed = Some(next);
+            standing.said.clone_from(&metadata);
+            commits.push(Commit { source, next, epoch: standing.epoch, metadata });
         }
         (commits, errors)
     }
@@ -122,7 +124,7 @@ impl Group {
     /// A commit failed: what it held is due again.
     pub fn retry(&mut self) {
         for standing in self.partitions.values_mut() {
-            standing.committed = None;
+            standing.said = String::new();
             standing.is_changed = true;
         }
     }
@@ -144,6 +146,7 @@ mod tests {
             next: Offset::new(next).unwrap(),
             epoch: None,
             logs: vec![("r/s".to_owned(), "ab".to_owned(), 3)],
+            positions: vec![("r/k".to_owned(), Offset::new(next).unwrap())],
         }
     }
 
@@ -157,11 +160,12 @@ mod tests {
     fn the_slowest_lane_decides_and_offsets_never_go_back() {
         let mut group = Group::default();
         let lanes = [LaneId(0), LaneId(1)];
-        group.own(source(), &lanes, Offset::new(3), GroupMetadata::default());
+        group.own(source(), &lanes, Committed { offset: Offset::new(3), ..Committed::default() });
         group.progress(LaneId(0), &source(), &durable(9));
         assert_eq!(due(&mut group), NONE);
+        // Behind what is committed: the offset stays, the metadata tells where the sink is.
         group.progress(LaneId(1), &source(), &durable(2));
-        assert_eq!(due(&mut group), NONE);
+        assert_eq!(due(&mut group), [3]);
         group.progress(LaneId(1), &source(), &durable(7));
         assert_eq!(due(&mut group), [7]);
         assert_eq!(due(&mut group), NONE);
@@ -170,9 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn a_sink_that_differs_from_the_commit_has_an_entry() {
+        let mut group = Group::default();
+        group.own(source(), &[LaneId(0)], Committed::default());
+        let mut durable = durable(5);
+        durable.positions.push(("r/other".to_owned(), Offset::new(8).unwrap()));
+        group.progress(LaneId(0), &source(), &durable);
+        let (commits, _) = group.due();
+        let metadata = GroupMetadata::parse(&commits[0].metadata).unwrap();
+        assert_eq!(metadata.position(&IdentityHash::of("r/k")), None);
+        assert_eq!(metadata.position(&IdentityHash::of("r/other")), Offset::new(8));
+    }
+
+    #[test]
     fn what_is_not_owned_is_not_committed() {
         let mut group = Group::default();
-        group.own(source(), &[LaneId(0)], None, GroupMetadata::default());
+        group.own(source(), &[LaneId(0)], Committed::default());
         group.disown(&source());
         group.progress(LaneId(0), &source(), &durable(9));
         assert_eq!(due(&mut group), NONE);

@@ -27,19 +27,13 @@ struct Standing {
 impl Ledger {
     pub fn new(sink_count: usize) -> Self {
         assert!((1..=SinkSet::SINKS_MAX).contains(&sink_count));
-        Self {
-            sink_count,
-            partitions: BTreeMap::new(),
-        }
+        Self { sink_count, partitions: BTreeMap::new() }
     }
 
     /// Takes up a partition: `durable` holds the stored position of each sink, in their order.
     pub fn assign(&mut self, key: PositionKey, durable: &[Offset]) {
         assert_eq!(durable.len(), self.sink_count);
-        let standings = durable.iter().map(|offset| Standing {
-            durable: *offset,
-            accepted: *offset,
-        });
+        let standings = durable.iter().map(|offset| Standing { durable: *offset, accepted: *offset });
         self.partitions.insert(key, standings.collect());
     }
 
@@ -72,11 +66,8 @@ impl Ledger {
             .filter(|(_, standing)| standing.accepted <= at)
             .map(|(sink, _)| sink)
             .collect();
-        let until = standings
-            .iter()
-            .map(|standing| standing.accepted)
-            .filter(|accepted| *accepted > at)
-            .min();
+        let until =
+            standings.iter().map(|standing| standing.accepted).filter(|accepted| *accepted > at).min();
         (wanting, until)
     }
 
@@ -87,11 +78,7 @@ impl Ledger {
                 continue;
             };
             let standing = &mut standings[sink];
-            assert_eq!(
-                Some(standing.accepted),
-                step.start,
-                "a batch must begin where its sink stands"
-            );
+            assert_eq!(Some(standing.accepted), step.start, "a batch must begin where its sink stands");
             standing.accepted = step.end.next;
         }
     }
@@ -120,19 +107,14 @@ impl Ledger {
             if position.next != standing.accepted {
                 moved.push(*key);
             }
-            *standing = Standing {
-                durable: position.next,
-                accepted: position.next,
-            };
+            *standing = Standing { durable: position.next, accepted: position.next };
         }
         moved
     }
 
     /// Has `sink` accepted anything that is not durable?
     pub fn is_pending(&self, sink: usize) -> bool {
-        self.partitions
-            .values()
-            .any(|standings| standings[sink].accepted > standings[sink].durable)
+        self.partitions.values().any(|standings| standings[sink].accepted > standings[sink].durable)
     }
 
     /// The minimum of the durable offsets of `required` sinks.
@@ -148,10 +130,7 @@ mod tests {
     use crate::model::{Partition, Position, Reason, TopicId, TopicName};
 
     fn key() -> PositionKey {
-        PositionKey {
-            topic_id: TopicId(uuid::Uuid::from_u128(1)),
-            partition: Partition(0),
-        }
+        PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(1)), partition: Partition(0) }
     }
 
     fn at(raw: i64) -> Offset {
@@ -163,10 +142,7 @@ mod tests {
             key: key(),
             topic: TopicName::new("t"),
             start: Offset::new(start),
-            end: Position {
-                next: at(end),
-                epoch: None,
-            },
+            end: Position { next: at(end), epoch: None },
             reason: Reason::Data,
             records: 0,
         }
@@ -194,10 +170,7 @@ mod tests {
         let mut stored = Positions::default();
         stored.restore(key(), TopicName::new("t"), step(0, 5).end);
         assert_eq!(ledger.reset(1, &stored), [key()]);
-        assert_eq!(
-            ledger.interest(&key(), at(5)),
-            (SinkSet::EMPTY.with(1), Some(at(20)))
-        );
+        assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
         assert!(ledger.is_pending(0) && !ledger.is_pending(1));
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::kafka::Assignment;
+use crate::model::metadata::GroupMetadata;
 use crate::model::{LeaderEpoch, Offset, TopicPartition};
 
 /// A lane, by its place.
@@ -15,16 +16,12 @@ pub struct LaneId(pub usize);
 /// and a lane reads what is on this channel first.
 #[derive(Debug)]
 pub enum Control {
-    /// Say where these partitions go on; answered by [`Report::Ready`]. The text is the group's commit
-    /// metadata, where there is a commit.
-    Resume(BTreeMap<TopicPartition, String>),
+    /// Say where these partitions go on; answered by [`Report::Ready`].
+    Resume(BTreeMap<TopicPartition, Committed>),
     /// Chunks of these assignments follow. With an end, nothing at or after it is read.
     Assigned(Vec<(Assignment, Option<Offset>)>),
     /// Give these up; answered by [`Report::Released`]. If they are lost, nothing of them may be kept.
-    Revoke {
-        partitions: Vec<TopicPartition>,
-        is_lost: bool,
-    },
+    Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
     /// The source cannot go on with a topic of this lane: stop.
     Fail(Stop),
     /// Make everything durable and end; answered by [`Report::Drained`].
@@ -46,6 +43,13 @@ pub enum Report {
     Drained,
 }
 
+/// What the group has for a partition.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Committed {
+    pub offset: Option<Offset>,
+    pub metadata: GroupMetadata,
+}
+
 /// What a lane has durable of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Durable {
@@ -53,6 +57,8 @@ pub struct Durable {
     pub epoch: Option<LeaderEpoch>,
     /// Commit logs of its file sinks: identity, log id, last entry.
     pub logs: Vec<(String, String, u64)>,
+    /// Positions of its sinks without a store of their own: identity, next offset.
+    pub positions: Vec<(String, Offset)>,
 }
 
 /// Why a route stopped.

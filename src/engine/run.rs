@@ -17,7 +17,7 @@ use crate::model::{Offset, TopicName, TopicPartition};
 
 use super::group::Group;
 use super::lane::{Lane, LaneHandle, Summary};
-use super::message::{Control, LaneId, Report, Stop};
+use super::message::{Committed, Control, LaneId, Report, Stop};
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -174,12 +174,7 @@ impl Engine {
             Event::Assigned(partitions) => self.on_assigned(partitions).await?,
             Event::Revoked { partitions, is_lost } => self.on_revoked(partitions, is_lost).await?,
             Event::Committed(result) => self.on_committed(result),
-            Event::Failed {
-                source,
-                offset,
-                message,
-                verdict,
-            } => {
+            Event::Failed { source, offset, message, verdict } => {
                 self.on_failed(source, offset, message, verdict).await?;
             }
             Event::Closed => return Err(SourceError::Ended.into()),
@@ -196,27 +191,22 @@ impl Engine {
             Ok(committed) => committed,
             Err(error) => {
                 // The group's offsets are a display: what is missing is only noticed less.
-                warn!(
-                    error = super::chain(&error),
-                    "committed offsets could not be read"
-                );
+                warn!(error = super::chain(&error), "committed offsets could not be read");
                 BTreeMap::new()
             }
         };
         let mut asked = BTreeMap::new();
         for source in partitions {
-            let (offset, text) = committed
-                .get(&source)
-                .map_or((None, String::new()), |(offset, text)| {
-                    (Some(*offset), text.clone())
-                });
-            let metadata = GroupMetadata::parse(&text).unwrap_or_else(|error| {
+            let known = committed.get(&source);
+            let text = known.map_or("", |(_, text)| text.as_str());
+            let metadata = GroupMetadata::parse(text).unwrap_or_else(|error| {
                 warn!(%source, %error, "what was committed by others is overwritten");
                 GroupMetadata::default()
             });
+            let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
             let lanes = self.lanes_of(&source.topic);
-            self.group.own(source.clone(), &lanes, offset, metadata);
-            asked.insert(source, text);
+            self.group.own(source.clone(), &lanes, committed.clone());
+            asked.insert(source, committed);
         }
         self.ask(asked).await
     }
@@ -226,22 +216,16 @@ impl Engine {
     }
 
     fn live_lanes_of(&self, topic: &TopicName) -> BTreeSet<LaneId> {
-        self.lanes_of(topic)
-            .into_iter()
-            .filter(|lane| !self.stopped.contains(lane))
-            .collect()
+        self.lanes_of(topic).into_iter().filter(|lane| !self.stopped.contains(lane)).collect()
     }
 
     /// Asks the lanes of these partitions where they go on.
-    async fn ask(&mut self, partitions: BTreeMap<TopicPartition, String>) -> Result<(), EngineError> {
-        let mut by_lane: BTreeMap<LaneId, BTreeMap<TopicPartition, String>> = BTreeMap::new();
-        for (source, text) in partitions {
+    async fn ask(&mut self, partitions: BTreeMap<TopicPartition, Committed>) -> Result<(), EngineError> {
+        let mut by_lane: BTreeMap<LaneId, BTreeMap<TopicPartition, Committed>> = BTreeMap::new();
+        for (source, committed) in partitions {
             let waiting = self.live_lanes_of(&source.topic);
             for lane in &waiting {
-                by_lane
-                    .entry(*lane)
-                    .or_default()
-                    .insert(source.clone(), text.clone());
+                by_lane.entry(*lane).or_default().insert(source.clone(), committed.clone());
             }
             if !waiting.is_empty() {
                 self.pending.insert(source, Pending { waiting, from: None });
@@ -275,7 +259,7 @@ impl Engine {
             }
             Report::Rewind(partitions) => {
                 let owned = partitions.into_iter().filter(|source| self.group.owns(source));
-                let asked = owned.map(|source| (source, String::new())).collect();
+                let asked = owned.map(|source| (source, Committed::default())).collect();
                 self.ask(asked).await?;
             }
             Report::Progress(durable) => {
@@ -314,11 +298,7 @@ impl Engine {
                 continue;
             };
             self.assignment += 1;
-            let assignment = Assignment {
-                source: source.clone(),
-                from,
-                number: self.assignment,
-            };
+            let assignment = Assignment { source: source.clone(), from, number: self.assignment };
             let end = self.until.as_ref().and_then(|until| until.get(&source)).copied();
             for lane in self.live_lanes_of(&source.topic) {
                 by_lane.entry(lane).or_default().push((assignment.clone(), end));
@@ -333,6 +313,9 @@ impl Engine {
             self.tell(lane, Control::Assigned(assigned)).await;
         }
         if !assignments.is_empty() {
+            // What a sink without a store begins with is committed before the first record of it is fetched:
+            // `latest` on an idle partition must mean the same after a crash.
+            self.commit_now()?;
             self.source.send(Command::Assign(assignments))?;
         }
         Ok(())
@@ -389,11 +372,7 @@ impl Engine {
 
     fn commit(&mut self) -> Result<(), EngineError> {
         // One at a time: librdkafka starts no new partition while commits are under way.
-        if self.is_committing {
-            Ok(())
-        } else {
-            self.commit_now()
-        }
+        if self.is_committing { Ok(()) } else { self.commit_now() }
     }
 
     fn commit_now(&mut self) -> Result<(), EngineError> {
@@ -418,10 +397,7 @@ impl Engine {
             Ok(()) => {}
             Err(error) => {
                 if !self.commit_failed {
-                    warn!(
-                        error,
-                        "offsets could not be committed; lag is shown too high until they can"
-                    );
+                    warn!(error, "offsets could not be committed; lag is shown too high until they can");
                 }
                 self.commit_failed = true;
                 self.group.retry();
@@ -454,13 +430,8 @@ impl Engine {
         let Some(source) = source else {
             return Err(EngineError::Client(message));
         };
-        let at = offset
-            .map(|offset| format!(" offset {offset}"))
-            .unwrap_or_default();
-        let stop = Stop {
-            message: format!("{source}{at}: {message}"),
-            hint: Some(hint.to_owned()),
-        };
+        let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
+        let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()) };
         for lane in self.live_lanes_of(&source.topic) {
             self.tell(lane, Control::Fail(stop.clone())).await;
         }
@@ -483,12 +454,7 @@ impl Engine {
 
     async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
-        error!(
-            lane = lane.0,
-            error = stop.message,
-            hint = stop.hint,
-            "route stopped"
-        );
+        error!(lane = lane.0, error = stop.message, hint = stop.hint, "route stopped");
         let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
         for source in pending {
             self.answered(lane, &source, None);
@@ -516,11 +482,9 @@ impl Engine {
             return false;
         };
         until.iter().all(|(source, end)| {
-            self.live_lanes_of(&source.topic).into_iter().all(|lane| {
-                self.group
-                    .durable_of(lane, source)
-                    .is_some_and(|durable| durable >= *end)
-            })
+            self.live_lanes_of(&source.topic)
+                .into_iter()
+                .all(|lane| self.group.durable_of(lane, source).is_some_and(|durable| durable >= *end))
         })
     }
 

@@ -48,10 +48,7 @@ pub fn named_meta(query: &Query, meta: &[&str]) -> BTreeSet<String> {
             }
         }
     }
-    let mut names = Names {
-        meta,
-        found: BTreeSet::new(),
-    };
+    let mut names = Names { meta, found: BTreeSet::new() };
     match query.visit(&mut names) {
         ControlFlow::Continue(()) | ControlFlow::Break(()) => names.found,
     }
@@ -63,10 +60,7 @@ pub fn named_meta(query: &Query, meta: &[&str]) -> BTreeSet<String> {
 /// A form of `*` for which that cannot be done.
 pub fn hide(query: &mut Query, hidden: &[String]) -> Result<(), String> {
     let mut hide = Hide {
-        hidden: hidden
-            .iter()
-            .map(|name| ObjectName::from(Ident::with_quote('"', name.as_str())))
-            .collect(),
+        hidden: hidden.iter().map(|name| ObjectName::from(Ident::with_quote('"', name.as_str()))).collect(),
     };
     match VisitMut::visit(query, &mut hide) {
         ControlFlow::Continue(()) => Ok(()),

@@ -83,10 +83,7 @@ struct Slot {
 
 impl Slot {
     fn new(schema: SchemaRef) -> Self {
-        Self {
-            schema,
-            rows: Arc::default(),
-        }
+        Self { schema, rows: Arc::default() }
     }
 
     fn put(&self, rows: Option<RecordBatch>) {
@@ -105,10 +102,7 @@ impl PartitionStream for Slot {
 
     fn execute(&self, _: Arc<TaskContext>) -> SendableRecordBatchStream {
         let rows = self.get().map(Ok::<_, DataFusionError>);
-        Box::pin(RecordBatchStreamAdapter::new(
-            self.schema.clone(),
-            futures::stream::iter(rows),
-        ))
+        Box::pin(RecordBatchStreamAdapter::new(self.schema.clone(), futures::stream::iter(rows)))
     }
 }
 
@@ -135,15 +129,9 @@ impl Views {
                 }
             }
         }
-        let meta: Vec<Field> = meta
-            .iter()
-            .filter(|field| named.contains(field.name()))
-            .cloned()
-            .collect();
+        let meta: Vec<Field> = meta.iter().filter(|field| named.contains(field.name())).cloned().collect();
         let fields = value.fields().iter().map(|field| field.as_ref().clone());
-        let batch = Slot::new(Arc::new(Schema::new(
-            fields.chain(meta.iter().cloned()).collect::<Vec<_>>(),
-        )));
+        let batch = Slot::new(Arc::new(Schema::new(fields.chain(meta.iter().cloned()).collect::<Vec<_>>())));
         let hidden: Vec<String> = meta.iter().map(|field| field.name().clone()).collect();
         let context = SessionContext::new_with_state(state.clone());
         register(&context, BATCH, &batch).map_err(|error| vec![bind_error(0, &error)])?;
@@ -167,13 +155,7 @@ impl Views {
         if !errors.is_empty() {
             return Err(errors);
         }
-        Ok(Self {
-            task: state.task_ctx(),
-            state,
-            batch,
-            views: bound,
-            meta,
-        })
+        Ok(Self { task: state.task_ctx(), state, batch, views: bound, meta })
     }
 
     /// The schema of a view's rows.
@@ -202,16 +184,10 @@ impl Views {
         } else {
             &bound.plan
         };
-        let physical = self
-            .state
-            .query_planner()
-            .create_physical_plan(plan, &self.state)
-            .await?;
+        let physical = self.state.query_planner().create_physical_plan(plan, &self.state).await?;
         let pieces = collect(physical, self.task.clone()).await?;
-        let pieces: Vec<RecordBatch> = pieces
-            .iter()
-            .map(|piece| conform(piece, &bound.schema))
-            .collect::<Result<_, _>>()?;
+        let pieces: Vec<RecordBatch> =
+            pieces.iter().map(|piece| conform(piece, &bound.schema)).collect::<Result<_, _>>()?;
         match pieces.as_slice() {
             [one] => Ok(one.clone()),
             many => Ok(concat_batches(&bound.schema, many)?),
@@ -235,10 +211,8 @@ impl Handler for Views {
         let mut rows = vec![None; self.views.len()];
         for view in needed {
             let bound = &self.views[view];
-            let computed = self.compute(bound).await.map_err(|source| ViewError {
-                view: bound.name.clone(),
-                source,
-            })?;
+            let computed =
+                self.compute(bound).await.map_err(|source| ViewError { view: bound.name.clone(), source })?;
             bound.slot.put(Some(computed.clone()));
             rows[view] = Some(computed);
         }
@@ -252,9 +226,7 @@ impl Handler for Views {
 }
 
 fn session() -> SessionState {
-    let mut config = SessionConfig::new()
-        .with_target_partitions(1)
-        .with_batch_size(PIECE_ROWS);
+    let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(PIECE_ROWS);
     let options = config.options_mut();
     options.sql_parser.collect_spans = true;
     options.sql_parser.map_string_types_to_utf8view = false;
@@ -287,9 +259,8 @@ fn register(context: &SessionContext, name: &str, slot: &Slot) -> Result<(), Dat
 type Misread = (String, Option<(usize, usize)>);
 
 fn parse(state: &SessionState, sql: &str) -> Result<Box<ast::Query>, Misread> {
-    let statement = state
-        .sql_to_statement(sql, &Dialect::Generic)
-        .map_err(|error| (message(&error), place(&error)))?;
+    let statement =
+        state.sql_to_statement(sql, &Dialect::Generic).map_err(|error| (message(&error), place(&error)))?;
     match statement {
         Statement::Statement(statement) => match *statement {
             ast::Statement::Query(query) => Ok(query),
@@ -310,11 +281,7 @@ async fn bind_one(
     hidden: &[String],
     before: &[Bound],
 ) -> Result<Bound, BindError> {
-    rewrite::hide(&mut query, hidden).map_err(|message| BindError {
-        view: 0,
-        message,
-        place: None,
-    })?;
+    rewrite::hide(&mut query, hidden).map_err(|message| BindError { view: 0, message, place: None })?;
     let explain = |error: DataFusionError| bind_error(0, &error);
     let statement = Statement::Statement(Box::new(ast::Statement::Query(query)));
     let references = state.resolve_table_references(&statement).map_err(explain)?;
@@ -325,10 +292,7 @@ async fn bind_one(
         .map(|(index, _)| index)
         .collect();
     let plan = state.statement_to_plan(statement).await.map_err(explain)?;
-    let allowed = SQLOptions::new()
-        .with_allow_ddl(false)
-        .with_allow_dml(false)
-        .with_allow_statements(false);
+    let allowed = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     allowed.verify_plan(&plan).map_err(explain)?;
     let plan = state.optimize(&plan).map_err(explain)?;
     let has_time = has_time(&plan).map_err(explain)?;
@@ -340,14 +304,7 @@ async fn bind_one(
         physical.map_err(explain)?.schema()
     };
     let schema = without_views(&schema);
-    Ok(Bound {
-        name: source.name.clone(),
-        plan,
-        has_time,
-        slot: Slot::new(schema.clone()),
-        schema,
-        reads,
-    })
+    Ok(Bound { name: source.name.clone(), plan, has_time, slot: Slot::new(schema.clone()), schema, reads })
 }
 
 fn has_time(plan: &LogicalPlan) -> Result<bool, DataFusionError> {
@@ -390,19 +347,11 @@ fn conform(rows: &RecordBatch, schema: &SchemaRef) -> Result<RecordBatch, DataFu
     });
     let columns: Vec<ArrayRef> = columns.collect::<Result<_, _>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.num_rows()));
-    Ok(RecordBatch::try_new_with_options(
-        schema.clone(),
-        columns,
-        &options,
-    )?)
+    Ok(RecordBatch::try_new_with_options(schema.clone(), columns, &options)?)
 }
 
 fn bind_error(view: usize, error: &DataFusionError) -> BindError {
-    BindError {
-        view,
-        message: message(error),
-        place: place(error),
-    }
+    BindError { view, message: message(error), place: place(error) }
 }
 
 /// The message without DataFusion's prefixes, and without the place, which is told apart.
@@ -420,10 +369,7 @@ fn place(error: &DataFusionError) -> Option<(usize, usize)> {
     for error in error.iter() {
         if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
             let start = span.start;
-            return Some((
-                usize::try_from(start.line).ok()?,
-                usize::try_from(start.column).ok()?,
-            ));
+            return Some((usize::try_from(start.line).ok()?, usize::try_from(start.column).ok()?));
         }
         if let DataFusionError::SQL(parser, _) = error.find_root() {
             let text = parser.to_string();

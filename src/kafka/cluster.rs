@@ -89,10 +89,7 @@ impl fmt::Debug for KafkaCluster {
 
 impl KafkaCluster {
     pub fn new(config: ClientConfig) -> Self {
-        Self {
-            config,
-            client: Arc::default(),
-        }
+        Self { config, client: Arc::default() }
     }
 
     /// Asks on a thread that may block. One question at a time: they are rare.
@@ -118,10 +115,7 @@ impl KafkaCluster {
             Ok(Err(Failure::Client(source))) => Err(ClusterError::Client { what, source }),
             Ok(Err(Failure::Answer(problem))) => Err(ClusterError::Answer { what, problem }),
             Ok(Err(Failure::NoTopic(topic))) => Err(ClusterError::NoTopic { topic }),
-            Err(error) => Err(ClusterError::Answer {
-                what,
-                problem: error.to_string(),
-            }),
+            Err(error) => Err(ClusterError::Answer { what, problem: error.to_string() }),
         }
     }
 }
@@ -143,16 +137,14 @@ impl Cluster for KafkaCluster {
     async fn id(&self) -> Result<ClusterId, ClusterError> {
         self.ask("the cluster id", |client| {
             let id = client.client().fetch_cluster_id(TIMEOUT);
-            id.map(ClusterId)
-                .ok_or_else(|| Failure::Answer("no answer in time".to_owned()))
+            id.map(ClusterId).ok_or_else(|| Failure::Answer("no answer in time".to_owned()))
         })
         .await
     }
 
     async fn topic(&self, topic: &TopicName) -> Result<TopicInfo, ClusterError> {
         let topic = topic.clone();
-        self.ask("a topic's id", move |client| describe(client, &topic))
-            .await
+        self.ask("a topic's id", move |client| describe(client, &topic)).await
     }
 
     async fn resolve(
@@ -162,16 +154,12 @@ impl Cluster for KafkaCluster {
         start: &Start,
     ) -> Result<BTreeMap<Partition, Offset>, ClusterError> {
         let (topic, start) = (topic.clone(), start.clone());
-        self.ask("start offsets", move |client| {
-            resolve(client, &topic, partition_count, &start)
-        })
-        .await
+        self.ask("start offsets", move |client| resolve(client, &topic, partition_count, &start)).await
     }
 
     async fn bounds(&self, source: &TopicPartition) -> Result<(Offset, Offset), ClusterError> {
         let source = source.clone();
-        self.ask("a partition's offsets", move |client| watermarks(client, &source))
-            .await
+        self.ask("a partition's offsets", move |client| watermarks(client, &source)).await
     }
 
     async fn committed(
@@ -203,17 +191,14 @@ impl Cluster for KafkaCluster {
 
 fn describe(client: &BaseConsumer, topic: &TopicName) -> Result<TopicInfo, Failure> {
     let metadata = client.fetch_metadata(Some(topic.as_str()), TIMEOUT)?;
-    let broker = metadata
-        .brokers()
-        .first()
-        .ok_or_else(|| Failure::Answer("no broker answered".to_owned()))?;
+    let broker =
+        metadata.brokers().first().ok_or_else(|| Failure::Answer("no broker answered".to_owned()))?;
     let described = ffi::describe_topics(client, broker.id(), std::slice::from_ref(topic), TIMEOUT)
         .map_err(Failure::Answer)?;
     match described.into_iter().next().flatten() {
-        Some(found) => Ok(TopicInfo {
-            id: known_id(found.id, topic),
-            partition_count: found.partition_count,
-        }),
+        Some(found) => {
+            Ok(TopicInfo { id: known_id(found.id, topic), partition_count: found.partition_count })
+        }
         None => Err(Failure::NoTopic(topic.clone())),
     }
 }
@@ -232,9 +217,7 @@ fn watermarks(client: &BaseConsumer, source: &TopicPartition) -> Result<(Offset,
     let (low, high) = client.fetch_watermarks(source.topic.as_str(), source.partition.0, TIMEOUT)?;
     match (Offset::new(low), Offset::new(high)) {
         (Some(low), Some(high)) => Ok((low, high)),
-        _ => Err(Failure::Answer(format!(
-            "{source} has no offsets ({low}, {high})"
-        ))),
+        _ => Err(Failure::Answer(format!("{source} has no offsets ({low}, {high})"))),
     }
 }
 
@@ -262,11 +245,9 @@ fn resolve(
                     let back = i64::try_from(*count).unwrap_or(i64::MAX);
                     Offset::new(high.get() - back).unwrap_or_default().max(low)
                 }
-                Start::Offsets(topics) => topics
-                    .get(topic)
-                    .and_then(|offsets| offsets.get(&partition))
-                    .copied()
-                    .unwrap_or(low),
+                Start::Offsets(topics) => {
+                    topics.get(topic).and_then(|offsets| offsets.get(&partition)).copied().unwrap_or(low)
+                }
             };
             Ok((partition, offset))
         })

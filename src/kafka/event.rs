@@ -11,19 +11,14 @@ use super::triage::Verdict;
 pub enum Event {
     /// The group gave us partitions. Nothing is fetched before [`Command::Assign`].
     Assigned(Vec<TopicPartition>),
-    /// The group takes partitions away, and waits for [`Command::Unassign`].
+    /// The group takes partitions away, and waits for [`Command::Release`].
     Revoked {
         partitions: Vec<TopicPartition>,
         /// They may belong to somebody else already: nothing may be committed for them.
         is_lost: bool,
     },
     /// An error that concerns one partition, or the whole client.
-    Failed {
-        source: Option<TopicPartition>,
-        offset: Option<Offset>,
-        message: String,
-        verdict: Verdict,
-    },
+    Failed { source: Option<TopicPartition>, offset: Option<Offset>, message: String, verdict: Verdict },
     /// The answer to a [`Command::Commit`].
     Committed(Result<(), String>),
     /// The consumer is closed; nothing follows.
@@ -36,7 +31,10 @@ pub enum Command {
     Subscribe(Vec<TopicName>),
     /// Fetch these partitions from here on. Those that are fetched already start again.
     Assign(Vec<Assignment>),
+    /// Stop fetching these; they stay ours in the group.
     Unassign(Vec<TopicPartition>),
+    /// Give these back to the group: the answer to [`Event::Revoked`].
+    Release(Vec<TopicPartition>),
     Commit(Vec<Commit>),
     /// Leave the group and end.
     Close,

@@ -101,10 +101,7 @@ impl Message<'_> {
         let mut kind = sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
         // SAFETY: the message is valid while the event lives; both calls only read it.
         let (timestamp_ms, epoch) = unsafe {
-            (
-                sys::rd_kafka_message_timestamp(message, &mut kind),
-                sys::rd_kafka_message_leader_epoch(message),
-            )
+            (sys::rd_kafka_message_timestamp(message, &mut kind), sys::rd_kafka_message_leader_epoch(message))
         };
         let timestamp_type = match kind {
             sys::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_CREATE_TIME => TimestampType::Create,
@@ -127,11 +124,7 @@ impl Message<'_> {
         // SAFETY: parses the headers lazily into memory that the message owns.
         let code = unsafe { sys::rd_kafka_message_headers(self.native, &mut headers) };
         let is_there = code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-        Headers {
-            native: is_there.then_some(headers),
-            index: 0,
-            _message: self,
-        }
+        Headers { native: is_there.then_some(headers), index: 0, _message: self }
     }
 }
 
@@ -210,12 +203,11 @@ impl<C: ConsumerContext> Poller<C> {
             sys::RD_KAFKA_EVENT_FETCH => {
                 // SAFETY: a fetch event owns its message; there is exactly one.
                 let message = unsafe { sys::rd_kafka_event_message_next(event.0).as_ref() };
-                take(message.map_or(Polled::Nothing, |native| {
-                    Polled::Message(Message {
-                        native,
-                        _event: &event,
-                    })
-                }))
+                take(
+                    message.map_or(Polled::Nothing, |native| {
+                        Polled::Message(Message { native, _event: &event })
+                    }),
+                )
             }
             sys::RD_KAFKA_EVENT_ERROR => take(error(&event)),
             sys::RD_KAFKA_EVENT_REBALANCE => take(self.rebalance(&event)),
@@ -228,23 +220,15 @@ impl<C: ConsumerContext> Poller<C> {
     fn rebalance(&self, event: &NativeEvent) -> Polled<'static> {
         // SAFETY: a rebalance event has a code and a list, which the event owns.
         let (code, list) = unsafe {
-            (
-                sys::rd_kafka_event_error(event.0),
-                sys::rd_kafka_event_topic_partition_list(event.0).as_ref(),
-            )
+            (sys::rd_kafka_event_error(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref())
         };
-        let partitions = list
-            .map(|list| elements(list).map(source).collect())
-            .unwrap_or_default();
+        let partitions = list.map(|list| elements(list).map(source).collect()).unwrap_or_default();
         if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             return Polled::Assign(partitions);
         }
         // SAFETY: reads a flag of the living client. It has to be read before the rebalance is answered.
         let lost = unsafe { sys::rd_kafka_assignment_lost(self.consumer.client().native_ptr()) };
-        Polled::Revoke {
-            partitions,
-            is_lost: lost != 0,
-        }
+        Polled::Revoke { partitions, is_lost: lost != 0 }
     }
 
     /// Commits asynchronously; the answer comes as [`Polled::Committed`].
@@ -298,10 +282,7 @@ fn elements(
 fn source(element: &sys::rd_kafka_topic_partition_t) -> TopicPartition {
     // SAFETY: the topic of an element is a null-terminated string owned by the list.
     let topic = unsafe { CStr::from_ptr(element.topic) };
-    TopicPartition::new(
-        &TopicName::new(&topic.to_string_lossy()),
-        Partition(element.partition),
-    )
+    TopicPartition::new(&TopicName::new(&topic.to_string_lossy()), Partition(element.partition))
 }
 
 fn error(event: &NativeEvent) -> Polled<'static> {
@@ -329,22 +310,13 @@ fn error(event: &NativeEvent) -> Polled<'static> {
             _ => Polled::Nothing,
         };
     }
-    Polled::Error(ConsumerError {
-        source,
-        offset,
-        code: code.into(),
-        is_fatal,
-        message: text,
-    })
+    Polled::Error(ConsumerError { source, offset, code: code.into(), is_fatal, message: text })
 }
 
 fn committed(event: &NativeEvent) -> Result<(), String> {
     // SAFETY: the event owns its list.
     let (code, list) = unsafe {
-        (
-            sys::rd_kafka_event_error(event.0),
-            sys::rd_kafka_event_topic_partition_list(event.0).as_ref(),
-        )
+        (sys::rd_kafka_event_error(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref())
     };
     let ok = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     if code != ok && code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET {
@@ -353,11 +325,7 @@ fn committed(event: &NativeEvent) -> Result<(), String> {
     // One partition may be refused while the request as a whole is not.
     let refused = list.and_then(|list| elements(list).find(|element| element.err != ok));
     match refused {
-        Some(element) => Err(format!(
-            "{}: {}",
-            source(element),
-            RDKafkaErrorCode::from(element.err)
-        )),
+        Some(element) => Err(format!("{}: {}", source(element), RDKafkaErrorCode::from(element.err))),
         None => Ok(()),
     }
 }
@@ -369,11 +337,7 @@ fn log(event: &NativeEvent) -> Polled<'static> {
     if code != 0 {
         return Polled::Nothing;
     }
-    Polled::Log {
-        level,
-        facility: text(facility),
-        message: text(message),
-    }
+    Polled::Log { level, facility: text(facility), message: text(message) }
 }
 
 /// A copy of a text of librdkafka's; empty for null.
@@ -477,10 +441,8 @@ fn read_descriptions(event: &NativeEvent, topics: &[TopicName]) -> Result<Vec<Op
             let mut partition_count = 0;
             sys::rd_kafka_TopicDescription_partitions(topic, &mut partition_count);
             if let Some(at) = topics.iter().position(|topic| topic.as_str() == name) {
-                described[at] = Some(Described {
-                    id: TopicId(uuid::Uuid::from_u64_pair(high, low)),
-                    partition_count,
-                });
+                described[at] =
+                    Some(Described { id: TopicId(uuid::Uuid::from_u64_pair(high, low)), partition_count });
             }
         }
     }

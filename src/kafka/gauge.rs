@@ -15,10 +15,7 @@ pub struct Gauge {
 
 impl Gauge {
     pub fn new(limit: usize) -> Arc<Self> {
-        Arc::new(Self {
-            used: AtomicUsize::new(0),
-            limit,
-        })
+        Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
     pub fn is_full(&self) -> bool {
@@ -35,27 +32,23 @@ impl Gauge {
     }
 }
 
-/// Bytes charged to gauges until it is dropped.
+/// Bytes charged to a gauge until it is dropped.
 #[derive(Debug)]
 pub struct Charge {
-    gauges: Vec<Arc<Gauge>>,
+    gauge: Arc<Gauge>,
     bytes: usize,
 }
 
 impl Charge {
-    pub fn new(gauges: Vec<Arc<Gauge>>, bytes: usize) -> Self {
-        for gauge in &gauges {
-            gauge.used.fetch_add(bytes, Ordering::Relaxed);
-        }
-        Self { gauges, bytes }
+    pub fn new(gauge: Arc<Gauge>, bytes: usize) -> Self {
+        gauge.used.fetch_add(bytes, Ordering::Relaxed);
+        Self { gauge, bytes }
     }
 }
 
 impl Drop for Charge {
     fn drop(&mut self) {
-        for gauge in &self.gauges {
-            gauge.used.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        self.gauge.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -66,8 +59,8 @@ mod tests {
     #[test]
     fn full_at_the_limit_room_again_at_half() {
         let gauge = Gauge::new(100);
-        let first = Charge::new(vec![gauge.clone()], 60);
-        let second = Charge::new(vec![gauge.clone()], 40);
+        let first = Charge::new(gauge.clone(), 60);
+        let second = Charge::new(gauge.clone(), 40);
         assert!(gauge.is_full());
         drop(second);
         assert!(!gauge.is_full() && !gauge.has_room_again());

@@ -19,16 +19,11 @@ impl MockBroker {
     /// # Errors
     /// If the client that runs it cannot be made.
     pub fn start() -> Result<Self, KafkaError> {
-        let client: BaseProducer = ClientConfig::new()
-            .set("test.mock.num.brokers", "1")
-            .set("log_level", "3")
-            .create()?;
+        let client: BaseProducer =
+            ClientConfig::new().set("test.mock.num.brokers", "1").set("log_level", "3").create()?;
         let bootstrap = ffi::mock_bootstrap(client.client().native_ptr())
             .ok_or_else(|| KafkaError::ClientCreation("no mock cluster".to_owned()))?;
-        Ok(Self {
-            bootstrap,
-            _client: client,
-        })
+        Ok(Self { bootstrap, _client: client })
     }
 
     pub fn bootstrap(&self) -> &str {

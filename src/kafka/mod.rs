@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::model::SharedChunk;
+use crate::model::Chunk;
 
 pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
 pub use event::{Assignment, Command, Commit, Event};
@@ -50,7 +50,7 @@ pub trait Outlet: Send {
     ///
     /// # Errors
     /// The chunk, to be offered again.
-    fn offer(&self, chunk: SharedChunk) -> Result<(), SharedChunk>;
+    fn offer(&self, chunk: Chunk) -> Result<(), Chunk>;
 
     /// What this outlet holds, in bytes.
     fn gauge(&self) -> &Arc<Gauge>;

@@ -51,16 +51,8 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
 }
 
 /// Settings that only consumers have; a producer would complain about them.
-const CONSUMER_ONLY: [&str; 8] = [
-    "group.",
-    "session.",
-    "heartbeat.",
-    "max.poll.",
-    "fetch.",
-    "queued.",
-    "isolation.",
-    "coordinator.",
-];
+const CONSUMER_ONLY: [&str; 8] =
+    ["group.", "session.", "heartbeat.", "max.poll.", "fetch.", "queued.", "isolation.", "coordinator."];
 
 /// For producers: idempotent, and sure of every record before it counts.
 pub fn producer_config(kafka: &Kafka) -> ClientConfig {

@@ -14,7 +14,7 @@ use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::mpsc as async_mpsc;
 use tracing::{debug, info, warn};
 
-use crate::model::{Chunk, ChunkBuilder, Offset, Partition, SharedChunk, TopicName, TopicPartition};
+use crate::model::{Chunk, ChunkBuilder, Offset, Partition, TopicName, TopicPartition};
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
@@ -80,20 +80,14 @@ impl KafkaSource {
             outlets,
             slots: HashMap::new(),
             by_handle: HashMap::new(),
-            events: EventQueue {
-                sender: event_tx,
-                backlog: VecDeque::new(),
-            },
+            events: EventQueue { sender: event_tx, backlog: VecDeque::new() },
             awaits_answer: None,
         };
         thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || worker.run(&command_rx))
             .map_err(SourceError::Thread)?;
-        Ok(Self {
-            commands: command_tx,
-            events: event_rx,
-        })
+        Ok(Self { commands: command_tx, events: event_rx })
     }
 }
 
@@ -139,7 +133,9 @@ struct Slot {
     builder: ChunkBuilder,
     since: Option<Instant>,
     /// A chunk that an outlet had no room for, and which outlets have it already.
-    waiting: Option<(SharedChunk, Vec<bool>)>,
+    waiting: Option<(Chunk, Vec<bool>)>,
+    /// An end that was reached while a chunk waited.
+    end: Option<Offset>,
     is_paused: bool,
 }
 
@@ -183,13 +179,7 @@ impl Worker {
 
     /// Polls once; `true` if nothing came.
     fn poll(&mut self) -> bool {
-        let Self {
-            poller,
-            slots,
-            by_handle,
-            outlets,
-            ..
-        } = self;
+        let Self { poller, slots, by_handle, outlets, .. } = self;
         let other = poller.poll(POLL_MAX, |polled| {
             let Polled::Message(message) = polled else {
                 return Some(owned(polled));
@@ -235,11 +225,7 @@ impl Worker {
                 self.events.push(Event::Revoked { partitions, is_lost });
             }
             Other::Committed(result) => self.events.push(Event::Committed(result)),
-            Other::Log {
-                level,
-                facility,
-                message,
-            } => log(level, &facility, &message),
+            Other::Log { level, facility, message } => log(level, &facility, &message),
         }
     }
 
@@ -289,7 +275,8 @@ impl Worker {
                 }
             }
             Command::Assign(assignments) => self.assign(&assignments),
-            Command::Unassign(partitions) => self.unassign(&partitions),
+            Command::Unassign(partitions) => self.drop_slots(&partitions),
+            Command::Release(partitions) => self.release(&partitions),
             Command::Commit(commits) => self.commit(&commits),
             Command::Close => {}
         }
@@ -315,23 +302,20 @@ impl Worker {
                 builder: ChunkBuilder::new(source.clone(), *number, *from),
                 since: None,
                 waiting: None,
+                end: None,
                 is_paused: false,
             };
             self.slots.insert(source.clone(), slot);
         }
-        self.awaits_answer = None;
         // A pause outlives unassign and assign in librdkafka.
-        let result = self
-            .consumer
-            .incremental_assign(&list)
-            .and_then(|()| self.consumer.resume(&list));
+        let result = self.consumer.incremental_assign(&list).and_then(|()| self.consumer.resume(&list));
         if let Err(error) = result {
             self.fatal(format!("failed to assign {assignments:?}: {error}"));
         }
     }
 
-    /// Stops fetching those of `partitions` that are fetched. The group is answered also if none is.
-    fn unassign(&mut self, partitions: &[TopicPartition]) {
+    /// Stops fetching those of `partitions` that are fetched, and answers the group also if none is.
+    fn release(&mut self, partitions: &[TopicPartition]) {
         self.drop_slots(partitions);
         self.answer();
     }
@@ -357,12 +341,7 @@ impl Worker {
     fn commit(&mut self, commits: &[Commit]) {
         let mut list = TopicPartitionList::new();
         for commit in commits {
-            let Commit {
-                source,
-                next,
-                epoch,
-                metadata,
-            } = commit;
+            let Commit { source, next, epoch, metadata } = commit;
             let mut element = list.add_partition(source.topic.as_str(), source.partition.0);
             element.set_metadata(metadata);
             if let Err(error) = element.set_offset(KafkaOffset::Offset(next.get())) {
@@ -395,10 +374,7 @@ impl Worker {
             if let Some(waiting) = slot.waiting.take() {
                 slot.waiting = offer(waiting, outlets);
             }
-            if slot
-                .since
-                .is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX)
-            {
+            if slot.since.is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX) {
                 let end = slot.builder.next();
                 hand_on(source, slot, end, &self.outlets);
             }
@@ -413,10 +389,7 @@ impl Worker {
                 resume.add_partition(source.topic.as_str(), source.partition.0);
             }
         }
-        let paused = self
-            .consumer
-            .pause(&pause)
-            .and_then(|()| self.consumer.resume(&resume));
+        let paused = self.consumer.pause(&pause).and_then(|()| self.consumer.resume(&resume));
         if let Err(error) = paused {
             warn!(%error, "fetching could not be paused or resumed");
         }
@@ -427,12 +400,7 @@ impl Worker {
         let all: Vec<TopicPartition> = self.slots.keys().cloned().collect();
         self.drop_slots(&all);
         self.answer();
-        let Self {
-            poller,
-            consumer,
-            mut events,
-            ..
-        } = self;
+        let Self { poller, consumer, mut events, .. } = self;
         drop(poller);
         drop(consumer);
         events.push(Event::Closed);
@@ -443,22 +411,12 @@ impl Worker {
 /// What a poll brought besides records, without borrows.
 enum Other {
     Nothing,
-    End {
-        source: TopicPartition,
-        next: Offset,
-    },
+    End { source: TopicPartition, next: Offset },
     Error(ConsumerError),
     Assign(Vec<TopicPartition>),
-    Revoke {
-        partitions: Vec<TopicPartition>,
-        is_lost: bool,
-    },
+    Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
     Committed(Result<(), String>),
-    Log {
-        level: i32,
-        facility: String,
-        message: String,
-    },
+    Log { level: i32, facility: String, message: String },
 }
 
 fn owned(polled: Polled<'_>) -> Other {
@@ -469,15 +427,7 @@ fn owned(polled: Polled<'_>) -> Other {
         Polled::Assign(partitions) => Other::Assign(partitions),
         Polled::Revoke { partitions, is_lost } => Other::Revoke { partitions, is_lost },
         Polled::Committed(result) => Other::Committed(result),
-        Polled::Log {
-            level,
-            facility,
-            message,
-        } => Other::Log {
-            level,
-            facility,
-            message,
-        },
+        Polled::Log { level, facility, message } => Other::Log { level, facility, message },
     }
 }
 
@@ -490,27 +440,26 @@ fn hand_on(
 ) {
     // While a chunk waits the next one grows: the partition is paused by the next sweep.
     if slot.waiting.is_some() {
+        slot.end = slot.end.max(Some(end));
         slot.since.get_or_insert_with(Instant::now);
         return;
     }
-    let end = end.max(slot.builder.next());
+    let end = slot.end.take().map_or(end, |seen| seen.max(end)).max(slot.builder.next());
     let fresh = ChunkBuilder::new(source.clone(), slot.number, end);
     let builder = std::mem::replace(&mut slot.builder, fresh);
     slot.since = None;
     let outlets = outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
-    let gauges = outlets.iter().map(|outlet| outlet.gauge().clone()).collect();
-    let charge = Charge::new(gauges, builder.size());
-    let chunk: Chunk = builder.finish(end, Some(Box::new(charge)));
-    slot.waiting = offer((Arc::new(chunk), vec![false; outlets.len()]), outlets);
+    slot.waiting = offer((builder.finish(end), vec![false; outlets.len()]), outlets);
 }
 
-/// Offers a chunk to the outlets that do not have it; what is left if one has no room.
-fn offer(
-    (chunk, mut taken): (SharedChunk, Vec<bool>),
-    outlets: &[Box<dyn Outlet>],
-) -> Option<(SharedChunk, Vec<bool>)> {
+/// Offers a chunk to the outlets that do not have it; what is left if one has no room. Each lane is
+/// charged for itself: one that is slow must not fill the measure of another.
+fn offer((chunk, mut taken): (Chunk, Vec<bool>), outlets: &[Box<dyn Outlet>]) -> Option<(Chunk, Vec<bool>)> {
     for (outlet, taken) in outlets.iter().zip(&mut taken) {
-        *taken = *taken || outlet.offer(chunk.clone()).is_ok();
+        if !*taken {
+            let charge = Charge::new(outlet.gauge().clone(), chunk.size());
+            *taken = outlet.offer(chunk.share(Some(Box::new(charge)))).is_ok();
+        }
     }
     taken.contains(&false).then_some((chunk, taken))
 }

@@ -46,11 +46,7 @@ mod tests {
         }
         // With CRC checks on, a damaged batch is skipped by the client after this error.
         assert_eq!(verdict(Code::BadMessage, false), Verdict::Unreadable);
-        for code in [
-            Code::BrokerTransportFailure,
-            Code::AllBrokersDown,
-            Code::UnknownTopicOrPartition,
-        ] {
+        for code in [Code::BrokerTransportFailure, Code::AllBrokersDown, Code::UnknownTopicOrPartition] {
             assert_eq!(verdict(code, false), Verdict::Passing);
         }
         assert_eq!(verdict(Code::BrokerTransportFailure, true), Verdict::Fatal);

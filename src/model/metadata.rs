@@ -62,9 +62,7 @@ impl GroupMetadata {
         if text.is_empty() {
             return Ok(Self::default());
         }
-        let foreign = || MetadataError::Foreign {
-            start: text.chars().take(40).collect(),
-        };
+        let foreign = || MetadataError::Foreign { start: text.chars().take(40).collect() };
         let mut words = text.split(' ');
         if words.next() != Some(PREFIX) {
             return Err(foreign());
@@ -104,6 +102,18 @@ impl GroupMetadata {
         self.entries.insert(format!("p{}", identity.0), next.to_string());
     }
 
+    /// Sets the positions of these sinks where they differ from the committed offset; one that does not
+    /// needs no entry.
+    pub fn keep_positions(&mut self, positions: &BTreeMap<IdentityHash, Offset>, committed: Offset) {
+        for (identity, next) in positions {
+            if *next == committed {
+                self.entries.remove(&format!("p{}", identity.0));
+            } else {
+                self.set_position(identity, *next);
+            }
+        }
+    }
+
     /// The commit log a file sink of this identity wrote to, and its last entry known.
     pub fn log(&self, identity: &IdentityHash) -> Option<(String, u64)> {
         let (id, number) = self.entries.get(&format!("l{}", identity.0))?.split_once('.')?;
@@ -111,8 +121,7 @@ impl GroupMetadata {
     }
 
     pub fn set_log(&mut self, identity: &IdentityHash, log_id: &str, number: u64) {
-        self.entries
-            .insert(format!("l{}", identity.0), format!("{log_id}.{number}"));
+        self.entries.insert(format!("l{}", identity.0), format!("{log_id}.{number}"));
     }
 }
 

@@ -15,6 +15,8 @@ mod topic;
 pub use batch::{Batch, SinkSet};
 pub use fault::{Classify, Fault, Hint};
 pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason};
-pub use record::{Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType};
+pub use record::{
+    Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType,
+};
 pub use start::{Start, StartHash, TimePoint};
 pub use topic::{ClusterId, Partition, TopicId, TopicName, TopicPartition};

@@ -180,17 +180,10 @@ impl Positions {
     pub fn check(&self, moves: &[Move]) -> Result<(), Conflict> {
         let mut trial: BTreeMap<PositionKey, Offset> = BTreeMap::new();
         for step in moves {
-            let stored = trial
-                .get(&step.key)
-                .copied()
-                .or_else(|| self.get(&step.key).map(|position| position.next));
+            let stored =
+                trial.get(&step.key).copied().or_else(|| self.get(&step.key).map(|position| position.next));
             if stored != step.start {
-                return Err(Conflict {
-                    key: step.key,
-                    topic: step.topic.clone(),
-                    stored,
-                    start: step.start,
-                });
+                return Err(Conflict { key: step.key, topic: step.topic.clone(), stored, start: step.start });
             }
             trial.insert(step.key, step.end.next);
         }
@@ -205,10 +198,7 @@ impl Positions {
         self.check(moves)?;
         for step in moves {
             // A move without records says nothing about epochs: keep the one known.
-            let epoch = step
-                .end
-                .epoch
-                .or_else(|| self.get(&step.key).and_then(|position| position.epoch));
+            let epoch = step.end.epoch.or_else(|| self.get(&step.key).and_then(|position| position.epoch));
             let next = step.end.next;
             self.restore(step.key, step.topic.clone(), Position { next, epoch });
         }
@@ -222,16 +212,10 @@ mod tests {
 
     fn step(start: Option<i64>, end: i64) -> Move {
         Move {
-            key: PositionKey {
-                topic_id: TopicId(uuid::Uuid::from_u128(7)),
-                partition: Partition(3),
-            },
+            key: PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(7)), partition: Partition(3) },
             topic: TopicName::new("orders"),
             start: start.and_then(Offset::new),
-            end: Position {
-                next: Offset::new(end).unwrap(),
-                epoch: None,
-            },
+            end: Position { next: Offset::new(end).unwrap(), epoch: None },
             reason: Reason::Data,
             records: 1,
         }
@@ -241,10 +225,7 @@ mod tests {
     fn moves_form_a_chain() {
         let mut positions = Positions::default();
         positions.apply(&[step(None, 5), step(Some(5), 9)]).unwrap();
-        assert_eq!(
-            positions.get(&step(None, 0).key).unwrap().next,
-            Offset::new(9).unwrap()
-        );
+        assert_eq!(positions.get(&step(None, 0).key).unwrap().next, Offset::new(9).unwrap());
     }
 
     #[test]
@@ -252,11 +233,7 @@ mod tests {
         let mut positions = Positions::default();
         positions.apply(&[step(None, 5)]).unwrap();
         let before = positions.clone();
-        for bad in [
-            vec![step(None, 6)],
-            vec![step(Some(4), 6)],
-            vec![step(Some(5), 6), step(Some(5), 7)],
-        ] {
+        for bad in [vec![step(None, 6)], vec![step(Some(4), 6)], vec![step(Some(5), 6), step(Some(5), 7)]] {
             positions.apply(&bad).unwrap_err();
             assert_eq!(positions, before);
         }

@@ -37,11 +37,15 @@ pub struct Chunk {
     pub end: Offset,
     /// Of the last record.
     pub epoch: Option<LeaderEpoch>,
-    bytes: Vec<u8>,
-    records: Vec<Entry>,
+    /// Shared by the lanes that read the topic.
+    bytes: Arc<Vec<u8>>,
+    records: Arc<Vec<Entry>>,
     /// Given back when the chunk is dropped.
-    _charge: Option<Box<dyn std::any::Any + Send + Sync>>,
+    charge: Option<Charge>,
 }
+
+/// Whatever gives memory back to a budget when it is dropped.
+pub type Charge = Box<dyn std::any::Any + Send + Sync>;
 
 impl fmt::Debug for Chunk {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -112,18 +116,13 @@ impl<'a> RecordRef<'a> {
         let at = self.entry.at as usize
             + self.entry.key_len.max(0) as usize
             + self.entry.value_len.max(0) as usize;
-        Headers {
-            bytes: &self.chunk.bytes[at..],
-            left: self.entry.headers,
-        }
+        Headers { bytes: &self.chunk.bytes[at..], left: self.entry.headers }
     }
 
     /// Key, value and headers in bytes.
     pub fn size(&self) -> usize {
-        let headers: usize = self
-            .headers()
-            .map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len))
-            .sum();
+        let headers: usize =
+            self.headers().map(|(name, value)| name.len() + value.map_or(0, <[u8]>::len)).sum();
         self.key().map_or(0, <[u8]>::len) + self.value().map_or(0, <[u8]>::len) + headers
     }
 }
@@ -165,7 +164,26 @@ fn take_len(bytes: &mut &[u8]) -> i32 {
 impl Chunk {
     /// A range without records: the end of a partition was reached at `end`.
     pub fn empty(source: TopicPartition, assignment: u64, start: Offset, end: Offset) -> Self {
-        ChunkBuilder::new(source, assignment, start).finish(end, None)
+        ChunkBuilder::new(source, assignment, start).finish(end)
+    }
+
+    /// The same chunk for one lane, with what that lane is charged for it.
+    #[must_use]
+    pub fn share(&self, charge: Option<Charge>) -> Self {
+        Self {
+            source: self.source.clone(),
+            assignment: self.assignment,
+            start: self.start,
+            end: self.end,
+            epoch: self.epoch,
+            bytes: self.bytes.clone(),
+            records: self.records.clone(),
+            charge,
+        }
+    }
+
+    pub fn is_charged(&self) -> bool {
+        self.charge.is_some()
     }
 
     pub fn record_count(&self) -> usize {
@@ -178,10 +196,7 @@ impl Chunk {
     }
 
     pub fn records(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
-        self.records.iter().map(|entry| RecordRef {
-            chunk: self,
-            entry: *entry,
-        })
+        self.records.iter().map(|entry| RecordRef { chunk: self, entry: *entry })
     }
 
     /// The records with `from <= offset < to`.
@@ -191,14 +206,8 @@ impl Chunk {
         to: Offset,
     ) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
         let lower = self.records.partition_point(|entry| entry.offset < from.get());
-        let upper = self
-            .records
-            .partition_point(|entry| entry.offset < to.get())
-            .max(lower);
-        self.records[lower..upper].iter().map(|entry| RecordRef {
-            chunk: self,
-            entry: *entry,
-        })
+        let upper = self.records.partition_point(|entry| entry.offset < to.get()).max(lower);
+        self.records[lower..upper].iter().map(|entry| RecordRef { chunk: self, entry: *entry })
     }
 }
 
@@ -233,15 +242,7 @@ impl fmt::Debug for Incoming<'_> {
 
 impl ChunkBuilder {
     pub fn new(source: TopicPartition, assignment: u64, start: Offset) -> Self {
-        Self {
-            source,
-            assignment,
-            start,
-            next: start,
-            epoch: None,
-            bytes: Vec::new(),
-            records: Vec::new(),
-        }
+        Self { source, assignment, start, next: start, epoch: None, bytes: Vec::new(), records: Vec::new() }
     }
 
     pub fn record_count(&self) -> usize {
@@ -288,22 +289,22 @@ impl ChunkBuilder {
         self.records.push(entry);
     }
 
-    /// The chunk `[start, end)`. `charge` is dropped with the chunk: it gives memory back to a budget.
-    pub fn finish(self, end: Offset, charge: Option<Box<dyn std::any::Any + Send + Sync>>) -> Chunk {
+    /// The chunk `[start, end)`.
+    pub fn finish(self, end: Offset) -> Chunk {
         Chunk {
             source: self.source,
             assignment: self.assignment,
             start: self.start,
             end: end.max(self.next),
             epoch: self.epoch,
-            bytes: self.bytes,
-            records: self.records,
-            _charge: charge,
+            bytes: Arc::new(self.bytes),
+            records: Arc::new(self.records),
+            charge: None,
         }
     }
 }
 
-/// Chunks are shared by the lanes of a topic.
+/// A chunk as batches hold it.
 pub type SharedChunk = Arc<Chunk>;
 
 #[cfg(test)]
@@ -326,21 +327,15 @@ mod tests {
         };
         builder.push(incoming(2, Some(b"k"), None), headers.into_iter());
         builder.push(incoming(5, None, Some(b"")), std::iter::empty());
-        let chunk = builder.finish(Offset::new(9).unwrap(), None);
+        let chunk = builder.finish(Offset::new(9).unwrap());
         let records: Vec<_> = chunk.records().collect();
         assert_eq!((chunk.start.get(), chunk.end.get()), (0, 9));
         assert_eq!((records[0].key(), records[0].value()), (Some(&b"k"[..]), None));
         assert_eq!((records[1].key(), records[1].value()), (None, Some(&b""[..])));
         assert_eq!(records[0].headers().collect::<Vec<_>>(), headers);
         assert_eq!(records[0].size(), 4);
-        let between = |from, to| {
-            chunk
-                .records_between(Offset::new(from).unwrap(), Offset::new(to).unwrap())
-                .len()
-        };
-        assert_eq!(
-            [between(0, 9), between(3, 9), between(2, 5), between(6, 2)],
-            [2, 1, 1, 0]
-        );
+        let between =
+            |from, to| chunk.records_between(Offset::new(from).unwrap(), Offset::new(to).unwrap()).len();
+        assert_eq!([between(0, 9), between(3, 9), between(2, 5), between(6, 2)], [2, 1, 1, 0]);
     }
 }

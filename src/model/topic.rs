@@ -70,10 +70,7 @@ pub struct TopicPartition {
 
 impl TopicPartition {
     pub fn new(topic: &TopicName, partition: Partition) -> Self {
-        Self {
-            topic: topic.clone(),
-            partition,
-        }
+        Self { topic: topic.clone(), partition }
     }
 }
 

@@ -50,16 +50,11 @@ impl RegistryClient {
         }
         // A registry does not redirect; what it answers must not decide whom we send the password to.
         let client = Client::builder().redirect(redirect::Policy::none());
-        let settings = builder
-            .build_with(client)
-            .map_err(|error| RegistryError::Unusable {
-                what: "`schema_registry`".to_owned(),
-                problem: error.error,
-            })?;
-        Ok(Self {
-            settings: Arc::new(settings),
-            by_id: Arc::default(),
-        })
+        let settings = builder.build_with(client).map_err(|error| RegistryError::Unusable {
+            what: "`schema_registry`".to_owned(),
+            problem: error.error,
+        })?;
+        Ok(Self { settings: Arc::new(settings), by_id: Arc::default() })
     }
 
     fn cell(&self, id: SchemaId) -> Arc<OnceCell<RegisteredSchema>> {
@@ -73,8 +68,7 @@ impl RegistryClient {
     async fn complete(&self, what: &str, answer: Answer) -> Result<RegisteredSchema, RegistryError> {
         let mut texts = Vec::new();
         let mut seen = BTreeMap::new();
-        self.collect(what, &answer.references, 1, &mut seen, &mut texts)
-            .await?;
+        self.collect(what, &answer.references, 1, &mut seen, &mut texts).await?;
         Ok(RegisteredSchema {
             id: SchemaId(answer.id),
             kind: match answer.schema_type {
@@ -98,10 +92,7 @@ impl RegistryClient {
         seen: &mut BTreeMap<(String, u32), bool>,
         texts: &mut Vec<String>,
     ) -> Result<(), RegistryError> {
-        let unusable = |problem: String| RegistryError::Unusable {
-            what: what.to_owned(),
-            problem,
-        };
+        let unusable = |problem: String| RegistryError::Unusable { what: what.to_owned(), problem };
         for reference in references {
             let key = (reference.subject.clone(), reference.version);
             match seen.get(&key) {
@@ -137,8 +128,7 @@ impl Registry for RegistryClient {
         // A failed call leaves the cell empty: the next one asks again.
         let fetch = || async {
             let answer = get_schema_by_id(id.0, &self.settings).await;
-            self.complete(&what, answer.map_err(|error| explain(&what, &error))?)
-                .await
+            self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
         };
         cell.get_or_try_init(fetch).await.cloned()
     }
@@ -153,8 +143,7 @@ impl Registry for RegistryClient {
             None => format!("subject `{subject}`"),
         };
         let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
-        self.complete(&what, answer.map_err(|error| explain(&what, &error))?)
-            .await
+        self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
     }
 
     async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
@@ -180,22 +169,15 @@ fn explain(what: &str, error: &SRCError) -> RegistryError {
         Some(Refusal::Status { status, .. })
             if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) =>
         {
-            RegistryError::Unauthorised {
-                what,
-                status: status.as_u16(),
-            }
+            RegistryError::Unauthorised { what, status: status.as_u16() }
         }
-        Some(Refusal::Status {
-            status, retry_after, ..
-        }) if status.is_server_error()
-            || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
+        Some(Refusal::Status { status, retry_after, .. })
+            if status.is_server_error()
+                || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
         {
             unavailable(format!("HTTP {status}"), retry_after)
         }
-        Some(refusal) => RegistryError::Unusable {
-            what,
-            problem: refusal.to_string(),
-        },
+        Some(refusal) => RegistryError::Unusable { what, problem: refusal.to_string() },
         // An answer that is no JSON comes from something in between, or from a registry that is starting.
         None => unavailable(root_cause(error), None),
     }

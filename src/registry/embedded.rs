@@ -73,10 +73,7 @@ impl EmbeddedRegistry {
                 tracing::error!(%error, "the embedded registry ended");
             }
         });
-        Ok(Self {
-            address,
-            _server: server,
-        })
+        Ok(Self { address, _server: server })
     }
 
     pub fn url(&self) -> String {
@@ -91,11 +88,7 @@ impl Store {
 }
 
 fn not_found(code: u32, message: &str) -> Response {
-    (
-        StatusCode::NOT_FOUND,
-        Json(json!({"error_code": code, "message": message})),
-    )
-        .into_response()
+    (StatusCode::NOT_FOUND, Json(json!({"error_code": code, "message": message}))).into_response()
 }
 
 async fn subjects(State(store): State<Store>) -> Json<Vec<String>> {

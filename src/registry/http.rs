@@ -49,27 +49,15 @@ impl Middleware for Guard {
         struct Answer {
             error_code: u32,
         }
-        let code = serde_json::from_slice::<Answer>(&body)
-            .ok()
-            .map(|answer| answer.error_code);
-        let refusal = Refusal::Status {
-            status,
-            code,
-            retry_after,
-        };
+        let code = serde_json::from_slice::<Answer>(&body).ok().map(|answer| answer.error_code);
+        let refusal = Refusal::Status { status, code, retry_after };
         Err(reqwest_middleware::Error::Middleware(refusal.into()))
     }
 }
 
 fn retry_after(response: &Response) -> Option<Duration> {
     // The other form, a date, is rare: then our own back-off decides.
-    let seconds = response
-        .headers()
-        .get("retry-after")?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()?;
+    let seconds = response.headers().get("retry-after")?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX))
 }
 

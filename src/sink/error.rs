@@ -10,21 +10,13 @@ use crate::model::{Classify, Conflict, Fault, Hint};
 pub enum SinkError {
     /// Passes by itself: a disk without room, a service away.
     #[error("failed to {action}")]
-    Transient {
-        action: String,
-        hint: Option<Hint>,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Transient { action: String, hint: Option<Hint>, source: Box<dyn Error + Send + Sync> },
     /// Another writer moved a position.
     #[error("another writer moved the progress of this sink")]
     Conflict(#[source] Conflict),
     /// Needs a person.
     #[error("failed to {action}")]
-    Stop {
-        action: String,
-        hint: Option<Hint>,
-        source: Box<dyn Error + Send + Sync>,
-    },
+    Stop { action: String, hint: Option<Hint>, source: Box<dyn Error + Send + Sync> },
 }
 
 impl SinkError {
@@ -33,11 +25,7 @@ impl SinkError {
         hint: impl Into<Cow<'static, str>>,
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
-        Self::Stop {
-            action: action.into(),
-            hint: Some(hint.into()),
-            source: source.into(),
-        }
+        Self::Stop { action: action.into(), hint: Some(hint.into()), source: source.into() }
     }
 }
 

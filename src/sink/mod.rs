@@ -5,13 +5,14 @@
 
 mod error;
 pub mod file;
+pub mod kafka;
 mod render;
 
 use std::time::Instant;
 
 use async_trait::async_trait;
 
-use crate::model::{Batch, Positions};
+use crate::model::{Batch, Position, PositionKey, Positions, TopicName};
 
 pub use error::SinkError;
 
@@ -48,10 +49,25 @@ pub trait Sink: Send {
     /// What this sink made durable since it was opened.
     fn settled(&self) -> Settled;
 
+    /// Where its positions are kept.
+    fn store(&self) -> Store;
+
+    /// Takes a position that the group keeps for a sink of [`Store::Group`]; it replaces what was known.
+    fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position);
+
     /// The commit log this sink writes to and its last entry, if it keeps one.
     fn log(&self) -> Option<(String, u64)> {
         None
     }
+}
+
+/// Where a sink's positions are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// With its data.
+    Own,
+    /// Beside the group's committed offsets (PROTOCOL §3): rows may come twice after a crash.
+    Group,
 }
 
 /// Counts for the table at exit.

@@ -36,20 +36,13 @@ impl JsonRows {
     /// If a column cannot be read as what its type says.
     pub fn new(batch: &RecordBatch) -> Result<Self, ArrowError> {
         let schema: SchemaRef = batch.schema();
-        let columns = schema
-            .fields()
-            .iter()
-            .zip(batch.columns())
-            .map(|(field, column)| {
-                let mut name = Vec::new();
-                put_text(field.name(), &mut name);
-                name.push(b':');
-                Ok((name, Values::new(column)?))
-            });
-        Ok(Self {
-            columns: columns.collect::<Result<_, ArrowError>>()?,
-            row_count: batch.num_rows(),
-        })
+        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+            let mut name = Vec::new();
+            put_text(field.name(), &mut name);
+            name.push(b':');
+            Ok((name, Values::new(column)?))
+        });
+        Ok(Self { columns: columns.collect::<Result<_, ArrowError>>()?, row_count: batch.num_rows() })
     }
 
     pub fn row_count(&self) -> usize {
@@ -136,10 +129,7 @@ impl Values {
             },
             DataType::List(_) => {
                 let list = array.as_list::<i32>();
-                Kind::List {
-                    offsets: offsets(list.offsets()),
-                    items: Box::new(Self::new(list.values())?),
-                }
+                Kind::List { offsets: offsets(list.offsets()), items: Box::new(Self::new(list.values())?) }
             }
             DataType::Map(..) => {
                 let map = array.as_map();
@@ -150,15 +140,12 @@ impl Values {
                 }
             }
             DataType::Struct(fields) => {
-                let columns = fields
-                    .iter()
-                    .zip(array.as_struct().columns())
-                    .map(|(field, column)| {
-                        let mut name = Vec::new();
-                        put_text(field.name(), &mut name);
-                        name.push(b':');
-                        Ok((name, Self::new(column)?))
-                    });
+                let columns = fields.iter().zip(array.as_struct().columns()).map(|(field, column)| {
+                    let mut name = Vec::new();
+                    put_text(field.name(), &mut name);
+                    name.push(b':');
+                    Ok((name, Self::new(column)?))
+                });
                 Kind::Struct(columns.collect::<Result<_, ArrowError>>()?)
             }
             _ => Kind::Other,
@@ -200,11 +187,7 @@ impl Values {
                 }
                 out.push(b']');
             }
-            Kind::Map {
-                offsets,
-                keys,
-                values,
-            } => {
+            Kind::Map { offsets, keys, values } => {
                 out.push(b'{');
                 for entry in offsets[row]..offsets[row + 1] {
                     if entry > offsets[row] {
@@ -237,6 +220,19 @@ impl Values {
             Kind::Text(values) => put_text(values.value(row), out),
             _ => put_text(&shown(&self.array, row), out),
         }
+    }
+
+    /// The value of `row` as a record's bytes: bytes and text as they are, everything else as text.
+    pub fn to_bytes(&self, row: usize) -> Option<Vec<u8>> {
+        if self.is_null(row) {
+            return None;
+        }
+        if let Kind::Bytes(values) = &self.kind {
+            return Some(values.value(row).to_vec());
+        }
+        let mut bytes = Vec::new();
+        self.write_plain(row, &mut bytes);
+        Some(bytes)
     }
 
     /// Appends the value of `row` without quotes of JSON, for CSV; nested values stay JSON. Null is nothing.
@@ -320,20 +316,10 @@ fn put_number(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
         DataType::UInt32 => whole::<UInt32Type>(array, row, out),
         DataType::UInt64 => whole::<UInt64Type>(array, row, out),
         DataType::Decimal128(..) => {
-            out.extend_from_slice(
-                array
-                    .as_primitive::<Decimal128Type>()
-                    .value_as_string(row)
-                    .as_bytes(),
-            );
+            out.extend_from_slice(array.as_primitive::<Decimal128Type>().value_as_string(row).as_bytes());
         }
         DataType::Decimal256(..) => {
-            out.extend_from_slice(
-                array
-                    .as_primitive::<Decimal256Type>()
-                    .value_as_string(row)
-                    .as_bytes(),
-            );
+            out.extend_from_slice(array.as_primitive::<Decimal256Type>().value_as_string(row).as_bytes());
         }
         _ => put_text(&shown(array, row), out),
     }
@@ -347,10 +333,7 @@ fn time_writer(data_type: &DataType) -> Option<fn(&ArrayRef, usize, &mut Vec<u8>
             let time = jiff::Timestamp::from_second(days.saturating_mul(86_400)).ok();
             match time {
                 Some(time) => {
-                    put(
-                        out,
-                        format_args!("\"{}\"", time.to_zoned(jiff::tz::TimeZone::UTC).date()),
-                    );
+                    put(out, format_args!("\"{}\"", time.to_zoned(jiff::tz::TimeZone::UTC).date()));
                 }
                 None => put(out, format_args!("{days}")),
             }
@@ -360,12 +343,7 @@ fn time_writer(data_type: &DataType) -> Option<fn(&ArrayRef, usize, &mut Vec<u8>
             put_time_of_day(value, 1_000_000, 3, out);
         },
         DataType::Time64(TimeUnit::Microsecond) => |array, row, out| {
-            put_time_of_day(
-                array.as_primitive::<Time64MicrosecondType>().value(row),
-                1_000,
-                6,
-                out,
-            );
+            put_time_of_day(array.as_primitive::<Time64MicrosecondType>().value(row), 1_000, 6, out);
         },
         DataType::Timestamp(TimeUnit::Second, _) => |array, row, out| {
             put_timestamp(
@@ -386,22 +364,10 @@ fn time_writer(data_type: &DataType) -> Option<fn(&ArrayRef, usize, &mut Vec<u8>
             );
         },
         DataType::Timestamp(TimeUnit::Microsecond, _) => |array, row, out| {
-            put_timestamp(
-                array,
-                array.as_primitive::<TimestampMicrosecondType>().value(row),
-                1_000,
-                6,
-                out,
-            );
+            put_timestamp(array, array.as_primitive::<TimestampMicrosecondType>().value(row), 1_000, 6, out);
         },
         DataType::Timestamp(TimeUnit::Nanosecond, _) => |array, row, out| {
-            put_timestamp(
-                array,
-                array.as_primitive::<TimestampNanosecondType>().value(row),
-                1,
-                9,
-                out,
-            );
+            put_timestamp(array, array.as_primitive::<TimestampNanosecondType>().value(row), 1, 9, out);
         },
         _ => return None,
     })
@@ -416,10 +382,7 @@ fn put_time_of_day(value: i64, nanos_per_unit: i128, digits: usize, out: &mut Ve
     let (seconds, nanos) = (nanos / 1_000_000_000, nanos % 1_000_000_000);
     let fraction = &format!("{nanos:09}")[..digits];
     let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-    put(
-        out,
-        format_args!("\"{hour:02}:{minute:02}:{second:02}.{fraction}\""),
-    );
+    put(out, format_args!("\"{hour:02}:{minute:02}:{second:02}.{fraction}\""));
 }
 
 /// With a time zone it is an instant, in UTC; without one it is what a clock on a wall showed.
@@ -458,11 +421,7 @@ mod tests {
                 let (mut json, mut plain) = (Vec::new(), Vec::new());
                 values.write(row, &mut json);
                 values.write_plain(row, &mut plain);
-                format!(
-                    "{} {}",
-                    String::from_utf8(json).unwrap(),
-                    String::from_utf8(plain).unwrap()
-                )
+                format!("{} {}", String::from_utf8(json).unwrap(), String::from_utf8(plain).unwrap())
             })
             .collect()
     }
@@ -475,18 +434,10 @@ mod tests {
             ["-123.45 -123.45", "0.07 0.07", "null "]
         );
         assert_eq!(
-            rendered(Arc::new(Float64Array::from(vec![
-                1.0,
-                f64::NAN,
-                f64::NEG_INFINITY,
-                0.1
-            ]))),
+            rendered(Arc::new(Float64Array::from(vec![1.0, f64::NAN, f64::NEG_INFINITY, 0.1]))),
             ["1.0 1.0", "null ", "null ", "0.1 0.1"]
         );
-        assert_eq!(
-            rendered(Arc::new(BinaryArray::from_vec(vec![b"\x00\xff"]))),
-            ["\"AP8=\" AP8="]
-        );
+        assert_eq!(rendered(Arc::new(BinaryArray::from_vec(vec![b"\x00\xff"]))), ["\"AP8=\" AP8="]);
         assert_eq!(
             rendered(Arc::new(StringArray::from(vec!["a\"b\\\n\u{1}ü"]))),
             ["\"a\\\"b\\\\\\n\\u0001ü\" a\"b\\\n\u{1}ü"]
@@ -504,10 +455,7 @@ mod tests {
             rendered(Arc::new(TimestampMicrosecondArray::from(vec![1]))),
             ["\"1970-01-01T00:00:00.000001\" 1970-01-01T00:00:00.000001"]
         );
-        assert_eq!(
-            rendered(Arc::new(Date32Array::from(vec![19000]))),
-            ["\"2022-01-08\" 2022-01-08"]
-        );
+        assert_eq!(rendered(Arc::new(Date32Array::from(vec![19000]))), ["\"2022-01-08\" 2022-01-08"]);
         assert_eq!(
             rendered(Arc::new(Time32MillisecondArray::from(vec![3_661_001]))),
             ["\"01:01:01.001\" 01:01:01.001"]
@@ -525,10 +473,7 @@ mod tests {
         assert_eq!(rendered(Arc::new(map.finish())), ["{\"k\":\"v\"} {\"k\":\"v\"}"]);
         let numbers: ArrayRef = Arc::new(Int64Array::from(vec![5]));
         let fields = vec![(Arc::new(Field::new("n", DataType::Int64, false)), numbers.clone())];
-        assert_eq!(
-            rendered(Arc::new(StructArray::from(fields))),
-            ["{\"n\":5} {\"n\":5}"]
-        );
+        assert_eq!(rendered(Arc::new(StructArray::from(fields))), ["{\"n\":5} {\"n\":5}"]);
         let schema = Arc::new(Schema::new(vec![Field::new("a \"b\"", DataType::Int64, false)]));
         let rows = JsonRows::new(&RecordBatch::try_new(schema, vec![numbers]).unwrap()).unwrap();
         let mut out = Vec::new();

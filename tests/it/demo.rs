@@ -7,21 +7,15 @@ fn repository(path: &str) -> String {
 
 fn demo(place: &Workplace, options: &[&str]) -> String {
     let (routes, schemas) = (repository("routes.yaml"), repository("avro"));
-    let arguments: Vec<&str> = ["demo", &routes, "--schemas", &schemas]
-        .into_iter()
-        .chain(options.iter().copied())
-        .collect();
+    let arguments: Vec<&str> =
+        ["demo", &routes, "--schemas", &schemas].into_iter().chain(options.iter().copied()).collect();
     place.run(&arguments).expect_code(0).stdout
 }
 
 /// The lines of all files of a kind.
 fn lines(dir: &std::path::Path, suffix: &str) -> Vec<String> {
-    let texts = files(dir, suffix)
-        .into_iter()
-        .map(|path| std::fs::read_to_string(path).unwrap());
-    texts
-        .flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>())
-        .collect()
+    let texts = files(dir, suffix).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
+    texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The README's first command, on the embedded parts, with the repository's own routes.
@@ -29,31 +23,17 @@ fn lines(dir: &std::path::Path, suffix: &str) -> Vec<String> {
 fn the_demo_runs_the_repository_s_routes() {
     let place = Workplace::new("");
     let stdout = demo(&place, &["--records", "3000", "--tombstone-every", "100"]);
-    assert!(
-        stdout.contains("generated 3000 records in shop.orders"),
-        "{stdout}"
-    );
-    let out = std::fs::read_dir(place.path("demo-out"))
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    assert!(stdout.contains("generated 3000 records in shop.orders"), "{stdout}");
+    let out = std::fs::read_dir(place.path("demo-out")).unwrap().next().unwrap().unwrap().path();
     let rows = |dir: &str| -> usize {
-        data::parquet_rows(&out.join("out").join(dir))
-            .0
-            .iter()
-            .map(|batch| batch.num_rows())
-            .sum()
+        data::parquet_rows(&out.join("out").join(dir)).0.iter().map(|batch| batch.num_rows()).sum()
     };
     assert_eq!(rows("orders"), 3000);
     // Tombstones are skipped in this route; every line is an object of its own.
     let rows_of_clicks = lines(&out.join("out/clicks"), ".jsonl");
     assert_eq!(rows_of_clicks.len(), 2970);
-    let clicks: Vec<serde_json::Value> = rows_of_clicks
-        .iter()
-        .map(|line| serde_json::from_str(line).unwrap())
-        .collect();
+    let clicks: Vec<serde_json::Value> =
+        rows_of_clicks.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let referred = clicks.iter().filter(|click| !click["referrer"].is_null()).count();
     assert!(referred > 1000);
     assert_eq!(lines(&out.join("out/referred"), ".csv").len(), referred + 1);

@@ -7,11 +7,7 @@ fn assert_fresh(file: &str, arguments: &[&str]) {
     let made = place.run(arguments).expect_code(0).stdout;
     let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
     let kept = std::fs::read_to_string(path).unwrap_or_default();
-    assert!(
-        made == kept,
-        "{file} is stale: cargo run -- {} > {file}",
-        arguments.join(" ")
-    );
+    assert!(made == kept, "{file} is stale: cargo run -- {} > {file}", arguments.join(" "));
 }
 
 #[test]

@@ -31,9 +31,7 @@ fn ten_kills_lose_and_double_nothing() {
         let seen = data::parquet_rows(&place.path("out/archive")).1;
         data::produce(&services, &topic, (total..next).map(|id| orders.record(id, 4)));
         total = next;
-        eventually("the service writes", || {
-            data::parquet_rows(&place.path("out/archive")).1 > seen
-        });
+        eventually("the service writes", || data::parquet_rows(&place.path("out/archive")).1 > seen);
         // Anywhere within the next steps; the spread does not have to be random to differ by round.
         pause(Duration::from_millis(7 * round));
         service.kill();

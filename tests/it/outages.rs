@@ -45,9 +45,7 @@ fn a_registry_stopped_in_the_middle_pauses_and_loses_nothing() {
     eventually("rows of a known id", || count(&place) == 100);
     let odd = (0..200).filter(|id| id % 2 == 1).map(|id| orders.record(id, 1));
     data::produce(&services, &topic, odd);
-    eventually("the route waits", || {
-        service.log().contains("waiting for a schema")
-    });
+    eventually("the route waits", || service.log().contains("waiting for a schema"));
     assert_eq!(count(&place), 100);
     registry.restart().unwrap();
     eventually("all rows", || count(&place) == 200);

@@ -115,10 +115,7 @@ fn one_topic_of_two_versions_becomes_parquet_once() {
     assert_eq!(notes, 2500);
 
     let (large, _) = data::parquet_rows(&place.path("out/large"));
-    assert_eq!(
-        data::numbers(&large, "id").into_iter().collect::<BTreeSet<_>>(),
-        (2000..5000).collect()
-    );
+    assert_eq!(data::numbers(&large, "id").into_iter().collect::<BTreeSet<_>>(), (2000..5000).collect());
     for batch in &large {
         let column = |name| {
             let column = batch.column_by_name(name).unwrap();
@@ -139,10 +136,7 @@ fn one_topic_of_two_versions_becomes_parquet_once() {
     let mut ids = data::numbers(&archive, "id");
     ids.sort_unstable();
     assert_eq!((ids, file_count), ((0..5300).collect::<Vec<_>>(), 2));
-    assert_eq!(
-        files(&place.path("out"), ".staged"),
-        Vec::<std::path::PathBuf>::new()
-    );
+    assert_eq!(files(&place.path("out"), ".staged"), Vec::<std::path::PathBuf>::new());
     assert_no_lag(&services, &group, &topic);
 }
 
@@ -204,21 +198,13 @@ fn a_bad_record_stops_its_route_before_it_and_says_where() {
     let finished = place.run(&["run", "--until", "latest"]).expect_code(1);
     let expected = format!("bad record at {topic}/0 offset 6: the first byte is 0x7b, not the magic byte");
     assert!(finished.stdout.contains(&expected), "{}", finished.stdout);
-    assert!(
-        finished
-            .stdout
-            .contains("hint: mend the producer, or set `bad_records: skip`")
-    );
+    assert!(finished.stdout.contains("hint: mend the producer, or set `bad_records: skip`"));
     let ids = |place: &Workplace| data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id");
     assert_eq!(ids(&place), (0..6).collect::<Vec<_>>());
 
     // The user edits the route; the rest comes, and nothing twice.
     let skip = format!("    bad_records: skip\n{sinks}");
-    std::fs::write(
-        place.path("routes.yaml"),
-        routes(&services, &group, &topic, &skip),
-    )
-    .unwrap();
+    std::fs::write(place.path("routes.yaml"), routes(&services, &group, &topic, &skip)).unwrap();
     place.run(&["run", "--until", "latest"]).expect_code(0);
     let mut all = ids(&place);
     all.sort_unstable();

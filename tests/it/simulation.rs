@@ -11,8 +11,7 @@ use sidestream::config::plan::BatchLimits;
 use sidestream::engine::batching::{Buffer, Taken};
 use sidestream::engine::group::Group;
 use sidestream::engine::ledger::Ledger;
-use sidestream::engine::message::{Durable, LaneId};
-use sidestream::model::metadata::GroupMetadata;
+use sidestream::engine::message::{Committed, Durable, LaneId};
 use sidestream::model::{
     ChunkBuilder, Incoming, Move, Offset, Partition, Position, PositionKey, Positions, Reason, SinkSet,
     TimestampType, TopicId, TopicName, TopicPartition,
@@ -47,10 +46,7 @@ impl Dice {
 }
 
 fn key(partition: i32) -> PositionKey {
-    PositionKey {
-        topic_id: TopicId(uuid::Uuid::from_u128(1)),
-        partition: Partition(partition),
-    }
+    PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(1)), partition: Partition(partition) }
 }
 
 fn source(partition: i32) -> TopicPartition {
@@ -89,11 +85,7 @@ struct Instance {
 
 impl Instance {
     fn new() -> Self {
-        let limits = BatchLimits {
-            rows_max: 7,
-            bytes_max: 1 << 20,
-            age_max: Duration::ZERO,
-        };
+        let limits = BatchLimits { rows_max: 7, bytes_max: 1 << 20, age_max: Duration::ZERO };
         Self {
             ledger: Ledger::new(SINKS),
             buffer: Buffer::new(limits),
@@ -136,9 +128,7 @@ impl World {
     fn new(seed: u64, is_broken: bool) -> Self {
         let mut targets: Vec<Target> = (0..SINKS).map(|_| Target::default()).collect();
         for target in &mut targets {
-            let starts: Vec<Move> = (0..PARTITIONS)
-                .map(|partition| step(partition, None, 0, 0))
-                .collect();
+            let starts: Vec<Move> = (0..PARTITIONS).map(|partition| step(partition, None, 0, 0)).collect();
             target.positions.apply(&starts).unwrap();
         }
         Self {
@@ -181,13 +171,7 @@ impl World {
     }
 
     fn fetch(&mut self, index: usize) {
-        let Self {
-            dice,
-            logs,
-            instances,
-            now,
-            ..
-        } = self;
+        let Self { dice, logs, instances, now, .. } = self;
         let instance = &mut instances[index];
         let owned: Vec<i32> = instance.fetched.keys().copied().collect();
         if owned.is_empty() {
@@ -212,7 +196,7 @@ impl World {
             }
         }
         instance.fetched.insert(partition, to);
-        let chunk = Arc::new(builder.finish(at(to), None));
+        let chunk = Arc::new(builder.finish(at(to)));
         instance.buffer.push(&key(partition), chunk, *now).unwrap();
     }
 
@@ -223,10 +207,8 @@ impl World {
             return;
         };
         let moves = moves(&taken);
-        let rows: Vec<(i32, i64)> = taken
-            .records()
-            .map(|record| (record.source().partition.0, record.offset()))
-            .collect();
+        let rows: Vec<(i32, i64)> =
+            taken.records().map(|record| (record.source().partition.0, record.offset())).collect();
         let mut failed = None;
         for sink in taken.sinks.iter() {
             if is_failing && failed.is_none() {
@@ -286,11 +268,7 @@ impl World {
         let all: SinkSet = (0..SINKS).collect();
         for partition in 0..PARTITIONS {
             if let Some(next) = instance.ledger.committable(&key(partition), all) {
-                let durable = Durable {
-                    next,
-                    epoch: None,
-                    logs: Vec::new(),
-                };
+                let durable = Durable { next, epoch: None, logs: Vec::new(), positions: Vec::new() };
                 instance.group.progress(LaneId(0), &source(partition), &durable);
             }
         }
@@ -306,10 +284,8 @@ impl World {
                 continue;
             }
             let next = commit.next.get();
-            let slowest = self
-                .targets
-                .iter()
-                .map(|target| target.positions.get(&key(partition)).unwrap().next.get());
+            let slowest =
+                self.targets.iter().map(|target| target.positions.get(&key(partition)).unwrap().next.get());
             assert!(
                 next <= slowest.min().unwrap(),
                 "committed {next} of partition {partition} is not durable"
@@ -345,15 +321,11 @@ impl World {
             return;
         }
         let owned: Vec<i32> = self.instances[index].fetched.keys().copied().collect();
-        let lost: Vec<i32> = owned
-            .into_iter()
-            .filter(|partition| self.owner.get(partition) != Some(&index))
-            .collect();
+        let lost: Vec<i32> =
+            owned.into_iter().filter(|partition| self.owner.get(partition) != Some(&index)).collect();
         for sink in 0..SINKS {
             self.instances[index].pending[sink] = Pending::default();
-            self.instances[index]
-                .ledger
-                .reset(sink, &self.targets[sink].positions);
+            self.instances[index].ledger.reset(sink, &self.targets[sink].positions);
         }
         for partition in lost {
             self.drop_partition(index, partition);
@@ -385,20 +357,13 @@ impl World {
         if self.instances[to].fetched.contains_key(&partition) {
             self.drop_partition(to, partition);
         }
-        let durable: Vec<Offset> = self
-            .targets
-            .iter()
-            .map(|target| target.positions.get(&key(partition)).unwrap().next)
-            .collect();
+        let durable: Vec<Offset> =
+            self.targets.iter().map(|target| target.positions.get(&key(partition)).unwrap().next).collect();
         let committed = self.committed.get(&partition).map(|offset| at(*offset));
         let instance = &mut self.instances[to];
         instance.ledger.assign(key(partition), &durable);
-        instance.group.own(
-            source(partition),
-            &[LaneId(0)],
-            committed,
-            GroupMetadata::default(),
-        );
+        let committed = Committed { offset: committed, ..Committed::default() };
+        instance.group.own(source(partition), &[LaneId(0)], committed);
         instance.restart(partition);
         // A lane says where it stands when it is given a partition: there may be nothing left to read.
         self.report(to);
@@ -434,10 +399,7 @@ impl World {
             "it does not come to an end: logs end at {:?}, committed {:?}, targets {:?}, instance {:?} {:?}",
             self.logs.iter().map(Vec::len).collect::<Vec<_>>(),
             self.committed,
-            self.targets
-                .iter()
-                .map(|target| &target.positions)
-                .collect::<Vec<_>>(),
+            self.targets.iter().map(|target| &target.positions).collect::<Vec<_>>(),
             self.instances[0].ledger,
             self.instances[0].buffer,
         );
@@ -447,22 +409,13 @@ impl World {
         for target in &self.targets {
             for partition in 0..PARTITIONS {
                 let log = &self.logs[partition as usize];
-                let expected: Vec<i64> = (0..log.len())
-                    .filter(|offset| log[*offset])
-                    .map(|offset| offset as i64)
-                    .collect();
+                let expected: Vec<i64> =
+                    (0..log.len()).filter(|offset| log[*offset]).map(|offset| offset as i64).collect();
                 let rows = target.rows.iter().filter(|(of, _)| *of == partition);
                 let offsets: Vec<i64> = rows.map(|(_, offset)| *offset).collect();
                 let unique: BTreeSet<&i64> = offsets.iter().collect();
-                assert_eq!(
-                    unique.len(),
-                    offsets.len(),
-                    "doubled rows in partition {partition}"
-                );
-                assert_eq!(
-                    offsets, expected,
-                    "lost rows, or rows out of order, in partition {partition}"
-                );
+                assert_eq!(unique.len(), offsets.len(), "doubled rows in partition {partition}");
+                assert_eq!(offsets, expected, "lost rows, or rows out of order, in partition {partition}");
             }
         }
     }
@@ -480,10 +433,7 @@ fn step(partition: i32, start: Option<i64>, end: i64, records: u64) -> Move {
         key: key(partition),
         topic: TopicName::new("t"),
         start: start.and_then(Offset::new),
-        end: Position {
-            next: at(end),
-            epoch: None,
-        },
+        end: Position { next: at(end), epoch: None },
         reason: Reason::Data,
         records,
     }
@@ -491,21 +441,13 @@ fn step(partition: i32, start: Option<i64>, end: i64, records: u64) -> Move {
 
 fn moves(taken: &Taken) -> Vec<Move> {
     let step = |part: &sidestream::engine::batching::Part| {
-        step(
-            part.key.partition.0,
-            Some(part.start.get()),
-            part.end.get(),
-            part.records().count() as u64,
-        )
+        step(part.key.partition.0, Some(part.start.get()), part.end.get(), part.records().count() as u64)
     };
     taken.parts.iter().map(step).collect()
 }
 
 fn seeds() -> u64 {
-    std::env::var("SIMULATION_SEEDS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(SEEDS_DEFAULT)
+    std::env::var("SIMULATION_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SEEDS_DEFAULT)
 }
 
 #[test]

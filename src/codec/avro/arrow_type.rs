@@ -23,10 +23,7 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
     };
     let fields = fields(record, "")?;
     let fields: Fields = if nullable {
-        fields
-            .iter()
-            .map(|field| field.as_ref().clone().with_nullable(true))
-            .collect()
+        fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()
     } else {
         fields
     };
@@ -34,11 +31,7 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
 }
 
 fn fields(record: &Record, path: &str) -> Result<Fields, SchemaError> {
-    record
-        .fields
-        .iter()
-        .map(|entry| field(&entry.name, &entry.node, path))
-        .collect()
+    record.fields.iter().map(|entry| field(&entry.name, &entry.node, path)).collect()
 }
 
 /// A node without its null branch, and whether it had one.
@@ -56,11 +49,7 @@ pub fn nullable(node: &Node) -> Option<(&Node, bool)> {
 }
 
 fn field(name: &str, node: &Node, path: &str) -> Result<Field, SchemaError> {
-    let path = if path.is_empty() {
-        name.to_owned()
-    } else {
-        format!("{path}.{name}")
-    };
+    let path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     let Some((value, is_nullable)) = nullable(node) else {
         return Err(SchemaError::Union { path });
     };
@@ -113,18 +102,13 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
         },
         (Kind::Array(item), None) => DataType::List(Arc::new(field("item", item, path)?)),
         (Kind::Map(value), None) => {
-            let entries = vec![
-                Field::new("key", DataType::Utf8, false),
-                field("value", value, path)?,
-            ];
+            let entries = vec![Field::new("key", DataType::Utf8, false), field("value", value, path)?];
             let entries = Field::new("entries", DataType::Struct(entries.into()), false);
             DataType::Map(Arc::new(entries), false)
         }
         (Kind::Record(record), None) => DataType::Struct(fields(record, path)?),
         (Kind::Union(_), None) => {
-            return Err(SchemaError::Union {
-                path: path.to_owned(),
-            });
+            return Err(SchemaError::Union { path: path.to_owned() });
         }
     })
 }

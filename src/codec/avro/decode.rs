@@ -77,10 +77,7 @@ pub struct BadValue {
 
 impl<P: Into<Problem>> From<P> for BadValue {
     fn from(problem: P) -> Self {
-        Self {
-            path: Vec::new(),
-            problem: problem.into(),
-        }
+        Self { path: Vec::new(), problem: problem.into() }
     }
 }
 
@@ -92,10 +89,7 @@ impl Program {
     /// # Errors
     /// What is wrong with the bytes; then the columns hold parts of the record and have to be truncated.
     pub fn decode(&self, bytes: &[u8], columns: &mut [Column]) -> Result<()> {
-        let mut cursor = Cursor {
-            bytes,
-            defaults_left: DEFAULT_BYTES_MAX,
-        };
+        let mut cursor = Cursor { bytes, defaults_left: DEFAULT_BYTES_MAX };
         cursor.record(&self.record, columns)?;
         match cursor.bytes.len() {
             0 => Ok(()),
@@ -131,10 +125,7 @@ impl<'a> Cursor<'a> {
     fn default(&mut self, default: &DefaultOp, column: &mut Column) -> Result<()> {
         let left = self.defaults_left.checked_sub(default.bytes.len());
         self.defaults_left = left.ok_or(Problem::Size)?;
-        let mut cursor = Cursor {
-            bytes: &default.bytes,
-            defaults_left: self.defaults_left,
-        };
+        let mut cursor = Cursor { bytes: &default.bytes, defaults_left: self.defaults_left };
         cursor.op(&default.op, column)?;
         self.defaults_left = cursor.defaults_left;
         Ok(())
@@ -160,11 +151,7 @@ impl<'a> Cursor<'a> {
     fn value(&mut self, op: &ValueOp, data: &mut Data) -> Result<()> {
         match (op, data) {
             (ValueOp::LongToI64 { factor, is_int }, Data::I64(values)) => {
-                let value = if *is_int {
-                    i64::from(self.int()?)
-                } else {
-                    self.long()?
-                };
+                let value = if *is_int { i64::from(self.int()?) } else { self.long()? };
                 values.push(value.checked_mul(*factor).ok_or(Problem::Overflow)?);
             }
             (ValueOp::Text, Data::Bytes { offsets, bytes }) => {
@@ -391,11 +378,7 @@ impl<'a> Cursor<'a> {
 
 /// Appends a big-endian two's complement number.
 fn push_decimal(raw: &[u8], precision: u8, data: &mut Data) -> Result<()> {
-    let sign = if raw.first().is_some_and(|byte| byte & 0x80 != 0) {
-        0xff
-    } else {
-        0
-    };
+    let sign = if raw.first().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 };
     // Leading bytes that only repeat the sign are allowed.
     let redundant = raw.iter().take_while(|byte| **byte == sign).count();
     let mut wide = [sign; 32];

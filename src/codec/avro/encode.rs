@@ -113,9 +113,7 @@ fn is_decimal(node: &Node) -> bool {
 }
 
 fn code_points(text: &str) -> Option<Vec<u8>> {
-    text.chars()
-        .map(|char| u8::try_from(u32::from(char)).ok())
-        .collect()
+    text.chars().map(|char| u8::try_from(u32::from(char)).ok()).collect()
 }
 
 fn block(count: usize, bytes: &mut Vec<u8>) {

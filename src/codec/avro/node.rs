@@ -31,11 +31,7 @@ pub enum SchemaError {
     #[error("the top level of a value has to be a record, not {0}")]
     NotARecord(&'static str),
     #[error("`{path}`: the writer's {writer} cannot be read as the reader's {reader}")]
-    Incompatible {
-        path: String,
-        writer: String,
-        reader: String,
-    },
+    Incompatible { path: String, writer: String, reader: String },
     #[error("`{path}`: the reader needs this field, the writer does not have it, and it has no default")]
     MissingField { path: String },
 }
@@ -114,12 +110,8 @@ impl Node {
         let (schema, others) = Schema::parse_str_with_list(text, references).map_err(invalid)?;
         let all: Vec<&Schema> = others.iter().chain([&schema]).collect();
         let resolved = ResolvedSchema::new_with_schemata(all).map_err(invalid)?;
-        let mut reader = Reader {
-            names: resolved.get_names(),
-            open: Vec::new(),
-            path: Vec::new(),
-            field_count: 0,
-        };
+        let mut reader =
+            Reader { names: resolved.get_names(), open: Vec::new(), path: Vec::new(), field_count: 0 };
         reader.node(&schema, None)
     }
 
@@ -128,10 +120,7 @@ impl Node {
     }
 
     fn logical(kind: Kind, logical: Logical) -> Self {
-        Self {
-            kind,
-            logical: Some(logical),
-        }
+        Self { kind, logical: Some(logical) }
     }
 
     /// The fewest bytes a value takes on the wire.
@@ -191,10 +180,7 @@ impl<'s> Reader<'s> {
     }
 
     fn unsupported(&self, what: impl Into<String>) -> SchemaError {
-        SchemaError::Unsupported {
-            path: self.path(),
-            what: what.into(),
-        }
+        SchemaError::Unsupported { path: self.path(), what: what.into() }
     }
 
     fn node(&mut self, schema: &'s Schema, namespace: Option<&str>) -> Result<Node, SchemaError> {
@@ -213,11 +199,7 @@ impl<'s> Reader<'s> {
             Schema::Fixed(fixed) => Node::plain(fixed_kind(&fixed.name, fixed.size, namespace)),
             Schema::Enum(symbols) => Node::plain(Kind::Enum(Enum {
                 name: symbols.name.fullname(namespace),
-                symbols: symbols
-                    .symbols
-                    .iter()
-                    .map(|symbol| Arc::from(symbol.as_str()))
-                    .collect(),
+                symbols: symbols.symbols.iter().map(|symbol| Arc::from(symbol.as_str())).collect(),
                 default: symbols.default.as_deref().map(Arc::from),
             })),
             Schema::Array(array) => {
@@ -304,10 +286,7 @@ impl<'s> Reader<'s> {
     fn record(&mut self, record: &'s RecordSchema, around: Option<&str>) -> Result<Node, SchemaError> {
         let name = record.name.fullname(around);
         if self.open.contains(&name) {
-            return Err(SchemaError::Recursive {
-                path: self.path(),
-                name,
-            });
+            return Err(SchemaError::Recursive { path: self.path(), name });
         }
         self.field_count += record.fields.len();
         if self.field_count > FIELDS_MAX {
@@ -341,10 +320,7 @@ impl<'s> Reader<'s> {
 }
 
 fn fixed_kind(name: &Name, size: usize, namespace: Option<&str>) -> Kind {
-    Kind::Fixed {
-        name: name.fullname(namespace),
-        size,
-    }
+    Kind::Fixed { name: name.fullname(namespace), size }
 }
 
 #[cfg(test)]
@@ -362,11 +338,7 @@ mod tests {
         assert!(error(recursive).contains("`left`: the type `a.Tree` contains itself"));
         let bomb = r#"{"type":"record","name":"R","fields":[
             {"name":"xs","type":{"type":"array","items":"null"}}]}"#;
-        assert!(
-            error(bomb).contains("`xs`: items without bytes"),
-            "{}",
-            error(bomb)
-        );
+        assert!(error(bomb).contains("`xs`: items without bytes"), "{}", error(bomb));
         let fixed = r#"{"type":"record","name":"R","fields":[{"name":"xs","type":{"type":"array",
             "items":{"type":"record","name":"E","fields":[{"name":"n","type":"null"}]}}}]}"#;
         assert!(error(fixed).contains("items without bytes"));
@@ -379,13 +351,8 @@ mod tests {
         let order = r#"{"type":"record","name":"shop.Order","fields":[
             {"name":"by","type":"Customer"},{"name":"to","type":["null","shop.Customer"]}]}"#;
         let node = Node::parse(order, &[customer.to_owned()]).unwrap();
-        let Kind::Record(record) = node.kind else {
-            panic!("not a record")
-        };
+        let Kind::Record(record) = node.kind else { panic!("not a record") };
         assert_eq!(record.fields[0].node.describe(), "record `shop.Customer`");
-        assert_eq!(
-            record.fields[1].node.describe(),
-            "union of null, record `shop.Customer`"
-        );
+        assert_eq!(record.fields[1].node.describe(), "union of null, record `shop.Customer`");
     }
 }

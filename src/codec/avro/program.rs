@@ -106,9 +106,7 @@ pub fn compile(writer: &Node, reader: &Node) -> Result<Program, SchemaError> {
     match (&writer.kind, &reader.kind) {
         (Kind::Record(from), Kind::Record(into)) => {
             let mut path = Vec::new();
-            Ok(Program {
-                record: record(from, into, &mut path)?,
-            })
+            Ok(Program { record: record(from, into, &mut path)? })
         }
         (Kind::Record(_), _) => Err(SchemaError::NotARecord("the reader's type")),
         _ => Err(SchemaError::NotARecord("the writer's type")),
@@ -163,29 +161,21 @@ fn default(column: usize, field: &Field, path: &mut Vec<String>) -> Result<Defau
         path: path.join("."),
         what: format!("its default does not fit its type: {error}"),
     })?;
-    Ok(DefaultOp {
-        column,
-        bytes,
-        op: value(&field.node, &field.node, path)?,
-    })
+    Ok(DefaultOp { column, bytes, op: value(&field.node, &field.node, path)? })
 }
 
 fn value(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
     if let Kind::Union(arms) = &writer.kind {
         let ops = arms.iter().map(|arm| match value(arm, reader, path) {
             // A branch that never occurs does no harm; a record that has it is bad.
-            Err(SchemaError::Incompatible { writer, reader, .. }) => Ok(Op::Refused(format!(
-                "the writer's {writer} has no place in the reader's {reader}"
-            ))),
+            Err(SchemaError::Incompatible { writer, reader, .. }) => {
+                Ok(Op::Refused(format!("the writer's {writer} has no place in the reader's {reader}")))
+            }
             other => other,
         });
         let ops = ops.collect::<Result<Vec<_>, _>>()?;
         let is_hopeless = ops.iter().all(|op| matches!(op, Op::Refused(_)));
-        return if is_hopeless {
-            Err(incompatible(writer, reader, path))
-        } else {
-            Ok(Op::Union(ops))
-        };
+        return if is_hopeless { Err(incompatible(writer, reader, path)) } else { Ok(Op::Union(ops)) };
     }
     let Some((target, is_nullable)) = arrow_type::nullable(reader) else {
         return Err(SchemaError::Union { path: path.join(".") });
@@ -267,10 +257,9 @@ fn logical_value(
         (Logical::Decimal { precision, scale }, kind) => {
             let fits = match writer.logical {
                 None => true,
-                Some(Logical::Decimal {
-                    precision: digits,
-                    scale: same,
-                }) => same == scale && digits <= precision,
+                Some(Logical::Decimal { precision: digits, scale: same }) => {
+                    same == scale && digits <= precision
+                }
                 Some(_) => false,
             };
             let fixed = match kind {
@@ -317,11 +306,7 @@ fn unit_factor(writer: Option<Logical>, reader: Logical) -> Option<i64> {
 }
 
 fn incompatible(writer: &Node, reader: &Node, path: &[String]) -> SchemaError {
-    SchemaError::Incompatible {
-        path: path.join("."),
-        writer: writer.describe(),
-        reader: reader.describe(),
-    }
+    SchemaError::Incompatible { path: path.join("."), writer: writer.describe(), reader: reader.describe() }
 }
 
 fn skip(node: &Node) -> SkipOp {
@@ -334,10 +319,7 @@ fn skip(node: &Node) -> SkipOp {
         Kind::Bytes | Kind::String => SkipOp::Sized,
         Kind::Fixed { size, .. } => SkipOp::Bytes(*size),
         Kind::Enum(symbols) => SkipOp::Enum(symbols.symbols.len()),
-        Kind::Array(item) => SkipOp::Array {
-            item: Box::new(skip(item)),
-            size_min: item.size_min(),
-        },
+        Kind::Array(item) => SkipOp::Array { item: Box::new(skip(item)), size_min: item.size_min() },
         Kind::Map(value) => SkipOp::Map {
             value: Box::new(skip(value)),
             // A key takes at least its length.

@@ -23,11 +23,7 @@ fn decode(writer: &Value, reader: &Value, rows: &[Vec<u8>]) -> (RecordBatch, Vec
     let (writer, reader) = (node(writer), node(reader));
     let schema = arrow_type::schema(&reader, false).unwrap();
     let program = program::compile(&writer, &reader).unwrap();
-    let mut columns: Vec<Column> = schema
-        .fields()
-        .iter()
-        .map(|field| Column::new(field).unwrap())
-        .collect();
+    let mut columns: Vec<Column> = schema.fields().iter().map(|field| Column::new(field).unwrap()).collect();
     let mut problems = Vec::new();
     let mut count = 0;
     for row in rows {
@@ -39,23 +35,16 @@ fn decode(writer: &Value, reader: &Value, rows: &[Vec<u8>]) -> (RecordBatch, Vec
             }
         }
     }
-    let arrays = columns
-        .into_iter()
-        .map(|column| column.finish().unwrap())
-        .collect();
+    let arrays = columns.into_iter().map(|column| column.finish().unwrap()).collect();
     (RecordBatch::try_new(schema, arrays).unwrap(), problems)
 }
 
 fn encoded(schema: &Value, rows: &[Value]) -> Vec<Vec<u8>> {
-    rows.iter()
-        .map(|row| encode::value(&node(schema), row).unwrap())
-        .collect()
+    rows.iter().map(|row| encode::value(&node(schema), row).unwrap()).collect()
 }
 
 fn show(batch: &RecordBatch) -> Vec<String> {
-    let text = pretty_format_batches(std::slice::from_ref(batch))
-        .unwrap()
-        .to_string();
+    let text = pretty_format_batches(std::slice::from_ref(batch)).unwrap().to_string();
     text.lines()
         .filter(|line| line.starts_with('|'))
         .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>().join("|"))
@@ -95,12 +84,7 @@ fn every_type_is_read() {
         "xs": [1, null, 3], "m": {"k": "v"}, "r": {"a": 1, "c": "z"}
     });
     let mut empty = full.clone();
-    for (key, value) in [
-        ("l", Value::Null),
-        ("xs", json!([])),
-        ("m", json!({})),
-        ("r", Value::Null),
-    ] {
+    for (key, value) in [("l", Value::Null), ("xs", json!([])), ("m", json!({})), ("r", Value::Null)] {
         empty[key] = value;
     }
     let (batch, problems) = decode(&schema, &schema, &encoded(&schema, &[full, empty]));
@@ -148,11 +132,7 @@ fn a_writer_version_is_read_as_the_reader_schema() {
 #[test]
 fn incompatible_schemas_name_the_field() {
     let cases = [
-        (
-            json!("string"),
-            json!("int"),
-            "the writer's string cannot be read as the reader's int",
-        ),
+        (json!("string"), json!("int"), "the writer's string cannot be read as the reader's int"),
         (json!("long"), json!("int"), "the writer's long"),
         (
             json!({"type": "long", "logicalType": "timestamp-micros"}),
@@ -177,10 +157,7 @@ fn incompatible_schemas_name_the_field() {
     let writer = record(json!([]));
     let reader = record(json!([{"name": "v", "type": "int"}]));
     let error = program::compile(&node(&writer), &node(&reader)).unwrap_err();
-    assert!(
-        error.to_string().contains("`v`: the reader needs this field"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("`v`: the reader needs this field"), "{error}");
 }
 
 fn nested_schema() -> Value {
@@ -211,16 +188,7 @@ fn bad_records_are_told_apart_and_spoil_nobody() {
     let last = bad_branch.len() - 2;
     bad_branch[last] = 8;
     let long = vec![0xff; 11];
-    let rows = [
-        good[0].clone(),
-        trailing,
-        cut,
-        bad_text,
-        bomb,
-        bad_branch,
-        long,
-        good[1].clone(),
-    ];
+    let rows = [good[0].clone(), trailing, cut, bad_text, bomb, bad_branch, long, good[1].clone()];
     let (batch, problems) = decode(&schema, &schema, &rows);
     assert_eq!(
         problems,
@@ -248,10 +216,7 @@ fn typed() -> impl Strategy<Value = (Value, Value)> {
     leaf.prop_recursive(4, 24, 4, |inner| {
         prop_oneof![
             inner.clone().prop_map(|(schema, value)| {
-                (
-                    json!({"type": "array", "items": schema}),
-                    json!([value.clone(), value]),
-                )
+                (json!({"type": "array", "items": schema}), json!([value.clone(), value]))
             }),
             inner.clone().prop_map(|(schema, value)| {
                 (json!({"type": "map", "values": schema}), json!({"k": value}))
@@ -264,10 +229,7 @@ fn typed() -> impl Strategy<Value = (Value, Value)> {
                     types.push(json!({"name": field, "type": schema}));
                     values.insert(field, value);
                 }
-                (
-                    json!({"type": "record", "name": name, "fields": types}),
-                    Value::Object(values),
-                )
+                (json!({"type": "record", "name": name, "fields": types}), Value::Object(values))
             }),
         ]
     })
@@ -321,16 +283,9 @@ proptest! {
 fn a_nullable_reader_takes_rows_of_nulls() {
     let schema = node(&nested_schema());
     let arrow = arrow_type::schema(&schema, true).unwrap();
-    let mut columns: Vec<Column> = arrow
-        .fields()
-        .iter()
-        .map(|field| Column::new(field).unwrap())
-        .collect();
+    let mut columns: Vec<Column> = arrow.fields().iter().map(|field| Column::new(field).unwrap()).collect();
     columns.iter_mut().for_each(Column::push_null);
-    let arrays = columns
-        .into_iter()
-        .map(|column| column.finish().unwrap())
-        .collect();
+    let arrays = columns.into_iter().map(|column| column.finish().unwrap()).collect();
     let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays).unwrap();
     assert_eq!(batch.num_rows(), 1);
 }

@@ -62,10 +62,7 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId) -> Learnt {
                     info!(route, %id, "the schema registry answers again");
                 }
                 return match schema.kind.as_str() {
-                    "AVRO" => Learnt::Avro {
-                        text: schema.text,
-                        references: schema.references,
-                    },
+                    "AVRO" => Learnt::Avro { text: schema.text, references: schema.references },
                     other => Learnt::Unusable(format!("it is {other}, and this route reads Avro")),
                 };
             }

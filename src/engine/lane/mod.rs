@@ -23,17 +23,17 @@ use crate::codec::Codec;
 use crate::codec::meta::MetaColumn;
 use crate::config::plan::{BadRecords, BatchLimits, KeyForm};
 use crate::handler::Handler;
-use crate::kafka::{Cluster, Gauge, Outlet};
+use crate::kafka::{Assignment, Cluster, Gauge, Outlet};
 use crate::model::{
-    Classify, Fault, Offset, PositionKey, Positions, SharedChunk, SinkSet, Start, StartHash, TopicPartition,
+    Chunk, Classify, Fault, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicPartition,
 };
 use crate::registry::Registry;
-use crate::sink::{Settled, Sink, SinkError};
+use crate::sink::{Settled, Sink, SinkError, Store};
 
 use super::batching::{Buffer, Pushed, Taken};
 use super::chain;
 use super::ledger::Ledger;
-use super::message::{Control, Durable, LaneId, Report, Stop};
+use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
 use super::retry;
 use lookup::Lookup;
 
@@ -88,27 +88,24 @@ pub struct Summary {
 /// The two ends by which a lane is reached.
 pub struct LaneHandle {
     pub control: mpsc::Sender<Control>,
-    chunks: mpsc::Sender<SharedChunk>,
+    chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
 }
 
 impl LaneHandle {
     /// An inbox for the chunks of one topic.
     pub fn outlet(&self) -> Box<dyn Outlet> {
-        Box::new(Inbox {
-            chunks: self.chunks.clone(),
-            gauge: self.gauge.clone(),
-        })
+        Box::new(Inbox { chunks: self.chunks.clone(), gauge: self.gauge.clone() })
     }
 }
 
 struct Inbox {
-    chunks: mpsc::Sender<SharedChunk>,
+    chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
 }
 
 impl Outlet for Inbox {
-    fn offer(&self, chunk: SharedChunk) -> Result<(), SharedChunk> {
+    fn offer(&self, chunk: Chunk) -> Result<(), Chunk> {
         match self.chunks.try_send(chunk) {
             Ok(()) => Ok(()),
             Err(mpsc::error::TrySendError::Full(chunk)) => Err(chunk),
@@ -135,8 +132,10 @@ pub struct Lane {
     /// A batch that waits for schemas.
     staged: Option<Taken>,
     lookup: Option<Lookup>,
+    /// When ids stayed unknown until their grace was over.
+    expired: Vec<Instant>,
     /// Partitions to be resumed once it is possible again.
-    to_resume: BTreeMap<TopicPartition, String>,
+    to_resume: BTreeMap<TopicPartition, Committed>,
     /// When they are tried again, and how often they were.
     resume_retry: Option<(Instant, u32)>,
     /// Lost compare-and-sets in a row, by sink.
@@ -144,7 +143,7 @@ pub struct Lane {
     bad_logged: Option<Instant>,
     summary: Summary,
     control: mpsc::Receiver<Control>,
-    chunks: mpsc::Receiver<SharedChunk>,
+    chunks: mpsc::Receiver<Chunk>,
     reports: mpsc::Sender<(LaneId, Report)>,
 }
 
@@ -163,11 +162,7 @@ impl Lane {
     pub fn new(id: LaneId, parts: LaneParts, reports: mpsc::Sender<(LaneId, Report)>) -> (Self, LaneHandle) {
         let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
         let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
-        let handle = LaneHandle {
-            control: control_tx,
-            chunks: chunk_tx,
-            gauge: parts.gauge.clone(),
-        };
+        let handle = LaneHandle { control: control_tx, chunks: chunk_tx, gauge: parts.gauge.clone() };
         let lane = Self {
             id,
             ledger: Ledger::new(parts.sinks.len()),
@@ -177,14 +172,12 @@ impl Lane {
             state: State::Running,
             staged: None,
             lookup: None,
+            expired: Vec::new(),
             to_resume: BTreeMap::new(),
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
             bad_logged: None,
-            summary: Summary {
-                route: parts.route.clone(),
-                ..Summary::default()
-            },
+            summary: Summary { route: parts.route.clone(), ..Summary::default() },
             parts,
             control,
             chunks,
@@ -241,13 +234,27 @@ impl Lane {
     fn next_due(&self) -> Option<Instant> {
         match &self.state {
             State::Stopped => None,
-            State::Recovering { at, .. } => Some(*at),
+            State::Recovering { at, .. } => self.flushes_due().chain([*at]).min(),
             State::Running => {
-                let flushes = self.parts.sinks.iter().filter_map(|sink| sink.sink.flush_due());
+                let flushes = self.flushes_due();
                 let batch = self.buffer.due().filter(|_| self.staged.is_none());
                 let resume = self.resume_retry.map(|(at, _)| at);
                 flushes.chain(batch).chain(resume).min()
             }
+        }
+    }
+
+    /// When sinks that work have to be flushed: a sibling's outage does not keep their rows from sight.
+    fn flushes_due(&self) -> impl Iterator<Item = Instant> {
+        let sinks = self.parts.sinks.iter().enumerate();
+        sinks.filter(|(index, _)| self.is_working(*index)).filter_map(|(_, sink)| sink.sink.flush_due())
+    }
+
+    fn is_working(&self, sink: usize) -> bool {
+        match &self.state {
+            State::Running => true,
+            State::Recovering { sinks, .. } => !sinks.contains(sink),
+            State::Stopped => false,
         }
     }
 
@@ -260,27 +267,17 @@ impl Lane {
                     self.resume().await;
                 }
             }
-            Control::Assigned(assignments) => {
-                for (assignment, end) in assignments {
-                    if let Some(key) = self.keys.get(&assignment.source) {
-                        self.buffer.restart(*key, assignment.number, assignment.from, end);
-                    }
-                }
-            }
+            Control::Assigned(assignments) => self.assigned(assignments).await,
             Control::Revoke { partitions, is_lost } => {
                 self.give_up(&partitions, is_lost).await;
                 self.report(Report::Released(partitions)).await;
             }
             Control::Fail(stop) => {
-                if matches!(self.state, State::Running) {
-                    self.flush_all().await;
-                }
+                self.flush_all().await;
                 self.stop(stop.message, stop.hint).await;
             }
             Control::Drain => {
-                if matches!(self.state, State::Running) {
-                    self.flush_all().await;
-                }
+                self.flush_all().await;
                 self.report(Report::Drained).await;
                 return true;
             }
@@ -288,7 +285,27 @@ impl Lane {
         false
     }
 
-    async fn take(&mut self, chunk: SharedChunk) {
+    /// Expects chunks of these assignments. A sink may have been thrown back since the lane said where it
+    /// stands: then the partition is asked for again.
+    async fn assigned(&mut self, assignments: Vec<(Assignment, Option<Offset>)>) {
+        let mut stale = Vec::new();
+        for (assignment, end) in assignments {
+            let Some(key) = self.keys.get(&assignment.source) else {
+                continue;
+            };
+            if self.ledger.resume_at(key).is_some_and(|at| at < assignment.from) {
+                self.buffer.remove(key);
+                stale.push(assignment.source);
+            } else {
+                self.buffer.restart(*key, assignment.number, assignment.from, end);
+            }
+        }
+        if !stale.is_empty() {
+            self.report(Report::Rewind(stale)).await;
+        }
+    }
+
+    async fn take(&mut self, chunk: Chunk) {
         let Some(key) = self.keys.get(&chunk.source).copied() else {
             return;
         };
@@ -296,7 +313,7 @@ impl Lane {
             return;
         }
         let source = chunk.source.clone();
-        match self.buffer.push(&key, chunk, Instant::now()) {
+        match self.buffer.push(&key, Arc::new(chunk), Instant::now()) {
             Ok(Pushed::Kept | Pushed::Stale) => {}
             Err(gap) => {
                 // A defect of ours; reading again mends it.
@@ -315,9 +332,11 @@ impl Lane {
         if is_lost {
             // Recovery reads all other partitions again.
             self.abandon_all().await;
-        } else if matches!(self.state, State::Running) {
+        } else {
             self.flush_all().await;
         }
+        // A position that was lost to another member says nothing about the ones that are left.
+        self.conflicts.fill(0);
         let mut others: Vec<TopicPartition> = Vec::new();
         for source in partitions {
             self.to_resume.remove(source);
@@ -354,11 +373,7 @@ impl Lane {
         let fault = match error.fault() {
             Fault::Conflict => {
                 self.conflicts[index] += 1;
-                if self.conflicts[index] >= CONFLICTS_MAX {
-                    Fault::Stop
-                } else {
-                    Fault::Conflict
-                }
+                if self.conflicts[index] >= CONFLICTS_MAX { Fault::Stop } else { Fault::Conflict }
             }
             other => other,
         };
@@ -370,13 +385,7 @@ impl Lane {
                 let attempt = match &self.state {
                     State::Recovering { attempt, .. } => *attempt,
                     _ => {
-                        warn!(
-                            route = self.parts.route,
-                            sink = name,
-                            error = message,
-                            hint,
-                            "route paused"
-                        );
+                        warn!(route = self.parts.route, sink = name, error = message, hint, "route paused");
                         0
                     }
                 };
@@ -393,11 +402,11 @@ impl Lane {
         };
         self.staged = None;
         self.lookup = None;
-        self.state = State::Recovering {
-            sinks,
-            attempt: attempt + 1,
-            at: now + retry::pause(attempt + 1),
-        };
+        // Everything is read again from where the sinks stand then.
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        self.state = State::Recovering { sinks, attempt: attempt + 1, at: now + retry::pause(attempt + 1) };
     }
 
     /// Tries to read the positions of the sinks that failed, and starts reading again where they are.
@@ -476,15 +485,20 @@ impl Lane {
                 .filter_map(|positions| positions.get(key))
                 .find(|position| position.next == next)
                 .and_then(|position| position.epoch);
-            let durable = Durable {
-                next,
-                epoch,
-                logs: logs.clone(),
-            };
+            let durable = Durable { next, epoch, logs: logs.clone(), positions: self.group_positions(key) };
             Some((source.clone(), durable))
         });
         let durable: BTreeMap<TopicPartition, Durable> = durable.collect();
         self.report(Report::Progress(durable)).await;
+    }
+
+    /// Positions of the sinks whose store is the group.
+    fn group_positions(&self, key: &PositionKey) -> Vec<(String, Offset)> {
+        let sinks = self.parts.sinks.iter().zip(&self.stored);
+        sinks
+            .filter(|(sink, _)| sink.sink.store() == Store::Group)
+            .filter_map(|(sink, stored)| Some((sink.identity.clone(), stored.get(key)?.next)))
+            .collect()
     }
 
     async fn report(&mut self, report: Report) {

@@ -46,7 +46,7 @@ impl Lane {
             self.recover().await;
         }
         if !matches!(self.state, State::Running) {
-            return;
+            return self.flush_due().await;
         }
         if self.resume_retry.is_none_or(|(at, _)| at <= Instant::now()) {
             self.resume().await;
@@ -54,10 +54,12 @@ impl Lane {
         while matches!(self.state, State::Running) && self.lookup.is_none() {
             let taken = match self.staged.take() {
                 Some(taken) => taken,
-                None if self.buffer.is_ready(Instant::now()) => match self.buffer.take(&self.ledger) {
-                    Some(taken) => taken,
-                    None => break,
-                },
+                None if self.buffer.is_ready(Instant::now()) || self.parts.gauge.is_full() => {
+                    match self.buffer.take(&self.ledger) {
+                        Some(taken) => taken,
+                        None => break,
+                    }
+                }
                 None => break,
             };
             let missing = {
@@ -99,14 +101,8 @@ impl Lane {
         let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset));
         let prefix = taken.before(cuts);
         let Bad { rejected, place, .. } = &ready.bad[0];
-        let id = rejected
-            .schema_id
-            .map(|id| format!(", schema id {id}"))
-            .unwrap_or_default();
-        let message = format!(
-            "bad record at {place}{id}: {} ({})",
-            rejected.message, rejected.code
-        );
+        let id = rejected.schema_id.map(|id| format!(", schema id {id}")).unwrap_or_default();
+        let message = format!("bad record at {place}{id}: {} ({})", rejected.message, rejected.code);
         if let Some(prefix) = prefix {
             match block_in_place(|| self.decode(&prefix)) {
                 Ok(ready) => {
@@ -115,10 +111,9 @@ impl Lane {
                         self.summary.dropped += ready.dropped;
                     }
                 }
-                Err(error) => warn!(
-                    error = chain(&error),
-                    "the records before a bad one could not be written"
-                ),
+                Err(error) => {
+                    warn!(error = chain(&error), "the records before a bad one could not be written")
+                }
             }
         }
         self.flush_all().await;
@@ -134,10 +129,7 @@ impl Lane {
             return;
         };
         let now = Instant::now();
-        if self
-            .bad_logged
-            .is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL)
-        {
+        if self.bad_logged.is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL) {
             self.bad_logged = Some(now);
             warn!(
                 route = self.parts.route,
@@ -158,25 +150,13 @@ impl Lane {
             .flat_map(|(part, range)| range.records().map(move |record| (part, record)))
             .collect();
         let records: Vec<RecordRef<'_>> = all.iter().map(|(_, record)| *record).collect();
-        let Decoded {
-            columns,
-            rows,
-            mut rejected,
-            dropped,
-        } = self.parts.codec.decode(&records)?;
+        let Decoded { columns, rows, mut rejected, dropped } = self.parts.codec.decode(&records)?;
         let mut kept: Vec<RecordRef<'_>> = rows.iter().map(|row| records[*row as usize]).collect();
         let mut columns = columns;
         // A key that is no text is as bad as a value that cannot be decoded, if somebody reads it.
-        if self
-            .parts
-            .meta
-            .iter()
-            .any(|column| matches!(column, meta::MetaColumn::Key(_)))
-        {
-            let is_good: Vec<bool> = kept
-                .iter()
-                .map(|record| meta::key_problem(self.parts.key, record).is_none())
-                .collect();
+        if self.parts.meta.iter().any(|column| matches!(column, meta::MetaColumn::Key(_))) {
+            let is_good: Vec<bool> =
+                kept.iter().map(|record| meta::key_problem(self.parts.key, record).is_none()).collect();
             if is_good.contains(&false) {
                 let mask = arrow::array::BooleanArray::from(is_good.clone());
                 columns = columns
@@ -200,11 +180,7 @@ impl Lane {
             }
         }
         let value = self.parts.codec.schema();
-        let mut fields: Vec<Field> = value
-            .fields()
-            .iter()
-            .map(|field| field.as_ref().clone())
-            .collect();
+        let mut fields: Vec<Field> = value.fields().iter().map(|field| field.as_ref().clone()).collect();
         for column in &self.parts.meta {
             fields.push(column.field());
             columns.push(column.build(&kept));
@@ -234,11 +210,8 @@ impl Lane {
     /// Writes to every sink of the batch; `true` if all of them took it.
     async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
         let moves = self.moves(taken);
-        let wanted: BTreeSet<usize> = taken
-            .sinks
-            .iter()
-            .filter_map(|sink| self.parts.sinks[sink].from)
-            .collect();
+        let wanted: BTreeSet<usize> =
+            taken.sinks.iter().filter_map(|sink| self.parts.sinks[sink].from).collect();
         let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
             Vec::new()
         } else {
@@ -278,10 +251,7 @@ impl Lane {
 
     fn moves(&self, taken: &Taken) -> Vec<Move> {
         let names = |part: &crate::engine::batching::Part| {
-            self.keys
-                .iter()
-                .find(|(_, key)| **key == part.key)
-                .map(|(source, _)| source.topic.clone())
+            self.keys.iter().find(|(_, key)| **key == part.key).map(|(source, _)| source.topic.clone())
         };
         taken
             .parts
@@ -292,10 +262,7 @@ impl Lane {
                     key: part.key,
                     topic: names(part)?,
                     start: Some(part.start),
-                    end: Position {
-                        next: part.end,
-                        epoch: part.epoch,
-                    },
+                    end: Position { next: part.end, epoch: part.epoch },
                     reason: if records > 0 { Reason::Data } else { Reason::Idle },
                     records,
                 })
@@ -306,11 +273,14 @@ impl Lane {
     /// Flushes sinks that are due; in a bounded run all of them, once everything was read.
     async fn flush_due(&mut self) {
         let now = Instant::now();
-        let is_over = self.staged.is_none() && !self.keys.is_empty() && self.buffer.is_drained();
+        let is_over = matches!(self.state, State::Running)
+            && self.staged.is_none()
+            && !self.keys.is_empty()
+            && self.buffer.is_drained();
         let mut is_moved = false;
         for index in 0..self.parts.sinks.len() {
             let due = self.parts.sinks[index].sink.flush_due();
-            if due.is_some_and(|due| due <= now || is_over) {
+            if self.is_working(index) && due.is_some_and(|due| due <= now || is_over) {
                 is_moved |= self.flush(index).await;
             }
         }
@@ -323,7 +293,7 @@ impl Lane {
     pub(super) async fn flush_all(&mut self) {
         let mut is_moved = false;
         for index in 0..self.parts.sinks.len() {
-            if self.parts.sinks[index].sink.flush_due().is_some() {
+            if self.is_working(index) && self.parts.sinks[index].sink.flush_due().is_some() {
                 is_moved |= self.flush(index).await;
             }
         }
@@ -353,10 +323,7 @@ fn ranges(moves: &[Move]) -> String {
         .iter()
         .map(|step| {
             let start = step.start.unwrap_or_default();
-            format!(
-                "{}/{} [{start}, {})",
-                step.topic, step.key.partition, step.end.next
-            )
+            format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
         })
         .collect();
     shown.join(", ")

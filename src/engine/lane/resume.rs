@@ -8,13 +8,15 @@ use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
 use tracing::{info, warn};
 
-use crate::engine::message::Report;
+use crate::engine::message::{Committed, Report};
 use crate::engine::{chain, retry};
 use crate::kafka::{ClusterError, TopicInfo};
-use crate::model::metadata::{GroupMetadata, IdentityHash};
+use crate::model::metadata::IdentityHash;
 use crate::model::{
     Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName, TopicPartition,
 };
+
+use crate::sink::Store;
 
 use super::{Lane, State};
 
@@ -44,22 +46,17 @@ impl Lane {
             return;
         }
         let asked = self.to_resume.clone();
-        let unknown: BTreeMap<&TopicPartition, &String> = asked
-            .iter()
-            .filter(|(source, _)| !self.keys.contains_key(source))
-            .collect();
-        let result = if unknown.is_empty() {
-            Ok(())
-        } else {
-            self.take_up(&unknown).await
-        };
+        let unknown: BTreeMap<&TopicPartition, &Committed> =
+            asked.iter().filter(|(source, _)| !self.keys.contains_key(source)).collect();
+        let result = if unknown.is_empty() { Ok(()) } else { self.take_up(&unknown).await };
         match result {
             Ok(()) => {
                 self.resume_retry = None;
                 self.to_resume.clear();
+                // The engine commits where sinks without a store begin before anything is fetched.
+                self.report_progress().await;
                 let ready = self.resume_offsets(asked.keys());
                 self.report(Report::Ready(ready)).await;
-                self.report_progress().await;
             }
             Err(Setback::Sink) => {}
             Err(Setback::Stop { message, hint }) => self.stop(message, Some(hint.to_owned())).await,
@@ -78,7 +75,7 @@ impl Lane {
         }
     }
 
-    async fn take_up(&mut self, asked: &BTreeMap<&TopicPartition, &String>) -> Result<(), Setback> {
+    async fn take_up(&mut self, asked: &BTreeMap<&TopicPartition, &Committed>) -> Result<(), Setback> {
         for index in 0..self.parts.sinks.len() {
             self.read_positions(index).await?;
         }
@@ -86,12 +83,39 @@ impl Lane {
         let topics: BTreeSet<&TopicName> = asked.keys().map(|source| &source.topic).collect();
         for topic in topics {
             let info = self.parts.cluster.topic(topic).await?;
-            self.first_sight(topic, &info).await?;
+            self.restore(asked, topic, &info);
+            let given: BTreeSet<Partition> =
+                asked.keys().filter(|source| source.topic == *topic).map(|source| source.partition).collect();
+            self.first_sight(topic, &info, &given).await?;
             for source in asked.keys().filter(|source| source.topic == *topic) {
                 self.take_up_one(source, &info).await?;
             }
         }
         Ok(())
+    }
+
+    /// Gives sinks without a store of their own the positions that the group has for them.
+    fn restore(
+        &mut self,
+        asked: &BTreeMap<&TopicPartition, &Committed>,
+        topic: &TopicName,
+        info: &TopicInfo,
+    ) {
+        for (sink, stored) in self.parts.sinks.iter_mut().zip(&mut self.stored) {
+            if sink.sink.store() == Store::Own {
+                continue;
+            }
+            let identity = IdentityHash::of(&sink.identity);
+            for (source, committed) in asked.iter().filter(|(source, _)| source.topic == *topic) {
+                // Without an entry of its own it stands where the group does.
+                if let Some(next) = committed.metadata.position(&identity).or(committed.offset) {
+                    let position = Position { next, epoch: None };
+                    let key = key(info, source.partition);
+                    sink.sink.restore(key, topic, position);
+                    stored.restore(key, topic.clone(), position);
+                }
+            }
+        }
     }
 
     async fn read_positions(&mut self, index: usize) -> Result<(), Setback> {
@@ -108,12 +132,10 @@ impl Lane {
     }
 
     /// A partition that comes from another instance with another commit log was written somewhere else.
-    fn check_logs(&self, asked: &BTreeMap<&TopicPartition, &String>) -> Result<(), Setback> {
-        for (source, text) in asked {
-            // What somebody else wrote beside the offset says nothing about our logs.
-            let metadata = GroupMetadata::parse(text).unwrap_or_default();
+    fn check_logs(&self, asked: &BTreeMap<&TopicPartition, &Committed>) -> Result<(), Setback> {
+        for (source, committed) in asked {
             for sink in &self.parts.sinks {
-                let theirs = metadata.log(&IdentityHash::of(&sink.identity));
+                let theirs = committed.metadata.log(&IdentityHash::of(&sink.identity));
                 let (Some((theirs, _)), Some((ours, _))) = (theirs, sink.sink.log()) else {
                     continue;
                 };
@@ -133,10 +155,17 @@ impl Lane {
     }
 
     /// Gives every sink that has not seen the topic a position in all of its partitions, before any data.
-    async fn first_sight(&mut self, topic: &TopicName, info: &TopicInfo) -> Result<(), Setback> {
-        let partitions: Vec<Partition> = (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX))
-            .map(Partition)
-            .collect();
+    ///
+    /// A sink without a store of its own gets positions only in the `given` partitions: the others belong
+    /// to members whose commits we do not see.
+    async fn first_sight(
+        &mut self,
+        topic: &TopicName,
+        info: &TopicInfo,
+        given: &BTreeSet<Partition>,
+    ) -> Result<(), Setback> {
+        let partitions: Vec<Partition> =
+            (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX)).map(Partition).collect();
         for index in 0..self.parts.sinks.len() {
             if let Some(former) = self.stored[index].former_id(topic, info.id) {
                 return Err(Setback::Stop {
@@ -151,6 +180,9 @@ impl Lane {
                 .iter()
                 .copied()
                 .filter(|partition| self.stored[index].get(&key(info, *partition)).is_none())
+                .filter(|partition| {
+                    self.parts.sinks[index].sink.store() == Store::Own || given.contains(partition)
+                })
                 .collect();
             if !missing.is_empty() {
                 let starts = self.starts(index, topic, info, &missing).await?;
@@ -170,16 +202,8 @@ impl Lane {
     ) -> Result<BTreeMap<Partition, Offset>, Setback> {
         let is_known = self.stored[index].knows(info.id);
         // A partition that appeared later was empty when it did: all of it is wanted.
-        let start = if is_known {
-            &Start::Earliest
-        } else {
-            &self.parts.start
-        };
-        let resolved = self
-            .parts
-            .cluster
-            .resolve(topic, info.partition_count, start)
-            .await?;
+        let start = if is_known { &Start::Earliest } else { &self.parts.start };
+        let resolved = self.parts.cluster.resolve(topic, info.partition_count, start).await?;
         let starts = missing.iter().filter_map(|partition| {
             // A sink added to a living route begins where its siblings stand.
             let siblings = self
@@ -188,9 +212,7 @@ impl Lane {
                 .filter_map(|stored| stored.get(&key(info, *partition)))
                 .map(|position| position.next)
                 .min();
-            let offset = siblings
-                .filter(|_| !is_known)
-                .or_else(|| resolved.get(partition).copied())?;
+            let offset = siblings.filter(|_| !is_known).or_else(|| resolved.get(partition).copied())?;
             Some((*partition, offset))
         });
         Ok(starts.collect())
@@ -209,13 +231,8 @@ impl Lane {
                 key: key(info, *partition),
                 topic: topic.clone(),
                 start: None,
-                end: Position {
-                    next: *offset,
-                    epoch: None,
-                },
-                reason: Reason::Start {
-                    hash: self.parts.start_hash.clone(),
-                },
+                end: Position { next: *offset, epoch: None },
+                reason: Reason::Start { hash: self.parts.start_hash.clone() },
                 records: 0,
             })
             .collect();
@@ -226,10 +243,7 @@ impl Lane {
             starts = ?starts.iter().map(|(partition, offset)| (partition.0, offset.get())).collect::<Vec<_>>(),
             "first sight of a topic"
         );
-        let batch = Batch {
-            moves,
-            rows: RecordBatch::new_empty(Arc::new(Schema::empty())),
-        };
+        let batch = Batch { moves, rows: RecordBatch::new_empty(Arc::new(Schema::empty())) };
         let sink = &mut self.parts.sinks[index].sink;
         let written = match sink.write(&batch).await {
             Ok(()) => sink.flush().await,
@@ -243,6 +257,8 @@ impl Lane {
                 Ok(())
             }
             Err(error) => {
+                // Losing the race for first positions says nothing about another deployment.
+                self.conflicts[index] = 0;
                 self.sink_failed(index, error).await;
                 Err(Setback::Sink)
             }
@@ -288,8 +304,5 @@ impl Lane {
 }
 
 fn key(info: &TopicInfo, partition: Partition) -> PositionKey {
-    PositionKey {
-        topic_id: info.id,
-        partition,
-    }
+    PositionKey { topic_id: info.id, partition }
 }

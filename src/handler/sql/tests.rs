@@ -5,11 +5,7 @@ use super::*;
 use crate::config::plan::View;
 
 fn view(name: &str, sql: &str) -> View {
-    View {
-        name: name.to_owned(),
-        sql: sql.to_owned(),
-        content: Default::default(),
-    }
+    View { name: name.to_owned(), sql: sql.to_owned(), content: Default::default() }
 }
 
 fn value_schema() -> SchemaRef {
@@ -20,23 +16,14 @@ fn value_schema() -> SchemaRef {
 }
 
 fn meta() -> Vec<Field> {
-    vec![
-        Field::new("_partition", DataType::Int64, false),
-        Field::new("_offset", DataType::Int64, false),
-    ]
+    vec![Field::new("_partition", DataType::Int64, false), Field::new("_offset", DataType::Int64, false)]
 }
 
 fn batch(views: &Views, ids: &[i64]) -> RecordBatch {
-    let mut fields: Vec<Field> = value_schema()
-        .fields()
-        .iter()
-        .map(|field| field.as_ref().clone())
-        .collect();
+    let mut fields: Vec<Field> = value_schema().fields().iter().map(|field| field.as_ref().clone()).collect();
     let names = ids.iter().map(|id| (id % 2 == 0).then(|| format!("n{id}")));
-    let mut columns: Vec<ArrayRef> = vec![
-        Arc::new(Int64Array::from(ids.to_vec())),
-        Arc::new(names.collect::<StringArray>()),
-    ];
+    let mut columns: Vec<ArrayRef> =
+        vec![Arc::new(Int64Array::from(ids.to_vec())), Arc::new(names.collect::<StringArray>())];
     for field in views.meta() {
         fields.push(field.clone());
         columns.push(Arc::new(Int64Array::from(vec![7; ids.len()])));
@@ -49,10 +36,7 @@ async fn bind(views: &[View]) -> Result<Views, Vec<BindError>> {
 }
 
 async fn rows(views: &Views, view: usize, ids: &[i64]) -> String {
-    let answer = views
-        .run(batch(views, ids), &BTreeSet::from([view]))
-        .await
-        .unwrap();
+    let answer = views.run(batch(views, ids), &BTreeSet::from([view])).await.unwrap();
     let rows = answer[view].clone().unwrap();
     assert_eq!(&rows.schema(), views.schema(view));
     pretty_format_batches(&[rows]).unwrap().to_string()
@@ -67,14 +51,7 @@ async fn views_read_batch_and_one_another() {
     .await
     .unwrap();
     // Only what is named is built, and `*` does not give it.
-    assert_eq!(
-        views
-            .meta()
-            .iter()
-            .map(|field| field.name().as_str())
-            .collect::<Vec<_>>(),
-        ["_offset"]
-    );
+    assert_eq!(views.meta().iter().map(|field| field.name().as_str()).collect::<Vec<_>>(), ["_offset"]);
     let fields = views.schema(0).fields().iter().map(|field| field.name().clone());
     assert_eq!(fields.collect::<Vec<_>>(), ["id", "name", "o"]);
     assert_eq!(
@@ -84,29 +61,18 @@ async fn views_read_batch_and_one_another() {
     // Again, with other rows: nothing of the first batch is left.
     assert!(rows(&views, 1, &[6]).await.contains("N6"));
     assert!(!rows(&views, 1, &[6]).await.contains("N4"));
-    assert_eq!(
-        rows(&views, 1, &[1]).await,
-        "+---+---+\n| n | o |\n+---+---+\n+---+---+"
-    );
+    assert_eq!(rows(&views, 1, &[1]).await, "+---+---+\n| n | o |\n+---+---+\n+---+---+");
 }
 
 #[tokio::test]
 async fn only_what_is_wanted_is_computed() {
-    let views = bind(&[
-        view("a", "SELECT id FROM batch"),
-        view("b", "SELECT 1 / (id - id) AS boom FROM batch"),
-    ])
-    .await
-    .unwrap();
-    let answer = views
-        .run(batch(&views, &[1]), &BTreeSet::from([0]))
-        .await
-        .unwrap();
+    let views =
+        bind(&[view("a", "SELECT id FROM batch"), view("b", "SELECT 1 / (id - id) AS boom FROM batch")])
+            .await
+            .unwrap();
+    let answer = views.run(batch(&views, &[1]), &BTreeSet::from([0])).await.unwrap();
     assert!(answer[0].is_some() && answer[1].is_none());
-    let error = views
-        .run(batch(&views, &[1]), &BTreeSet::from([1]))
-        .await
-        .unwrap_err();
+    let error = views.run(batch(&views, &[1]), &BTreeSet::from([1])).await.unwrap_err();
     assert_eq!(error.view, "b");
 }
 
@@ -125,18 +91,11 @@ async fn errors_have_a_place_and_name_what_there_is() {
         ("SELECT id\nFROM  batchh", Some((2, 7)), "batchh"),
         ("SELECT id\nFRM batch", Some((2, 5)), "Expected"),
         ("DELETE FROM batch", Some((1, 1)), "a view is a query, not DELETE"),
-        (
-            "SELECT *, _offset FROM batch b JOIN batch c ON b.id = c.id",
-            None,
-            "name the columns",
-        ),
+        ("SELECT *, _offset FROM batch b JOIN batch c ON b.id = c.id", None, "name the columns"),
         ("EXPLAIN SELECT 1", Some((1, 1)), "a view is a query"),
     ];
     for (sql, place, expected) in cases {
-        let errors = bind(&[view("ok", "SELECT 1 AS one"), view("bad", sql)])
-            .await
-            .err()
-            .unwrap();
+        let errors = bind(&[view("ok", "SELECT 1 AS one"), view("bad", sql)]).await.err().unwrap();
         assert_eq!(errors.len(), 1, "{sql}: {errors:?}");
         assert_eq!((errors[0].view, errors[0].place), (1, place), "{sql}: {errors:?}");
         assert!(errors[0].message.contains(expected), "{sql}: {errors:?}");

@@ -55,11 +55,8 @@ async fn start(calls: Arc<AtomicUsize>) -> String {
 
 async fn client() -> (RegistryClient, Arc<AtomicUsize>) {
     let calls = Arc::new(AtomicUsize::new(0));
-    let plan = plan::Registry {
-        url: start(calls.clone()).await,
-        basic_auth: None,
-        timeout: Duration::from_secs(5),
-    };
+    let plan =
+        plan::Registry { url: start(calls.clone()).await, basic_auth: None, timeout: Duration::from_secs(5) };
     (RegistryClient::new(&plan).unwrap(), calls)
 }
 
@@ -68,20 +65,12 @@ async fn four_errors_are_told_apart() {
     let (client, _) = client().await;
     let error = async |id| client.by_id(SchemaId(id)).await.unwrap_err();
     assert!(matches!(error(404).await, RegistryError::Unknown { .. }));
-    assert!(matches!(
-        error(6).await,
-        RegistryError::Unauthorised { status: 401, .. }
-    ));
+    assert!(matches!(error(6).await, RegistryError::Unauthorised { status: 401, .. }));
     for id in [500, 502, 503, 504, 408, 200] {
         let error = error(id).await;
-        assert!(
-            matches!(error, RegistryError::Unavailable { .. }),
-            "{id}: {error}"
-        );
+        assert!(matches!(error, RegistryError::Unavailable { .. }), "{id}: {error}");
     }
-    let RegistryError::Unavailable { retry_after, .. } = error(429).await else {
-        panic!()
-    };
+    let RegistryError::Unavailable { retry_after, .. } = error(429).await else { panic!() };
     assert_eq!(retry_after, Some(Duration::from_secs(7)));
     for id in [3, 4, 302, 422] {
         let error = error(id).await;
@@ -106,24 +95,15 @@ async fn references_types_and_subjects() {
     let (client, _) = client().await;
     assert_eq!(client.by_id(SchemaId(2)).await.unwrap().references, ["b-3"]);
     assert_eq!(client.by_id(SchemaId(5)).await.unwrap().kind, "PROTOBUF");
-    assert_eq!(
-        client.by_subject("s-value", None).await.unwrap().text,
-        "s-value-latest"
-    );
-    assert_eq!(
-        client.by_subject("s-value", Some(4)).await.unwrap().text,
-        "s-value-4"
-    );
+    assert_eq!(client.by_subject("s-value", None).await.unwrap().text, "s-value-latest");
+    assert_eq!(client.by_subject("s-value", Some(4)).await.unwrap().text, "s-value-4");
 }
 
 #[tokio::test]
 async fn a_registry_that_is_away_is_unavailable_and_names_no_password() {
     let plan = plan::Registry {
         url: "http://127.0.0.1:1".to_owned(),
-        basic_auth: Some(plan::BasicAuth {
-            username: "user".to_owned(),
-            password: "hunter2".to_owned(),
-        }),
+        basic_auth: Some(plan::BasicAuth { username: "user".to_owned(), password: "hunter2".to_owned() }),
         timeout: Duration::from_secs(5),
     };
     let client = RegistryClient::new(&plan).unwrap();

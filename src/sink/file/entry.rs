@@ -111,12 +111,7 @@ mod tests {
             previous: String::new(),
             created: Some(created),
             moves: Vec::new(),
-            files: vec![DataFile {
-                path: "a/b.parquet".into(),
-                staged: "b".into(),
-                rows: 2,
-                bytes: 3,
-            }],
+            files: vec![DataFile { path: "a/b.parquet".into(), staged: "b".into(), rows: 2, bytes: 3 }],
         };
         let text = concat!(
             r#"{"version":1,"commit":"00000000-0000-0000-0000-000000000001","previous":"","#,

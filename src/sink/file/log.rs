@@ -31,11 +31,7 @@ const COMMIT_TRIES_MAX: u32 = 100;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error("failed to {action} `{}`", path.display())]
-    Io {
-        action: &'static str,
-        path: PathBuf,
-        source: io::Error,
-    },
+    Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the commit log was moved on by another writer")]
     Conflict(#[from] Conflict),
     #[error(
@@ -72,10 +68,7 @@ impl Log {
             create_dir_durably(&dir)?;
         }
         if read_entry(root, 0)?.is_none() && latest_checkpoint(root)?.is_none() {
-            let created = Created {
-                log: Uuid::new_v4(),
-                owner: owner.clone(),
-            };
+            let created = Created { log: Uuid::new_v4(), owner: owner.clone() };
             let entry = Entry {
                 version: VERSION,
                 commit: Uuid::new_v4(),
@@ -89,10 +82,7 @@ impl Log {
         }
         let log = Self::read(root)?;
         if log.created.owner != *owner {
-            return Err(LogError::Foreign {
-                path: root.to_owned(),
-                owner: Box::new(log.created.owner),
-            });
+            return Err(LogError::Foreign { path: root.to_owned(), owner: Box::new(log.created.owner) });
         }
         Ok(log)
     }
@@ -109,11 +99,8 @@ impl Log {
 
     fn from_checkpoint(root: &Path, number: u64) -> Result<Self, LogError> {
         let path = checkpoint_path(root, number);
-        let bytes = fs::read(&path).map_err(|source| LogError::Io {
-            action: "read",
-            path: path.clone(),
-            source,
-        })?;
+        let bytes =
+            fs::read(&path).map_err(|source| LogError::Io { action: "read", path: path.clone(), source })?;
         let checkpoint: Checkpoint = parse(&path, &bytes)?;
         check_version(&path, checkpoint.version)?;
         Ok(Self {
@@ -129,10 +116,7 @@ impl Log {
 
     fn from_first_entry(root: &Path) -> Result<Self, LogError> {
         let path = entry_path(root, 0);
-        let damaged = |problem: &str| LogError::Damaged {
-            path: path.clone(),
-            problem: problem.to_owned(),
-        };
+        let damaged = |problem: &str| LogError::Damaged { path: path.clone(), problem: problem.to_owned() };
         let (entry, hash) = read_entry(root, 0)?.ok_or_else(|| damaged("is missing"))?;
         let created = entry.created.ok_or_else(|| damaged("names no owner"))?;
         Ok(Self {
@@ -164,6 +148,21 @@ impl Log {
     /// # Errors
     /// [`LogError::Damaged`] if an entry does not follow from the one before it.
     pub fn refresh(&mut self) -> Result<(), LogError> {
+        loop {
+            // Entries above the last one read may be pruned, or void, once a checkpoint has passed it.
+            let newest = latest_checkpoint(&self.root)?;
+            if let Some(newest) = newest.filter(|newest| *newest > self.last) {
+                *self = Self::from_checkpoint(&self.root, newest)?;
+            }
+            self.read_entries()?;
+            // A checkpoint that appeared meanwhile may have passed what was just read.
+            if latest_checkpoint(&self.root)? == newest {
+                return Ok(());
+            }
+        }
+    }
+
+    fn read_entries(&mut self) -> Result<(), LogError> {
         while let Some((entry, hash)) = read_entry(&self.root, self.last + 1)? {
             let path = entry_path(&self.root, self.last + 1);
             if entry.previous != self.last_hash {
@@ -174,17 +173,20 @@ impl Log {
                         .to_owned(),
                 });
             }
-            self.positions
-                .apply(&entry.moves)
-                .map_err(|conflict| LogError::Damaged {
-                    path,
-                    problem: format!("holds a move that does not fit: {conflict}"),
-                })?;
+            self.positions.apply(&entry.moves).map_err(|conflict| LogError::Damaged {
+                path,
+                problem: format!("holds a move that does not fit: {conflict}"),
+            })?;
             self.files.extend(entry.files);
             self.last += 1;
             self.last_hash = hash;
         }
         Ok(())
+    }
+
+    /// Is a staged file named by an entry since the last checkpoint?
+    pub fn lists(&self, staged: &str) -> bool {
+        self.files.iter().any(|file| file.staged == staged)
     }
 
     /// Appends one entry: `moves` from where the positions stand, and the staged `files` they filled,
@@ -217,9 +219,7 @@ impl Log {
                 return self.maybe_checkpoint();
             }
         }
-        Err(LogError::Crowded {
-            path: self.root.clone(),
-        })
+        Err(LogError::Crowded { path: self.root.clone() })
     }
 
     /// An entry created below an existing checkpoint is void: we slept while others went on and
@@ -245,16 +245,15 @@ impl Log {
     /// Repeats what a crash may have left undone: files of committed entries come into sight, staged
     /// files that no entry can ever list are deleted.
     pub fn recover(&mut self) -> Result<(), LogError> {
+        // An entry whose writer died before this is perhaps not durable yet, and counts from here on.
+        sync_dir(&log_dir(&self.root))?;
         show(&self.root, &self.files)?;
         let listed: BTreeSet<&str> = self.files.iter().map(|file| file.staged.as_str()).collect();
         for name in list(&staged_dir(&self.root))? {
             let Some((key, start)) = witness(&name) else {
                 continue;
             };
-            let passed = self
-                .positions
-                .get(&key)
-                .is_some_and(|position| position.next > start);
+            let passed = self.positions.get(&key).is_some_and(|position| position.next > start);
             if passed && !listed.contains(name.as_str()) {
                 remove_if_there(&staged_dir(&self.root).join(&name))?;
             }
@@ -292,10 +291,7 @@ impl Log {
 
     fn prune(&self, below: u64) -> Result<(), LogError> {
         for name in list(&log_dir(&self.root))? {
-            let number = name
-                .split('.')
-                .next()
-                .and_then(|digits| digits.parse::<u64>().ok());
+            let number = name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
             if number.is_some_and(|number| number < below) {
                 remove_if_there(&log_dir(&self.root).join(&name))?;
             }
@@ -335,6 +331,7 @@ fn witness(name: &str) -> Option<(PositionKey, Offset)> {
 fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
     let mut targets = BTreeSet::new();
     let mut done = Vec::new();
+    let mut removed = 0;
     for file in files {
         let staged = staged_path(root, &file.staged);
         let path = root.join(&file.path);
@@ -343,21 +340,18 @@ fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                if !path.try_exists().unwrap_or(true) {
-                    warn!(path = %path.display(), "a committed file was removed by others");
-                }
+                removed += usize::from(!path.try_exists().unwrap_or(true));
                 continue;
             }
             Err(source) => {
-                return Err(LogError::Io {
-                    action: "bring into sight",
-                    path,
-                    source,
-                });
+                return Err(LogError::Io { action: "bring into sight", path, source });
             }
         }
         targets.insert(parent(&path));
         done.push(staged);
+    }
+    if removed > 0 {
+        warn!(root = %root.display(), removed, "committed files were removed by others");
     }
     for target in targets {
         sync_dir(&target)?;
@@ -398,11 +392,7 @@ fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogEr
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(source) => {
-            return Err(LogError::Io {
-                action: "read",
-                path,
-                source,
-            });
+            return Err(LogError::Io { action: "read", path, source });
         }
     };
     let entry: Entry = parse(&path, &bytes)?;
@@ -429,18 +419,11 @@ fn check_version(path: &Path, version: u32) -> Result<(), LogError> {
 
 fn latest_checkpoint(root: &Path) -> Result<Option<u64>, LogError> {
     let names = list(&log_dir(root))?;
-    Ok(names
-        .iter()
-        .filter_map(|name| name.strip_suffix(".checkpoint")?.parse().ok())
-        .max())
+    Ok(names.iter().filter_map(|name| name.strip_suffix(".checkpoint")?.parse().ok()).max())
 }
 
 fn list(dir: &Path) -> Result<Vec<String>, LogError> {
-    let failed = |source| LogError::Io {
-        action: "list",
-        path: dir.to_owned(),
-        source,
-    };
+    let failed = |source| LogError::Io { action: "list", path: dir.to_owned(), source };
     fs::read_dir(dir)
         .map_err(failed)?
         .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
@@ -461,11 +444,7 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
     });
     // A temporary file left behind is garbage, not an error.
     let removed = fs::remove_file(&tmp);
-    result.map_err(|source| LogError::Io {
-        action: "create",
-        path: path.to_owned(),
-        source,
-    })?;
+    result.map_err(|source| LogError::Io { action: "create", path: path.to_owned(), source })?;
     if let Err(error) = removed {
         warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
     }
@@ -480,11 +459,9 @@ fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()
 
 fn remove_if_there(path: &Path) -> Result<(), LogError> {
     match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LogError::Io {
-            action: "remove",
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(LogError::Io { action: "remove", path: path.to_owned(), source })
+        }
         _ => Ok(()),
     }
 }
@@ -502,29 +479,19 @@ fn create_dir_durably(dir: &Path) -> Result<(), LogError> {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(source) => {
-            return Err(LogError::Io {
-                action: "create directory",
-                path: dir.to_owned(),
-                source,
-            });
+            return Err(LogError::Io { action: "create directory", path: dir.to_owned(), source });
         }
     }
     sync_dir(&above)
 }
 
 pub fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    let dir = if dir.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        dir
-    };
-    fs::File::open(dir)
-        .and_then(|file| file.sync_all())
-        .map_err(|source| LogError::Io {
-            action: "sync directory",
-            path: dir.to_owned(),
-            source,
-        })
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    fs::File::open(dir).and_then(|file| file.sync_all()).map_err(|source| LogError::Io {
+        action: "sync directory",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

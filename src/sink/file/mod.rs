@@ -20,13 +20,13 @@ use async_trait::async_trait;
 use tokio::task::block_in_place;
 
 use crate::config::plan::Roll;
-use crate::model::{Batch, Move, Positions, Reason};
+use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName};
 
 pub use entry::Owner;
 pub use parquet::ParquetFormat;
 pub use text::{CsvFormat, JsonLinesFormat};
 
-use super::{Settled, Sink, SinkError};
+use super::{Settled, Sink, SinkError, Store};
 use entry::DataFile;
 use log::{Log, LogError};
 
@@ -67,6 +67,8 @@ pub struct FileSink {
     /// When the first of `pending` was accepted.
     since: Option<Instant>,
     settled: Settled,
+    /// Staged files of a commit whose outcome is unknown.
+    unsettled: Vec<String>,
 }
 
 struct OpenFile {
@@ -86,6 +88,7 @@ impl FileSink {
             pending: Vec::new(),
             since: None,
             settled: Settled::default(),
+            unsettled: Vec::new(),
         }
     }
 
@@ -100,6 +103,11 @@ impl FileSink {
             Ok(log)
         });
         let log = ready.map_err(|error| self.explain(error))?;
+        for staged in std::mem::take(&mut self.unsettled) {
+            if !log.lists(&staged) {
+                self.remove_staged(&staged);
+            }
+        }
         Ok(self.log.insert(log).positions().clone())
     }
 
@@ -158,12 +166,13 @@ impl FileSink {
         let Some(mut log) = self.log.take() else {
             return self.read_positions();
         };
-        let (rows, bytes) = files.iter().fold((0, 0), |(rows, bytes), file| {
-            (rows + file.rows, bytes + file.bytes)
-        });
+        let (rows, bytes) =
+            files.iter().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes));
         let count = files.len() as u64;
         if !moves.is_empty() {
+            self.unsettled = files.iter().map(|file| file.staged.clone()).collect();
             log.commit(moves, files).map_err(|error| self.explain(error))?;
+            self.unsettled.clear();
         }
         self.settled.rows += rows;
         self.settled.bytes += bytes;
@@ -171,44 +180,44 @@ impl FileSink {
         Ok(self.log.insert(log).positions().clone())
     }
 
-    /// Finishes and syncs a staged file.
+    /// Finishes and syncs a staged file. One that cannot be finished is removed: it holds space that
+    /// may be just what is missing.
     fn close(&self, open: OpenFile) -> Result<DataFile, LogError> {
-        let path = log::staged_path(&self.options.root, &open.staged);
-        let bytes = open
-            .writer
-            .finish()
-            .and_then(|file| {
-                // After a failed fsync the pages may be gone and the next fsync may lie: the file is
-                // abandoned, never synced again.
-                file.sync_all()?;
-                file.metadata()
-            })
-            .map_err(|source| LogError::Io {
-                action: "finish",
-                path: path.clone(),
-                source,
-            })?
-            .len();
-        log::sync_dir(path.parent().unwrap_or(&path))?;
-        Ok(DataFile {
-            path: open.name,
-            staged: open.staged,
-            rows: open.rows,
-            bytes,
-        })
+        let OpenFile { name, staged, rows, writer } = open;
+        let path = log::staged_path(&self.options.root, &staged);
+        let finished = writer.finish().and_then(|file| {
+            // After a failed fsync the pages may be gone and the next fsync may lie: the file is
+            // abandoned, never synced again.
+            file.sync_all()?;
+            file.metadata()
+        });
+        match finished {
+            Ok(metadata) => {
+                log::sync_dir(path.parent().unwrap_or(&path))?;
+                Ok(DataFile { path: name, staged, rows, bytes: metadata.len() })
+            }
+            Err(source) => {
+                self.remove_staged(&staged);
+                Err(LogError::Io { action: "finish", path, source })
+            }
+        }
+    }
+
+    /// Removes a file that no entry names. Left behind, it is an orphan that recovery removes.
+    fn remove_staged(&self, staged: &str) {
+        let path = log::staged_path(&self.options.root, staged);
+        if let Err(error) = std::fs::remove_file(&path) {
+            tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
+        }
     }
 
     fn drop_pending(&mut self) {
         self.pending.clear();
         self.since = None;
-        if let Some(open) = self.open.take() {
-            let path = log::staged_path(&self.options.root, &open.staged);
-            drop(open);
-            // It was never offered to the log, so nobody can list it. Left behind, it is an orphan that
-            // recovery removes.
-            if let Err(error) = std::fs::remove_file(&path) {
-                tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
-            }
+        if let Some(OpenFile { staged, writer, .. }) = self.open.take() {
+            drop(writer);
+            // It was never offered to the log, so nobody can list it.
+            self.remove_staged(&staged);
         }
         // What the log holds is read anew before the next use.
         self.log = None;
@@ -236,17 +245,9 @@ impl FileSink {
                     io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable, or change `path`"),
                     _ => None,
                 };
-                SinkError::Transient {
-                    action,
-                    hint: hint.map(Into::into),
-                    source: error.into(),
-                }
+                SinkError::Transient { action, hint: hint.map(Into::into), source: error.into() }
             }
-            LogError::Crowded { .. } => SinkError::Transient {
-                action,
-                hint: None,
-                source: error.into(),
-            },
+            LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
         }
     }
 }
@@ -303,6 +304,14 @@ impl Sink for FileSink {
         self.settled
     }
 
+    fn store(&self) -> Store {
+        Store::Own
+    }
+
+    fn restore(&mut self, _: PositionKey, _: &TopicName, _: Position) {
+        // The commit log is the only truth about this sink's positions.
+    }
+
     fn log(&self) -> Option<(String, u64)> {
         let log = self.log.as_ref()?;
         Some((log.id().simple().to_string(), log.last()))
@@ -312,21 +321,15 @@ impl Sink for FileSink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Offset, Partition, Position, PositionKey, TopicId, TopicName};
+    use crate::model::{Offset, Partition, TopicId};
 
     #[test]
     fn moves_of_one_partition_join_into_one() {
         let step = |start, end, reason| Move {
-            key: PositionKey {
-                topic_id: TopicId(uuid::Uuid::from_u128(5)),
-                partition: Partition(0),
-            },
+            key: PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(5)), partition: Partition(0) },
             topic: TopicName::new("t"),
             start: Offset::new(start),
-            end: Position {
-                next: Offset::new(end).unwrap(),
-                epoch: None,
-            },
+            end: Position { next: Offset::new(end).unwrap(), epoch: None },
             reason,
             records: 2,
         };

@@ -41,11 +41,7 @@ impl Format for CsvFormat {
 
     fn begin(&self, file: File, schema: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        let mut writer = TextWriter {
-            file,
-            size: 0,
-            put: put_csv,
-        };
+        let mut writer = TextWriter { file, size: 0, put: put_csv };
         let mut header = Vec::new();
         for (index, field) in schema.fields().iter().enumerate() {
             put_cell(index, field.name().as_bytes(), false, &mut header);
@@ -95,11 +91,7 @@ fn put_json(rows: &RecordBatch, out: &mut Vec<u8>) -> io::Result<()> {
 }
 
 fn put_csv(rows: &RecordBatch, out: &mut Vec<u8>) -> io::Result<()> {
-    let columns = rows
-        .columns()
-        .iter()
-        .map(Values::new)
-        .collect::<Result<Vec<_>, _>>();
+    let columns = rows.columns().iter().map(Values::new).collect::<Result<Vec<_>, _>>();
     let columns = columns.map_err(io::Error::other)?;
     let mut cell = Vec::new();
     for row in 0..rows.num_rows() {
@@ -135,7 +127,7 @@ fn put_cell(index: usize, cell: &[u8], is_null: bool, out: &mut Vec<u8>) {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Seek};
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int64Array, StringArray};
@@ -156,7 +148,7 @@ mod tests {
         let size = writer.size();
         let mut file = writer.finish().unwrap();
         assert_eq!(file.metadata().unwrap().len(), size);
-        std::io::Seek::rewind(&mut file).unwrap();
+        file.rewind().unwrap();
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         text
@@ -172,9 +164,6 @@ mod tests {
 
     #[test]
     fn csv_tells_empty_from_null() {
-        assert_eq!(
-            written(&CsvFormat),
-            "id,\"a,b\"\r\n1,\"say \"\"hi\"\"\"\r\n2,\"\"\r\n3,\r\n"
-        );
+        assert_eq!(written(&CsvFormat), "id,\"a,b\"\r\n1,\"say \"\"hi\"\"\"\r\n2,\"\"\r\n3,\r\n");
     }
 }

@@ -27,10 +27,7 @@ pub fn create_topic(services: &Services, topic: &str, partitions: i32) {
     let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     let created = admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT)));
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for result in runtime.block_on(created).unwrap() {
         result.unwrap();
     }
@@ -38,10 +35,7 @@ pub fn create_topic(services: &Services, topic: &str, partitions: i32) {
 
 /// Registers a schema and returns its id.
 pub fn register(services: &Services, subject: &str, schema: &Value) -> u32 {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let body = json!({"schema": schema.to_string()}).to_string();
         let answer = reqwest::Client::new()
@@ -61,13 +55,8 @@ pub fn register(services: &Services, subject: &str, schema: &Value) -> u32 {
 
 /// A record's value in Confluent's frame, written by apache-avro.
 pub fn framed(id: u32, schema: &apache_avro::Schema, value: &Value) -> Vec<u8> {
-    let value = apache_avro::types::Value::try_from(value.clone())
-        .unwrap()
-        .resolve(schema)
-        .unwrap();
-    let writer = apache_avro::writer::datum::GenericDatumWriter::builder(schema)
-        .build()
-        .unwrap();
+    let value = apache_avro::types::Value::try_from(value.clone()).unwrap().resolve(schema).unwrap();
+    let writer = apache_avro::writer::datum::GenericDatumWriter::builder(schema).build().unwrap();
     let mut bytes = vec![0];
     bytes.extend_from_slice(&id.to_be_bytes());
     bytes.extend(writer.write_value_to_vec(value).unwrap());
@@ -84,12 +73,7 @@ pub struct Record {
 
 impl Record {
     pub fn new(partition: i32, value: Vec<u8>) -> Self {
-        Self {
-            partition,
-            key: None,
-            value: Some(value),
-            timestamp: None,
-        }
+        Self { partition, key: None, value: Some(value), timestamp: None }
     }
 }
 
@@ -125,11 +109,8 @@ pub fn committed_and_ends(
 ) -> BTreeMap<i32, (Option<i64>, i64)> {
     let consumer: BaseConsumer = client(services).set("group.id", group).create().unwrap();
     let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
-    let partitions: Vec<i32> = metadata.topics()[0]
-        .partitions()
-        .iter()
-        .map(|partition| partition.id())
-        .collect();
+    let partitions: Vec<i32> =
+        metadata.topics()[0].partitions().iter().map(|partition| partition.id()).collect();
     let mut list = TopicPartitionList::new();
     for partition in &partitions {
         list.add_partition(topic, *partition);
@@ -139,9 +120,7 @@ pub fn committed_and_ends(
         .into_iter()
         .map(|partition| {
             let (_, end) = consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap();
-            let offset = committed
-                .find_partition(topic, partition)
-                .map(|element| element.offset());
+            let offset = committed.find_partition(topic, partition).map(|element| element.offset());
             let offset = match offset {
                 Some(Offset::Offset(offset)) => Some(offset),
                 _ => None,
@@ -167,10 +146,7 @@ pub fn parquet_rows(dir: &Path) -> (Vec<RecordBatch>, usize) {
             } else if path.extension().is_some_and(|extension| extension == "parquet") {
                 files += 1;
                 let file = std::fs::File::open(&path).unwrap();
-                let reader = ParquetRecordBatchReaderBuilder::try_new(file)
-                    .unwrap()
-                    .build()
-                    .unwrap();
+                let reader = ParquetRecordBatchReaderBuilder::try_new(file).unwrap().build().unwrap();
                 batches.extend(reader.map(Result::unwrap));
             }
         }
@@ -182,9 +158,7 @@ pub fn parquet_rows(dir: &Path) -> (Vec<RecordBatch>, usize) {
 pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
     let mut all = Vec::new();
     for batch in batches {
-        let array = batch
-            .column_by_name(column)
-            .unwrap_or_else(|| panic!("{}", batch.schema()));
+        let array = batch.column_by_name(column).unwrap_or_else(|| panic!("{}", batch.schema()));
         let array = array.as_any().downcast_ref::<Int64Array>().unwrap();
         all.extend((0..array.len()).map(|row| array.value(row)));
     }

@@ -47,10 +47,7 @@ pub fn own_services(test: &str) -> Option<(Kafka, Registry, Services)> {
         return None;
     }
     let (kafka, registry) = (Kafka::start().unwrap(), Registry::start().unwrap());
-    let services = Services {
-        bootstrap: kafka.bootstrap().to_owned(),
-        registry: registry.url().to_owned(),
-    };
+    let services = Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
     Some((kafka, registry, services))
 }
 
@@ -60,11 +57,7 @@ struct Owned {
 }
 
 fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
-    let given = |name| {
-        std::env::var(name)
-            .ok()
-            .filter(|value: &String| !value.is_empty())
-    };
+    let given = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
     if let (Some(bootstrap), Some(registry)) =
         (given("KAFKA_BOOTSTRAP_SERVERS"), given("SCHEMA_REGISTRY_URL"))
     {
@@ -76,14 +69,8 @@ fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
     }
     let kafka = Kafka::start()?;
     let registry = Registry::start()?;
-    let services = Services {
-        bootstrap: kafka.bootstrap().to_owned(),
-        registry: registry.url().to_owned(),
-    };
-    let owned = Owned {
-        _kafka: kafka,
-        _registry: registry,
-    };
+    let services = Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
+    let owned = Owned { _kafka: kafka, _registry: registry };
     Ok((services, Mutex::new(Some(owned))))
 }
 

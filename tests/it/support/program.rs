@@ -25,21 +25,13 @@ impl Workplace {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sidestream"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .env("RUST_LOG", "info");
+        command.args(arguments).current_dir(self.dir.path()).env("RUST_LOG", "info");
         command
     }
 
     /// Runs the program to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
-        let child = self
-            .command(arguments)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let id = child.id();
         let (done_tx, done_rx) = std::sync::mpsc::channel();
         std::thread::spawn(move || done_tx.send(child.wait_with_output()));
@@ -48,10 +40,7 @@ impl Workplace {
             Err(_) => {
                 signal(id, "KILL");
                 let output = done_rx.recv().unwrap().unwrap();
-                panic!(
-                    "{arguments:?} did not end in time: {}",
-                    Finished::from(output).stderr
-                );
+                panic!("{arguments:?} did not end in time: {}", Finished::from(output).stderr);
             }
         }
     }
@@ -59,17 +48,8 @@ impl Workplace {
     /// Starts the program as a service; its log goes to a file.
     pub fn start(&self, arguments: &[&str]) -> Service {
         let log = self.path("service.log");
-        let file = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(&log)
-            .unwrap();
-        let child = self
-            .command(arguments)
-            .stdout(Stdio::null())
-            .stderr(file)
-            .spawn()
-            .unwrap();
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = self.command(arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Service { child, log }
     }
 }
@@ -138,10 +118,7 @@ impl Drop for Service {
 }
 
 fn signal(id: u32, name: &str) {
-    Command::new("kill")
-        .args([&format!("-{name}"), &id.to_string()])
-        .status()
-        .unwrap();
+    Command::new("kill").args([&format!("-{name}"), &id.to_string()]).status().unwrap();
 }
 
 /// Waits until `is_so`; the only sleep of the tests.

@@ -174,8 +174,7 @@ log.cleaner.dedupe.buffer.size=2097152
         let mut java = self.java();
         java.arg("kafka.Kafka").arg(self.properties());
         let (port, cluster) = (self.ports[0], self.cluster.as_str());
-        self.service
-            .run(java, |_| kafka_is_ready(port, cluster).unwrap_or(false))
+        self.service.run(java, |_| kafka_is_ready(port, cluster).unwrap_or(false))
     }
 }
 
@@ -233,18 +232,14 @@ impl Registry {
         java.arg("-Xmx384m")
             .arg("-Dquarkus.http.host=127.0.0.1")
             .arg(format!("-Dquarkus.http.port={port}"))
-            .arg(format!(
-                "-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{}",
-                data.display()
-            ))
+            .arg(format!("-Dquarkus.datasource.jdbc.url=jdbc:h2:file:{}", data.display()))
             // Or LOG_LEVEL in the environment decides, and the line looked for below may not come.
             .arg("-Dquarkus.log.level=INFO")
             .arg("-jar")
             .arg(folder.join(REGISTRY_JAR));
         // The answer alone could be that of another registry which got the port first.
-        self.service.run(java, |log| {
-            log.contains("Listening on: http") && registry_is_ready(port).unwrap_or(false)
-        })
+        self.service
+            .run(java, |log| log.contains("Listening on: http") && registry_is_ready(port).unwrap_or(false))
     }
 }
 
@@ -266,10 +261,7 @@ impl Installation {
         let classpath = root.join(KAFKA).join("classpath");
         let kafka_classpath = fs::read_to_string(&classpath).map_err(|_| incomplete(&classpath))?;
         let kafka_classpath = kafka_classpath.trim_end().to_string();
-        let absent = kafka_classpath
-            .split(':')
-            .map(Path::new)
-            .find(|jar| !jar.is_file());
+        let absent = kafka_classpath.split(':').map(Path::new).find(|jar| !jar.is_file());
         if let Some(jar) = absent {
             return Err(incomplete(jar));
         }
@@ -277,20 +269,13 @@ impl Installation {
         if !jar.is_file() {
             return Err(incomplete(&jar));
         }
-        Ok(Installation {
-            root,
-            kafka_classpath,
-        })
+        Ok(Installation { root, kafka_classpath })
     }
 }
 
 /// As in the script.
 fn services_folder() -> Result<PathBuf, String> {
-    let set = |name| {
-        env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
+    let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = set("SIDESTREAM_SERVICES") {
         return Ok(folder);
     }
@@ -316,10 +301,7 @@ fn check_java() -> Result<(), String> {
     match digits.and_then(|digits| digits.parse::<u32>().ok()) {
         Some(17..) => Ok(()),
         Some(old) => Err(format!("java is version {old}: {remedy}")),
-        None => Err(format!(
-            "cannot tell the version of java ({}): {remedy}",
-            text.trim()
-        )),
+        None => Err(format!("cannot tell the version of java ({}): {remedy}", text.trim())),
     }
 }
 
@@ -384,12 +366,7 @@ struct Service {
 impl Service {
     fn new(name: &'static str) -> Result<Service, String> {
         let folder = Folder::new(name)?;
-        Ok(Service {
-            name,
-            child: None,
-            runs: 0,
-            folder,
-        })
+        Ok(Service { name, child: None, runs: 0, folder })
     }
 
     /// Starts the process and waits until it is ready, of which `ready` judges by the log so far and by asking.
@@ -420,11 +397,7 @@ impl Service {
             Some(status) => format!("ended while starting ({status})"),
             None => format!("was not ready after {} s", START_LIMIT.as_secs()),
         };
-        Err(format!(
-            "{} {what}; the end of its log:\n{}",
-            self.name,
-            tail(&log)
-        ))
+        Err(format!("{} {what}; the end of its log:\n{}", self.name, tail(&log)))
     }
 
     fn stop(&mut self) {
@@ -432,9 +405,7 @@ impl Service {
             let id = child.id().to_string();
             let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status();
             if asked.is_ok_and(|status| status.success()) {
-                wait_until(Instant::now() + STOP_LIMIT, || {
-                    !matches!(child.try_wait(), Ok(None))
-                });
+                wait_until(Instant::now() + STOP_LIMIT, || !matches!(child.try_wait(), Ok(None)));
             }
         }
         self.kill();
@@ -529,9 +500,7 @@ fn free_ports<const N: usize>() -> Result<[u16; N], String> {
 /// Another process' connection may have got one of the ports while the service was down.
 fn await_free(ports: &[u16]) {
     wait_until(Instant::now() + STOP_LIMIT, || {
-        ports
-            .iter()
-            .all(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
+        ports.iter().all(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
     });
 }
 
@@ -604,9 +573,7 @@ fn kafka_is_ready(port: u16, cluster: &str) -> io::Result<bool> {
     }
     let mut answer = vec![0; length];
     stream.read_exact(&mut answer)?;
-    Ok(Fields(&answer)
-        .describes_ready_broker(port, cluster)
-        .unwrap_or(false))
+    Ok(Fields(&answer).describes_ready_broker(port, cluster).unwrap_or(false))
 }
 
 /// The rest of a Kafka message; `None` from a method means that it ends too early.

@@ -2,18 +2,11 @@ use super::*;
 use crate::model::{ClusterId, Position, Reason, TopicName};
 
 fn owner() -> Owner {
-    Owner {
-        cluster: ClusterId("c".into()),
-        group: "g".into(),
-        identity: "r/s".into(),
-    }
+    Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() }
 }
 
 fn key(partition: i32) -> PositionKey {
-    PositionKey {
-        topic_id: TopicId(Uuid::from_u128(5)),
-        partition: Partition(partition),
-    }
+    PositionKey { topic_id: TopicId(Uuid::from_u128(5)), partition: Partition(partition) }
 }
 
 fn step(partition: i32, start: Option<i64>, end: i64) -> Move {
@@ -21,19 +14,14 @@ fn step(partition: i32, start: Option<i64>, end: i64) -> Move {
         key: key(partition),
         topic: TopicName::new("t"),
         start: start.and_then(Offset::new),
-        end: Position {
-            next: Offset::new(end).unwrap(),
-            epoch: None,
-        },
+        end: Position { next: Offset::new(end).unwrap(), epoch: None },
         reason: Reason::Data,
         records: 1,
     }
 }
 
 fn next(log: &Log, partition: i32) -> Option<i64> {
-    log.positions()
-        .get(&key(partition))
-        .map(|position| position.next.get())
+    log.positions().get(&key(partition)).map(|position| position.next.get())
 }
 
 /// Stages a file as a sink would.
@@ -41,12 +29,7 @@ fn stage(root: &Path, partition: i32, start: i64) -> DataFile {
     let name = data_file_name(&key(partition), Offset::new(start).unwrap(), "txt");
     let staged = staged_name(&name);
     fs::write(staged_path(root, &staged), b"rows").unwrap();
-    DataFile {
-        path: format!("day=1/{name}"),
-        staged,
-        rows: 1,
-        bytes: 4,
-    }
+    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4 }
 }
 
 fn visible(root: &Path) -> usize {
@@ -59,10 +42,8 @@ fn writers_of_different_partitions_share_a_log_and_a_late_one_loses() {
     let mut one = Log::open(dir.path(), &owner()).unwrap();
     let mut two = Log::open(dir.path(), &owner()).unwrap();
     assert_eq!(one.id(), two.id());
-    one.commit(vec![step(0, None, 5)], vec![stage(dir.path(), 0, 0)])
-        .unwrap();
-    two.commit(vec![step(1, None, 7)], vec![stage(dir.path(), 1, 0)])
-        .unwrap();
+    one.commit(vec![step(0, None, 5)], vec![stage(dir.path(), 0, 0)]).unwrap();
+    two.commit(vec![step(1, None, 7)], vec![stage(dir.path(), 1, 0)]).unwrap();
     assert_eq!((next(&two, 0), next(&two, 1)), (Some(5), Some(7)));
     // A zombie still believes that partition 1 stands where it left it.
     let error = one.commit(vec![step(1, None, 9)], vec![]).unwrap_err();
@@ -74,15 +55,9 @@ fn writers_of_different_partitions_share_a_log_and_a_late_one_loses() {
 fn another_identity_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     Log::open(dir.path(), &owner()).unwrap();
-    let other = Owner {
-        identity: "other/s".into(),
-        ..owner()
-    };
+    let other = Owner { identity: "other/s".into(), ..owner() };
     let error = Log::open(dir.path(), &other).unwrap_err();
-    assert!(
-        error.to_string().contains("belongs to sink `r/s` of group `g`"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("belongs to sink `r/s` of group `g`"), "{error}");
 }
 
 #[test]
@@ -107,10 +82,19 @@ fn a_crash_between_entry_and_sight_is_repaired_and_orphans_go() {
     log.recover().unwrap();
     assert_eq!(visible(dir.path()), 1);
     let is_staged = |file: &DataFile| staged_path(dir.path(), &file.staged).try_exists().unwrap();
-    assert_eq!(
-        [&committed, &orphan, &open_elsewhere].map(is_staged),
-        [false, false, true]
-    );
+    assert_eq!([&committed, &orphan, &open_elsewhere].map(is_staged), [false, false, true]);
+}
+
+/// A log as a writer remembers it that slept since entry 1.
+fn sleepy(root: &Path) -> Log {
+    let mut log = Log::open(root, &owner()).unwrap();
+    log.last = 1;
+    log.last_hash = "of entry 1".to_owned();
+    log.checkpoint = None;
+    log.positions = Positions::default();
+    log.positions.apply(&[step(1, None, 1)]).unwrap();
+    log.files.clear();
+    log
 }
 
 #[test]
@@ -128,6 +112,12 @@ fn checkpoints_bound_the_log_and_fence_a_writer_that_slept() {
     assert!(list(&log_dir(dir.path())).unwrap().len() < 1100);
     // Its next number is free, because the entry is gone: the entry it makes there is void.
     assert!(read_entry(dir.path(), 2).unwrap().is_none());
+    // Reading first, it sees what happened; committing first, it loses its entry and reads then.
+    let mut reader = Log::open(dir.path(), &owner()).unwrap();
+    std::mem::swap(&mut reader, &mut sleeper);
+    reader.refresh().unwrap();
+    assert_eq!(next(&reader, 0), at);
+    let mut sleeper = sleepy(dir.path());
     sleeper.commit(vec![step(1, Some(1), 4)], vec![]).unwrap();
     let fresh = Log::open(dir.path(), &owner()).unwrap();
     assert_eq!((next(&fresh, 0), next(&fresh, 1)), (at, Some(4)));
