@@ -11,16 +11,17 @@ use tracing::warn;
 use crate::codec::avro::node::Node;
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, RegisteredAvro};
-use crate::config::plan::{FileFormat, ReaderSchema, Route, Sink, Target};
+use crate::config::plan::{FileFormat, Kafka, ReaderSchema, Route, Sink, Target};
 use crate::config::{Problem, Span};
 use crate::engine::{chain, retry};
 use crate::handler::{Handler, Views};
-use crate::kafka::ClusterError;
+use crate::kafka::{self, ClusterError};
 use crate::model::{Classify, ClusterId, Fault, Hint};
 use crate::registry::{Registry, RegistryError};
 use crate::sink::file::{
     CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
 };
+use crate::sink::kafka::{KafkaSink, KafkaSinkOptions};
 use crate::sink::{self, SinkError};
 
 /// A reader schema that could not be had or used.
@@ -147,20 +148,26 @@ pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
     Ok(Bound { codec, views, meta })
 }
 
+/// What sinks need besides their plan.
+#[derive(Clone, Copy)]
+pub struct Surroundings<'a> {
+    pub kafka: &'a Kafka,
+    pub cluster: &'a ClusterId,
+}
+
 /// Builds a sink for rows of `schema`. The one place that names the kinds.
-pub fn sink(plan: &Sink, schema: SchemaRef, cluster: &ClusterId, group: &str) -> Box<dyn sink::Sink> {
-    match &plan.target {
+///
+/// # Errors
+/// If a client cannot be made.
+pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow::Result<Box<dyn sink::Sink>> {
+    Ok(match &plan.target {
         Target::Files { format, path, roll } => {
-            let options = FileSinkOptions {
-                root: path.clone(),
-                owner: Owner {
-                    cluster: cluster.clone(),
-                    group: group.to_owned(),
-                    identity: plan.identity.clone(),
-                },
-                schema,
-                roll: *roll,
+            let owner = Owner {
+                cluster: around.cluster.clone(),
+                group: around.kafka.group.clone(),
+                identity: plan.identity.clone(),
             };
+            let options = FileSinkOptions { root: path.clone(), owner, schema, roll: *roll };
             let format: Box<dyn Format> = match format {
                 FileFormat::Parquet => Box::new(ParquetFormat),
                 FileFormat::JsonLines => Box::new(JsonLinesFormat),
@@ -168,7 +175,16 @@ pub fn sink(plan: &Sink, schema: SchemaRef, cluster: &ClusterId, group: &str) ->
             };
             Box::new(FileSink::new(options, format))
         }
-    }
+        Target::Kafka { topic, key, value } => {
+            let options = KafkaSinkOptions {
+                identity: plan.identity.clone(),
+                topic: topic.as_ref().map(ToString::to_string),
+                key: key.clone(),
+                value: value.clone(),
+            };
+            Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options)?)
+        }
+    })
 }
 
 /// The registry of a plan; `check` has seen to it that routes which need one have one.

@@ -1,11 +1,14 @@
 //! `sidestream demo`: the main job with nothing installed. A broker and a registry in this process, generated
 //! records, the repository's own routes file, files on disk, and the table of what went where.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use clap::Args;
 
+use crate::config::plan::Registry;
 use crate::kafka::{self, MockBroker};
 use crate::registry::embedded::EmbeddedRegistry;
 
@@ -37,6 +40,13 @@ pub fn demo(options: &Options) -> Result<(), Failure> {
         ("SCHEMA_REGISTRY_URL".to_owned(), registry.url()),
     ];
     let mut loaded = load::load_with(&options.file, &embedded)?;
+    // Whatever the file names: the demo writes to nobody else's cluster.
+    loaded.plan.kafka.properties = BTreeMap::from([
+        ("bootstrap.servers".to_owned(), broker.bootstrap().to_owned()),
+        ("group.id".to_owned(), loaded.plan.kafka.group.clone()),
+    ]);
+    loaded.plan.registry =
+        Some(Registry { url: registry.url(), basic_auth: None, timeout: Duration::from_secs(10) });
     // Every demo is a new cluster, whose positions mean nothing in the files of the one before.
     let out = PathBuf::from("demo-out").join(&uuid::Uuid::new_v4().simple().to_string()[..8]);
     loaded.plan.write_below(&out);

@@ -2,8 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
 use crate::config::plan::Plan;
 use crate::config::{Environment, Problem, read, render};
 
@@ -34,8 +32,10 @@ pub fn load(path: &Path) -> Result<Loaded, Failure> {
 /// # Errors
 /// [`Failure::Usage`] after all problems were printed.
 pub fn load_with(path: &Path, variables: &[(String, String)]) -> Result<Loaded, Failure> {
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("failed to read `{}`", path.display()))?;
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(error) => return Err(usage(&format!("cannot read `{}`: {error}", path.display()))),
+    };
     let root = path.parent().unwrap_or_else(|| Path::new(""));
     match read(&text, &Environment::of_process(root).with(variables)) {
         Ok(plan) => Ok(Loaded { plan, path: path.to_owned(), text }),
@@ -52,4 +52,11 @@ fn print(path: &Path, text: &str, problems: &[Problem]) {
     let count = problems.len();
     let word = if count == 1 { "problem" } else { "problems" };
     eprintln!("error: {count} {word} in `{}`", path.display());
+}
+
+/// Says what is wrong with the command line.
+#[expect(clippy::print_stderr, reason = "problems go to stderr")]
+pub fn usage(message: &str) -> Failure {
+    eprintln!("error: {message}");
+    Failure::Usage
 }

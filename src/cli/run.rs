@@ -61,10 +61,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     if let Some(only) = &options.route {
         loaded.plan.routes.retain(|route| route.name == *only);
         if loaded.plan.routes.is_empty() {
-            return Err(Failure::Failed(anyhow!(
-                "there is no route `{only}` in `{}`",
-                options.file.display()
-            )));
+            return Err(load::usage(&format!("there is no route `{only}` in `{}`", options.file.display())));
         }
     }
     let runtime =
@@ -89,10 +86,21 @@ async fn work(loaded: &load::Loaded, until: Option<&Start>) -> Result<(), Failur
     let prepared = tokio::select! {
         prepared = prepare(loaded, until) => prepared?,
         // Before the engine runs there is nothing to drain.
-        () = shutdown.cancelled() => return Ok(()),
+        () = shutdown.cancelled() => return interrupted(until),
     };
-    let (summaries, result) = engine::run::run(prepared, shutdown).await;
-    finish(&summaries, result, until.is_some())
+    let (summaries, result) = engine::run::run(prepared, shutdown.clone()).await;
+    finish(&summaries, result, until.is_some())?;
+    if shutdown.is_cancelled() { interrupted(until) } else { Ok(()) }
+}
+
+/// A service that is asked to end has done its work; a bounded run has not.
+fn interrupted(until: Option<&Start>) -> Result<(), Failure> {
+    match until {
+        None => Ok(()),
+        Some(_) => {
+            Err(Failure::Failed(anyhow!("interrupted before the end; the next run goes on from here")))
+        }
+    }
 }
 
 /// The first SIGTERM or SIGINT drains, the second ends at once: kill -9 is safe, so is that.
@@ -181,17 +189,21 @@ async fn lane_parts(
         Ok(bound) => bound,
         Err(problems) => return Ok(Err(problems)),
     };
-    let sinks = route.sinks.iter().map(|sink| LaneSink {
-        name: sink.name.clone(),
-        identity: sink.identity.clone(),
-        from: sink.from,
-        sink: build::sink(sink, bound.schema(sink), cluster_id, &plan.kafka.group),
+    let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id };
+    let sinks = route.sinks.iter().map(|sink| {
+        Ok(LaneSink {
+            name: sink.name.clone(),
+            identity: sink.identity.clone(),
+            from: sink.from,
+            sink: build::sink(sink, bound.schema(sink), around)?,
+        })
     });
+    let sinks = sinks.collect::<anyhow::Result<Vec<_>>>()?;
     // Half of the memory is for records as they came, the other half for what is made of them.
     let share = usize::try_from(plan.memory).unwrap_or(usize::MAX) / 2 / plan.routes.len();
     Ok(Ok(LaneParts {
         route: route.name.clone(),
-        sinks: sinks.collect(),
+        sinks,
         codec: Box::new(bound.codec),
         handler: Box::new(bound.views),
         meta: bound.meta,

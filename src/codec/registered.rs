@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
@@ -16,6 +17,12 @@ use super::avro::program::{Program, compile};
 use super::columns::Column;
 use super::{Codec, Decoded, Learnt, Rejected, frame};
 
+/// How long an id counts as refused before the registry is asked again.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+
+/// Ids remembered; refused ones are forgotten beyond it.
+const WRITERS_MAX: usize = 10_000;
+
 /// Decodes framed Avro into the columns of the reader schema.
 #[derive(Debug)]
 pub struct RegisteredAvro {
@@ -28,7 +35,7 @@ pub struct RegisteredAvro {
 #[derive(Debug)]
 enum Writer {
     Usable(Arc<Program>),
-    Refused { code: &'static str, message: String },
+    Refused { code: &'static str, message: String, at: Instant },
 }
 
 impl RegisteredAvro {
@@ -41,6 +48,15 @@ impl RegisteredAvro {
             tombstones,
             writers: HashMap::new(),
         })
+    }
+
+    /// A refusal is asked about again after a while: the registry may have learnt the id.
+    fn is_known(&self, id: SchemaId) -> bool {
+        match self.writers.get(&id) {
+            Some(Writer::Usable(_)) => true,
+            Some(Writer::Refused { at, .. }) => at.elapsed() < REFUSED_MAX,
+            None => false,
+        }
     }
 
     fn decode_value(
@@ -61,7 +77,7 @@ impl RegisteredAvro {
                 let at = if path.is_empty() { String::new() } else { format!("field `{path}`: ") };
                 reject(bad.problem.code(), format!("{at}{}", bad.problem))
             }),
-            Some(Writer::Refused { code, message }) => Err(reject(code, message.clone())),
+            Some(Writer::Refused { code, message, .. }) => Err(reject(code, message.clone())),
             None => Err(reject("unknown_id", format!("schema id {id} was never looked up"))),
         }
     }
@@ -86,7 +102,7 @@ impl Codec for RegisteredAvro {
             let Some(Ok((id, _))) = record.value().map(|value| frame::parse(record, value)) else {
                 continue;
             };
-            if last != Some(id) && !self.writers.contains_key(&id) && !missing.contains(&id) {
+            if last != Some(id) && !self.is_known(id) && !missing.contains(&id) {
                 missing.push(id);
             }
             last = Some(id);
@@ -95,7 +111,7 @@ impl Codec for RegisteredAvro {
     }
 
     fn learn(&mut self, id: SchemaId, schema: Learnt) {
-        let refused = |code, message| Writer::Refused { code, message };
+        let refused = |code, message| Writer::Refused { code, message, at: Instant::now() };
         let writer = match schema {
             Learnt::Avro { text, references } => {
                 let program =
@@ -113,6 +129,10 @@ impl Codec for RegisteredAvro {
                 refused("refused_schema", format!("schema id {id} cannot be used: {why}"))
             }
         };
+        // Garbage may name any number of ids.
+        if self.writers.len() >= WRITERS_MAX {
+            self.writers.retain(|_, writer| matches!(writer, Writer::Usable(_)));
+        }
         self.writers.insert(id, writer);
     }
 

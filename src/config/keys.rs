@@ -162,6 +162,7 @@ pub static SINK: Scope = Scope {
             "The identity its progress is kept under. Set it to rename a route or a sink without starting again.",
         ),
         key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
+        key("kafka", Kind::Scope(&KAFKA_SINK), "", "Records of a Kafka topic, at least once."),
         key("jsonl", Kind::Scope(&FILES), "", "JSON Lines files in a directory, exactly once."),
         key(
             "csv",
@@ -170,6 +171,37 @@ pub static SINK: Scope = Scope {
             "CSV files with a header line in a directory, exactly once. Nested values are JSON text.",
         ),
     ],
+};
+
+pub static KAFKA_SINK: Scope = Scope {
+    name: "kafka (sink)",
+    about: "Records of a topic of the same cluster, at least once. Columns named `key`, `value`, `topic`, `headers`, `partition` are used where the sink does not say otherwise (Spark's sink columns).",
+    keys: &[
+        key(
+            "topic",
+            Kind::Text,
+            "",
+            "The topic; without it every row names its own in a column `topic`. It must exist.",
+        ),
+        key(
+            "key",
+            Kind::Scope(&COLUMN),
+            "",
+            "The record's key: `{column: name}`. Without it the column `key`, or no key.",
+        ),
+        key(
+            "value",
+            Kind::Scope(&COLUMN),
+            "",
+            "The record's value: `{column: name}`. Without it the column `value`, or the JSON of all columns.",
+        ),
+    ],
+};
+
+pub static COLUMN: Scope = Scope {
+    name: "kafka.key, kafka.value",
+    about: "A column: bytes and text go as they are, everything else as text.",
+    keys: &[required("column", Kind::Text, "Its name.")],
 };
 
 pub static FILES: Scope = Scope {

@@ -134,7 +134,7 @@ impl<'t> Mapping<'t> {
             return key.default.to_owned();
         };
         if !words.contains(&word.as_str()) {
-            context.problems.push(unknown("value", node.span, &word, words));
+            context.problems.push(unknown("value", node.span, written(node), words));
             return key.default.to_owned();
         }
         word
@@ -153,7 +153,15 @@ impl<'t> Mapping<'t> {
             None => parse(key.default).ok(),
             Some(node) => {
                 let value = text(node, context)?;
-                parse(&value).map_err(|message| context.problem(node.span, message)).ok()
+                match parse(&value) {
+                    Ok(parsed) => Some(parsed),
+                    Err(message) => {
+                        // A message shows what is in the file, never what a variable holds.
+                        let shown = message.replace(&value, written(node));
+                        context.problem(node.span, shown);
+                        None
+                    }
+                }
             }
         }
     }
@@ -183,6 +191,14 @@ pub fn text(node: &Node, context: &mut Context<'_>) -> Option<String> {
             context.problem(node.span, message);
             None
         }
+    }
+}
+
+/// A single value as it is written in the file.
+pub fn written(node: &Node) -> &str {
+    match &node.value {
+        Value::Scalar(scalar) => &scalar.text,
+        _ => "",
     }
 }
 

@@ -25,6 +25,7 @@ impl Plan {
         for sink in self.routes.iter_mut().flat_map(|route| &mut route.sinks) {
             match &mut sink.target {
                 Target::Files { path, .. } => *path = root.join(path.as_path()),
+                Target::Kafka { .. } => {}
             }
         }
     }
@@ -139,7 +140,17 @@ pub struct Sink {
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Target {
-    Files { format: FileFormat, path: PathBuf, roll: Roll },
+    Files {
+        format: FileFormat,
+        path: PathBuf,
+        roll: Roll,
+    },
+    /// Records of a topic; a `topic` column says which where this does not.
+    Kafka {
+        topic: Option<TopicName>,
+        key: Option<String>,
+        value: Option<String>,
+    },
 }
 
 /// How rows become bytes of a file.
@@ -162,6 +173,9 @@ impl Target {
     /// What `check` prints of a sink.
     pub fn guarantee(&self) -> &'static str {
         match self {
+            Self::Kafka { .. } => {
+                "at least once: every row is with the broker before the position moves; rows come again after a crash"
+            }
             Self::Files { .. } => {
                 "exactly once: files and positions are one entry of the directory's commit log"
             }

@@ -57,6 +57,14 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let memory = root.bytes("memory", context);
     let defaults = root.get("defaults").and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
     root.require("routes", context);
+    if let Some(defaults) = &defaults {
+        // Its mappings are looked at even if every route has its own.
+        defaults.nested("batch", &keys::BATCH, context);
+    }
+    let route_count = root.named("routes", context).len();
+    if let Some(node) = root.get("routes").filter(|_| route_count == 0) {
+        context.problem(node.span, "there are no routes");
+    }
     let routes: Vec<_> = root
         .named("routes", context)
         .into_iter()
@@ -132,6 +140,20 @@ mod tests {
         assert!(!plan.routes.is_empty());
     }
 
+    #[test]
+    fn what_a_variable_holds_is_never_shown() {
+        let text = "version: 1\nkafka: {bootstrap.servers: b, group.id: g}\nmemory: \"${S}\"\n\
+                    defaults: {batch: {max_rowz: 1}, key: \"${S}\"}\nroutes: {r: {topics: [\"${S} x\"]}}\n";
+        let environment = Environment::new([("S".to_owned(), "hunter2".to_owned())], Path::new("."));
+        let shown = render("routes.yaml", text, &read(text, &environment).unwrap_err());
+        assert!(!shown.contains("hunter2"), "{shown}");
+        for expected in
+            ["`${S}` is not a size", "`max_rowz` is not a known key", "`${S}` is not a known value"]
+        {
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+    }
+
     /// One file with many mistakes: all are reported, each in its place.
     #[test]
     fn every_problem_is_reported_at_once() {
@@ -156,7 +178,7 @@ routes:
     sinks:
       a: {from: payd, parquet: {path: out/a}}
       b: {parquet: {path: out/a, rool: 1}}
-      c: {kafka: {topic: x}}
+      c: {kafka: {topic: x, kye: {column: id}}}
   empty: {}
   good:
     topics: [t]
@@ -184,7 +206,6 @@ routes:
             "routes.yaml:19:17: `payd` is not a known view here",
             "did you mean `paid`?",
             "did you mean `roll`?",
-            "`kafka` is not a known key here",
             "routes.yaml:22:10: `topics` is missing",
             "routes.yaml:22:10: `sinks` is missing",
             "routes.yaml:27:7: `out/x` is already used by sink `good/x`",

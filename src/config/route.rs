@@ -1,9 +1,10 @@
 //! One route, and what routes must not do to each other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Component, PathBuf};
 
 use super::keys;
-use super::mapping::{Context, Mapping, text};
+use super::mapping::{Context, Mapping, text, written};
 use super::plan::{BadRecords, BatchLimits, KeyForm, ReaderSchema, Route, Target, Tombstones, View};
 use super::tree::{Key, Node, Span, Value};
 use super::{Problem, sink, values};
@@ -93,9 +94,9 @@ fn topics(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Vec<TopicN
         };
         let is_legal = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
         if name.is_empty() || name.len() > 249 || !name.chars().all(is_legal) {
-            context.problem(item.span, format!("`{name}` is no topic name"));
+            context.problem(item.span, format!("`{}` is no topic name", written(item)));
         } else if topics.iter().any(|topic| topic.as_str() == name) {
-            context.problem(item.span, format!("topic `{name}` is named twice"));
+            context.problem(item.span, format!("topic `{}` is named twice", written(item)));
         } else {
             topics.push(TopicName::new(&name));
         }
@@ -214,18 +215,28 @@ fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
 
 /// Two sinks must not write to one place, nor share an identity.
 pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
-    let mut paths: BTreeMap<_, String> = BTreeMap::new();
+    let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
+    let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| &route.plan.topics).collect();
     for route in routes {
         for (sink, span) in route.plan.sinks.iter().zip(&route.sink_spans) {
             let own = format!("{}/{}", route.plan.name, sink.name);
-            let Target::Files { path, .. } = &sink.target;
-            // `./out`, `out/` and `out` are one directory.
-            let path: std::path::PathBuf =
-                path.components().filter(|part| *part != std::path::Component::CurDir).collect();
-            if let Some(other) = paths.insert(path.clone(), own.clone()) {
-                let message = format!("`{}` is already used by sink `{other}`", path.display());
-                context.problems.push(Problem::new(*span, message).hint("give each sink its own `path`"));
+            match &sink.target {
+                Target::Files { path, .. } => {
+                    // `./out`, `out/` and `out` are one directory.
+                    let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+                    if let Some(other) = paths.insert(path.clone(), own.clone()) {
+                        let message = format!("`{}` is already used by sink `{other}`", path.display());
+                        let problem = Problem::new(*span, message);
+                        context.problems.push(problem.hint("give each sink its own `path`"));
+                    }
+                }
+                Target::Kafka { topic: Some(topic), .. } if read.contains(topic) => {
+                    let message =
+                        format!("topic `{topic}` is read by a route: what is written would come back");
+                    context.problem(*span, message);
+                }
+                Target::Kafka { .. } => {}
             }
             if let Some(other) = identities.insert(&sink.identity, own) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);

@@ -7,6 +7,8 @@ use super::keys;
 use super::mapping::{Context, Mapping, unknown};
 use super::plan::{FileFormat, Roll, Sink, Target, View};
 use super::route::check_name;
+use crate::model::TopicName;
+
 use super::tree::{Key, Node, Span};
 
 /// Reads all sinks, each with its place.
@@ -33,38 +35,60 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
     let mapping = Mapping::open(node, &keys::SINK, context)?;
     let from = from(&mapping, views, context);
     let identity = mapping.text("id", context);
-    let (name, format) = format(key, &mapping, context)?;
-    let files = mapping.nested(name, &keys::FILES, context)?;
-    files.require("path", context);
-    let path = files.text("path", context);
-    let roll = roll(&files, context);
+    let target = target(key, &mapping, context);
     Some(Sink {
         name: key.name.clone(),
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
-        target: Target::Files { format, path: PathBuf::from(path?), roll: roll? },
+        target: target?,
     })
 }
 
 /// The one kind of target that is given.
-fn format(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<(&'static str, FileFormat)> {
-    let kinds =
-        [("parquet", FileFormat::Parquet), ("jsonl", FileFormat::JsonLines), ("csv", FileFormat::Csv)];
-    let given: Vec<_> = kinds.into_iter().filter(|(name, _)| mapping.get(name).is_some()).collect();
-    match given.as_slice() {
-        [one] => Some(*one),
+fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    const KINDS: [&str; 4] = ["parquet", "jsonl", "csv", "kafka"];
+    let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.get(name).is_some()).collect();
+    let name = match given.as_slice() {
+        [one] => *one,
         [] => {
-            let names = kinds.map(|(name, _)| format!("`{name}`")).join(", ");
+            let names = KINDS.map(|name| format!("`{name}`")).join(", ");
             context.problem(key.span, format!("sink `{}` says no target: one of {names}", key.name));
-            None
+            return None;
         }
         [first, .., last] => {
-            let message = format!("sink `{}` says two targets: `{}` and `{}`", key.name, first.0, last.0);
+            let message = format!("sink `{}` says two targets: `{first}` and `{last}`", key.name);
             context.problems.push(Problem::new(key.span, message).hint("make two sinks of it"));
-            None
+            return None;
         }
+    };
+    match name {
+        "parquet" => files(name, FileFormat::Parquet, mapping, context),
+        "jsonl" => files(name, FileFormat::JsonLines, mapping, context),
+        "csv" => files(name, FileFormat::Csv, mapping, context),
+        _ => kafka(mapping, context),
     }
+}
+
+fn files(name: &str, format: FileFormat, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let files = mapping.nested(name, &keys::FILES, context)?;
+    files.require("path", context);
+    let path = files.text("path", context);
+    let roll = roll(&files, context);
+    Some(Target::Files { format, path: PathBuf::from(path?), roll: roll? })
+}
+
+fn kafka(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let kafka = mapping.nested("kafka", &keys::KAFKA_SINK, context)?;
+    let mut column = |name| {
+        kafka.get(name)?;
+        let column = kafka.nested(name, &keys::COLUMN, context)?;
+        column.require("column", context);
+        column.text("column", context)
+    };
+    let (key, value) = (column("key"), column("value"));
+    let topic = kafka.text("topic", context).map(|name| TopicName::new(&name));
+    Some(Target::Kafka { topic, key, value })
 }
 
 /// `Some(None)` is `batch`.

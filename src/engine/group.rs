@@ -72,11 +72,6 @@ impl Group {
         standing.is_changed = true;
     }
 
-    /// What `lane` has durable of a partition.
-    pub fn durable_of(&self, lane: LaneId, source: &TopicPartition) -> Option<Offset> {
-        self.partitions.get(source)?.durable.get(&lane).copied().flatten()
-    }
-
     /// The slowest lane's durable offset, if all have one.
     pub fn durable(&self, source: &TopicPartition) -> Option<Offset> {
         let standing = self.partitions.get(source)?;

@@ -2,22 +2,23 @@
 //!
 //! All decisions about partitions are made here, one at a time; lanes and the source only carry them out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::kafka::{Assignment, Cluster, Command, Event, Source, SourceError, Verdict};
+use crate::kafka::{Assignment, Cluster, ClusterError, Command, Event, Source, SourceError, Verdict};
 use crate::model::metadata::GroupMetadata;
 use crate::model::{Offset, TopicName, TopicPartition};
 
 use super::group::Group;
 use super::lane::{Lane, LaneHandle, Summary};
-use super::message::{Committed, Control, LaneId, Report, Stop};
+use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
+use super::retry;
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -61,21 +62,30 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
     let mut by_topic: BTreeMap<TopicName, Vec<LaneId>> = BTreeMap::new();
     let mut lanes = Vec::new();
     let mut tasks = JoinSet::new();
+    let mut by_task = HashMap::new();
     for (index, (topics, lane, handle)) in parts.lanes.into_iter().enumerate() {
         for topic in topics {
             by_topic.entry(topic).or_default().push(LaneId(index));
         }
         lanes.push(handle);
-        tasks.spawn(async move { (index, lane.run().await) });
+        let task = tasks.spawn(async move { (LaneId(index), lane.run().await) });
+        by_task.insert(task.id(), LaneId(index));
     }
     let mut engine = Engine {
         source: parts.source,
         cluster: parts.cluster,
+        names: lanes.iter().map(|lane| lane.route.clone()).collect(),
         lanes,
+        tasks,
+        by_task,
+        summaries: BTreeMap::new(),
         by_topic,
         reports: parts.reports,
         until: parts.until,
+        done: BTreeSet::new(),
         group: Group::default(),
+        asking: BTreeSet::new(),
+        questions: JoinSet::new(),
         pending: BTreeMap::new(),
         releasing: Vec::new(),
         stopped: BTreeSet::new(),
@@ -87,35 +97,39 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
     };
     let result = engine.work(&shutdown).await;
     engine.close().await;
-    drop(engine);
-    (summaries(tasks).await, result)
+    (engine.summaries().await, result)
 }
 
-async fn summaries(mut tasks: JoinSet<(usize, Summary)>) -> Vec<Summary> {
-    let mut all = Vec::new();
-    let collect = async {
-        while let Some(ended) = tasks.join_next().await {
-            match ended {
-                Ok(ended) => all.push(ended),
-                Err(failure) => error!(%failure, "a lane ended in a defect"),
-            }
-        }
-    };
-    if tokio::time::timeout(CLOSE_MAX, collect).await.is_err() {
-        warn!("a lane did not end in time");
-    }
-    all.sort_by_key(|(index, _)| *index);
-    all.into_iter().map(|(_, summary)| summary).collect()
+/// A question to the brokers, under way.
+enum Answer {
+    /// What the group has for partitions we were given.
+    Given {
+        partitions: Vec<TopicPartition>,
+        attempt: u32,
+        committed: Result<BTreeMap<TopicPartition, (Offset, String)>, ClusterError>,
+    },
+    /// How far other members are with partitions of a bounded run.
+    Others(BTreeMap<TopicPartition, (Offset, String)>),
 }
 
 struct Engine {
     source: Box<dyn Source>,
     cluster: Arc<dyn Cluster>,
     lanes: Vec<LaneHandle>,
+    /// The lanes' routes, in their order.
+    names: Vec<String>,
+    tasks: JoinSet<(LaneId, Summary)>,
+    by_task: HashMap<task::Id, LaneId>,
+    summaries: BTreeMap<LaneId, Summary>,
     by_topic: BTreeMap<TopicName, Vec<LaneId>>,
     reports: mpsc::Receiver<(LaneId, Report)>,
     until: Option<BTreeMap<TopicPartition, Offset>>,
+    /// Partitions of a bounded run that a lane has finished, whoever owns them now.
+    done: BTreeSet<(LaneId, TopicPartition)>,
     group: Group,
+    /// Partitions we were given, and do not know what the group has for them.
+    asking: BTreeSet<TopicPartition>,
+    questions: JoinSet<Answer>,
     /// Partitions whose lanes are asked where they go on.
     pending: BTreeMap<TopicPartition, Pending>,
     releasing: Vec<Releasing>,
@@ -157,9 +171,18 @@ impl Engine {
                         self.on_report(lane, report).await?;
                     }
                 }
+                Some(answer) = self.questions.join_next(), if !self.questions.is_empty() => {
+                    if let Ok(answer) = answer {
+                        self.on_answer(answer).await?;
+                    }
+                }
+                Some(ended) = self.tasks.join_next_with_id(), if !self.tasks.is_empty() => {
+                    self.on_ended(ended).await?;
+                }
                 _ = tick.tick() => {
                     self.commit()?;
                     self.release(Instant::now())?;
+                    self.ask_others();
                 }
                 () = shutdown.cancelled() => return Ok(()),
             }
@@ -187,16 +210,67 @@ impl Engine {
             return Ok(());
         }
         info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), "assigned");
-        let committed = match self.cluster.committed(&partitions).await {
-            Ok(committed) => committed,
-            Err(error) => {
-                // The group's offsets are a display: what is missing is only noticed less.
-                warn!(error = super::chain(&error), "committed offsets could not be read");
-                BTreeMap::new()
+        for releasing in &mut self.releasing {
+            // What comes back while it is being released is not given up any more.
+            releasing.partitions.retain(|source| !partitions.contains(source));
+        }
+        self.asking.extend(partitions.iter().cloned());
+        self.ask_committed(partitions, 0);
+        Ok(())
+    }
+
+    /// Asks what the group has for partitions; the loop goes on meanwhile. Unreadable is not "none": it is
+    /// asked again, and the partitions stay held back.
+    fn ask_committed(&mut self, partitions: Vec<TopicPartition>, attempt: u32) {
+        let cluster = self.cluster.clone();
+        self.questions.spawn(async move {
+            if attempt > 0 {
+                tokio::time::sleep(retry::pause(attempt)).await;
             }
-        };
+            let committed = cluster.committed(&partitions).await;
+            Answer::Given { partitions, attempt, committed }
+        });
+    }
+
+    async fn on_answer(&mut self, answer: Answer) -> Result<(), EngineError> {
+        match answer {
+            Answer::Given { partitions, committed: Ok(committed), .. } => {
+                self.take_up(partitions, &committed).await
+            }
+            Answer::Given { partitions, attempt, committed: Err(error) } => {
+                self.say(format!("committed offsets could not be read: {}", super::chain(&error)));
+                let left: Vec<TopicPartition> =
+                    partitions.into_iter().filter(|source| self.asking.contains(source)).collect();
+                if !left.is_empty() {
+                    self.ask_committed(left, attempt + 1);
+                }
+                Ok(())
+            }
+            Answer::Others(committed) => {
+                for (source, (offset, _)) in committed {
+                    let end = self.until.as_ref().and_then(|until| until.get(&source));
+                    if end.is_some_and(|end| offset >= *end) {
+                        for lane in self.lanes_of(&source.topic) {
+                            self.done.insert((lane, source.clone()));
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn take_up(
+        &mut self,
+        partitions: Vec<TopicPartition>,
+        committed: &BTreeMap<TopicPartition, (Offset, String)>,
+    ) -> Result<(), EngineError> {
         let mut asked = BTreeMap::new();
         for source in partitions {
+            // It may have been revoked since.
+            if !self.asking.remove(&source) {
+                continue;
+            }
             let known = committed.get(&source);
             let text = known.map_or("", |(_, text)| text.as_str());
             let metadata = GroupMetadata::parse(text).unwrap_or_else(|error| {
@@ -209,6 +283,72 @@ impl Engine {
             asked.insert(source, committed);
         }
         self.ask(asked).await
+    }
+
+    /// In a bounded run, looks how far other members are with what they own: once a second or so, as long
+    /// as something is left.
+    fn ask_others(&mut self) {
+        let Some(until) = &self.until else {
+            return;
+        };
+        let others: Vec<TopicPartition> = until
+            .keys()
+            .filter(|source| !self.group.owns(source) && !self.asking.contains(*source))
+            .filter(|source| !self.is_done(source))
+            .cloned()
+            .collect();
+        if others.is_empty() || !self.questions.is_empty() {
+            return;
+        }
+        let cluster = self.cluster.clone();
+        self.questions.spawn(async move {
+            // Unreadable: it is asked again at the next tick.
+            Answer::Others(cluster.committed(&others).await.unwrap_or_default())
+        });
+    }
+
+    /// A lane that ends by itself has a defect; its route is stopped like any other.
+    async fn on_ended(
+        &mut self,
+        ended: Result<(task::Id, (LaneId, Summary)), task::JoinError>,
+    ) -> Result<(), EngineError> {
+        match ended {
+            Ok((_, (lane, summary))) => {
+                self.summaries.insert(lane, summary);
+            }
+            Err(failure) => {
+                let Some(lane) = self.by_task.get(&failure.id()).copied() else {
+                    return Ok(());
+                };
+                let stop = Stop {
+                    message: format!("a defect of sidestream: {failure}"),
+                    hint: Some("please report it; what is durable is safe".to_owned()),
+                };
+                let route = self.names[lane.0].clone();
+                let summary = Summary { route, stop: Some(stop.clone()), ..Summary::default() };
+                self.summaries.insert(lane, summary);
+                self.drained.insert(lane);
+                self.on_stopped(lane, &stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the lanes did, after they were drained.
+    async fn summaries(mut self) -> Vec<Summary> {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        let collect = async {
+            while let Some(ended) = tasks.join_next_with_id().await {
+                // A lane that fails this late has nothing that is not durable or read again.
+                if self.on_ended(ended).await.is_err() {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(CLOSE_MAX, collect).await.is_err() {
+            warn!("a lane did not end in time");
+        }
+        self.summaries.into_values().collect()
     }
 
     fn lanes_of(&self, topic: &TopicName) -> Vec<LaneId> {
@@ -262,11 +402,7 @@ impl Engine {
                 let asked = owned.map(|source| (source, Committed::default())).collect();
                 self.ask(asked).await?;
             }
-            Report::Progress(durable) => {
-                for (source, durable) in durable {
-                    self.group.progress(lane, &source, &durable);
-                }
-            }
+            Report::Progress(durable) => self.on_progress(lane, durable),
             Report::Stopped(stop) => self.on_stopped(lane, &stop).await?,
             Report::Drained => {
                 self.drained.insert(lane);
@@ -299,7 +435,8 @@ impl Engine {
             };
             self.assignment += 1;
             let assignment = Assignment { source: source.clone(), from, number: self.assignment };
-            let end = self.until.as_ref().and_then(|until| until.get(&source)).copied();
+            // A partition that appeared after the start of a bounded run is not part of it.
+            let end = self.until.as_ref().map(|until| until.get(&source).copied().unwrap_or(from));
             for lane in self.live_lanes_of(&source.topic) {
                 by_lane.entry(lane).or_default().push((assignment.clone(), end));
             }
@@ -330,6 +467,7 @@ impl Engine {
         let mut by_lane: BTreeMap<LaneId, Vec<TopicPartition>> = BTreeMap::new();
         for source in &partitions {
             self.pending.remove(source);
+            self.asking.remove(source);
             if is_lost {
                 self.group.disown(source);
             }
@@ -365,7 +503,7 @@ impl Engine {
             for source in &releasing.partitions {
                 self.group.disown(source);
             }
-            self.source.send(Command::Unassign(releasing.partitions))?;
+            self.source.send(Command::Release(releasing.partitions))?;
         }
         Ok(())
     }
@@ -428,11 +566,32 @@ impl Engine {
             Verdict::Refused => "give this user the right to read the topic",
         };
         let Some(source) = source else {
-            return Err(EngineError::Client(message));
+            return self.on_failed_somewhere(&message, verdict, hint).await;
         };
         let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
         let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()) };
         for lane in self.live_lanes_of(&source.topic) {
+            self.tell(lane, Control::Fail(stop.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// An error without a partition. A refused topic is named in librdkafka's text only
+    /// ("Subscribed topic not available: <topic>: <error>"); whatever else is not about records passes.
+    async fn on_failed_somewhere(
+        &mut self,
+        message: &str,
+        verdict: Verdict,
+        hint: &str,
+    ) -> Result<(), EngineError> {
+        let named = |topic: &&TopicName| message.contains(&format!(": {topic}: "));
+        let topic = self.by_topic.keys().find(named).cloned();
+        let Some(topic) = topic.filter(|_| verdict == Verdict::Refused) else {
+            self.say(message.to_owned());
+            return Ok(());
+        };
+        let stop = Stop { message: message.to_owned(), hint: Some(hint.to_owned()) };
+        for lane in self.live_lanes_of(&topic) {
             self.tell(lane, Control::Fail(stop.clone())).await;
         }
         Ok(())
@@ -454,7 +613,7 @@ impl Engine {
 
     async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
-        error!(lane = lane.0, error = stop.message, hint = stop.hint, "route stopped");
+        error!(route = self.names[lane.0], error = stop.message, hint = stop.hint, "route stopped");
         let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
         for source in pending {
             self.answered(lane, &source, None);
@@ -476,16 +635,24 @@ impl Engine {
         self.assign_ready().await
     }
 
+    fn on_progress(&mut self, lane: LaneId, durable: BTreeMap<TopicPartition, Durable>) {
+        for (source, durable) in durable {
+            let end = self.until.as_ref().and_then(|until| until.get(&source));
+            if end.is_some_and(|end| durable.next >= *end) {
+                self.done.insert((lane, source.clone()));
+            }
+            self.group.progress(lane, &source, &durable);
+        }
+    }
+
+    fn is_done(&self, source: &TopicPartition) -> bool {
+        let mut lanes = self.live_lanes_of(&source.topic).into_iter();
+        lanes.all(|lane| self.done.contains(&(lane, source.clone())))
+    }
+
     /// A bounded run is over when every partition is durable up to its end in every lane that lives.
     fn is_over(&self) -> bool {
-        let Some(until) = &self.until else {
-            return false;
-        };
-        until.iter().all(|(source, end)| {
-            self.live_lanes_of(&source.topic)
-                .into_iter()
-                .all(|lane| self.group.durable_of(lane, source).is_some_and(|durable| durable >= *end))
-        })
+        self.until.as_ref().is_some_and(|until| until.keys().all(|source| self.is_done(source)))
     }
 
     /// Drains the lanes, commits what is durable, leaves the group. Every step has a deadline: what is not
@@ -512,11 +679,7 @@ impl Engine {
                 Some((lane, Report::Drained)) => {
                     self.drained.insert(lane);
                 }
-                Some((lane, Report::Progress(durable))) => {
-                    for (source, durable) in durable {
-                        self.group.progress(lane, &source, &durable);
-                    }
-                }
+                Some((lane, Report::Progress(durable))) => self.on_progress(lane, durable),
                 Some(_) => {}
                 None => return,
             }

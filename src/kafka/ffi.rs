@@ -12,6 +12,7 @@
 //! before the consumer is dropped, because [`Poller`] borrows the consumer's lifetime through `Arc`.
 
 use std::ffi::{CStr, CString, c_char};
+use std::fmt;
 use std::ptr;
 use std::slice;
 use std::sync::Arc;
@@ -25,6 +26,36 @@ use rdkafka_sys as sys;
 use crate::model::{
     Incoming, LeaderEpoch, Offset, Partition, TimestampType, TopicId, TopicName, TopicPartition,
 };
+
+unsafe extern "C" {
+    /// The binding returns an enum, and brokers may send codes that this version of it does not have.
+    #[link_name = "rd_kafka_event_error"]
+    fn event_error_code(event: *mut sys::rd_kafka_event_t) -> i32;
+    /// As above, for the name of a code.
+    #[link_name = "rd_kafka_err2name"]
+    fn code_name(code: i32) -> *const c_char;
+}
+
+/// An error code of librdkafka or of a broker, perhaps one that nobody here knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Code(pub i32);
+
+impl Code {
+    const NO_ERROR: Code = Code(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR as i32);
+
+    /// What librdkafka says went wrong with an element of a list.
+    fn of(element: &sys::rd_kafka_topic_partition_t) -> Self {
+        // SAFETY: the field is there and aligned; it is read as the number that C wrote.
+        Self(unsafe { ptr::addr_of!(element.err).cast::<i32>().read() })
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // SAFETY: takes any number and answers with a static or per-thread text, copied at once.
+        f.write_str(&text(unsafe { code_name(self.0) }))
+    }
+}
 
 /// librdkafka's version, for logs and bug reports.
 pub fn version() -> String {
@@ -59,7 +90,7 @@ pub enum Polled<'a> {
 pub struct ConsumerError {
     pub source: Option<TopicPartition>,
     pub offset: Option<Offset>,
-    pub code: RDKafkaErrorCode,
+    pub code: Code,
     pub is_fatal: bool,
     pub message: String,
 }
@@ -220,10 +251,10 @@ impl<C: ConsumerContext> Poller<C> {
     fn rebalance(&self, event: &NativeEvent) -> Polled<'static> {
         // SAFETY: a rebalance event has a code and a list, which the event owns.
         let (code, list) = unsafe {
-            (sys::rd_kafka_event_error(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref())
+            (event_error_code(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref())
         };
         let partitions = list.map(|list| elements(list).map(source).collect()).unwrap_or_default();
-        if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+        if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS as i32 {
             return Polled::Assign(partitions);
         }
         // SAFETY: reads a flag of the living client. It has to be read before the rebalance is answered.
@@ -290,7 +321,7 @@ fn error(event: &NativeEvent) -> Polled<'static> {
     // is destroyed here.
     let (code, text, is_fatal, place) = unsafe {
         (
-            sys::rd_kafka_event_error(event.0),
+            event_error_code(event.0),
             text(sys::rd_kafka_event_error_string(event.0)),
             sys::rd_kafka_event_error_is_fatal(event.0) != 0,
             sys::rd_kafka_event_topic_partition(event.0),
@@ -304,7 +335,8 @@ fn error(event: &NativeEvent) -> Polled<'static> {
     }
     let offset = found.as_ref().and_then(|(_, offset)| Offset::new(*offset));
     let source = found.map(|(source, _)| source);
-    if code == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF {
+    let code = Code(code);
+    if code.0 == sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__PARTITION_EOF as i32 {
         return match (source, offset) {
             (Some(source), Some(next)) => Polled::End { source, next },
             _ => Polled::Nothing,
@@ -315,17 +347,17 @@ fn error(event: &NativeEvent) -> Polled<'static> {
 
 fn committed(event: &NativeEvent) -> Result<(), String> {
     // SAFETY: the event owns its list.
-    let (code, list) = unsafe {
-        (sys::rd_kafka_event_error(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref())
-    };
-    let ok = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-    if code != ok && code != sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET {
-        return Err(RDKafkaErrorCode::from(code).to_string());
+    let (code, list) =
+        unsafe { (event_error_code(event.0), sys::rd_kafka_event_topic_partition_list(event.0).as_ref()) };
+    let code = Code(code);
+    let no_offset = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__NO_OFFSET as i32;
+    if code != Code::NO_ERROR && code.0 != no_offset {
+        return Err(code.to_string());
     }
     // One partition may be refused while the request as a whole is not.
-    let refused = list.and_then(|list| elements(list).find(|element| element.err != ok));
+    let refused = list.and_then(|list| elements(list).find(|element| Code::of(element) != Code::NO_ERROR));
     match refused {
-        Some(element) => Err(format!("{}: {}", source(element), RDKafkaErrorCode::from(element.err))),
+        Some(element) => Err(format!("{}: {}", source(element), Code::of(element))),
         None => Ok(()),
     }
 }
@@ -415,7 +447,7 @@ fn read_descriptions(event: &NativeEvent, topics: &[TopicName]) -> Result<Vec<Op
     let mut described = vec![None; topics.len()];
     // SAFETY: the result and everything in it belong to the event, which lives through this function.
     unsafe {
-        if sys::rd_kafka_event_error(event.0) != ok {
+        if event_error_code(event.0) != Code::NO_ERROR.0 {
             return Err(text(sys::rd_kafka_event_error_string(event.0)));
         }
         let result = sys::rd_kafka_event_DescribeTopics_result(event.0);

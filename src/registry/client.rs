@@ -173,6 +173,7 @@ fn explain(what: &str, error: &SRCError) -> RegistryError {
         }
         Some(Refusal::Status { status, retry_after, .. })
             if status.is_server_error()
+                || status.is_redirection()
                 || [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_MANY_REQUESTS].contains(&status) =>
         {
             unavailable(format!("HTTP {status}"), retry_after)

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use arrow::array::{Array, StringArray};
+use rdkafka::Message;
 use serde_json::{Value, json};
 
 use crate::support::data::{self, Record};
@@ -209,4 +210,129 @@ fn a_bad_record_stops_its_route_before_it_and_says_where() {
     let mut all = ids(&place);
     all.sort_unstable();
     assert_eq!(all, (0..10).collect::<Vec<_>>());
+}
+
+/// One batch into a file and two topics: the value as JSON of all columns, and as Spark's sink columns.
+#[test]
+fn rows_become_records_of_topics() {
+    let Some(services) = support::services("rows_become_records_of_topics") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("fan"), support::unique("group"));
+    let (json_topic, column_topic) = (support::unique("json"), support::unique("columns"));
+    data::create_topic(&services, &topic, 2);
+    data::create_topic(&services, &json_topic, 2);
+    data::create_topic(&services, &column_topic, 1);
+    let orders = Orders::register(&services, &topic);
+    data::produce(&services, &topic, (0..1000).map(|id| orders.record(id, 2)));
+    let extra = format!(
+        "
+    batch: {{max_rows: 300}}
+    views:
+      large: SELECT id, amount, note FROM batch WHERE amount >= 200
+      columns: SELECT '{column_topic}' AS topic, _key AS key, customer AS value, _headers AS headers FROM batch
+    sinks:
+      archive: {{parquet: {{path: out/archive}}}}
+      alerts: {{from: large, kafka: {{topic: {json_topic}, key: {{column: id}}}}}}
+      raw: {{from: columns, kafka: {{}}}}
+"
+    );
+    let place = Workplace::new(&routes(&services, &group, &topic, &extra));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let mut alerts: Vec<i64> = Vec::new();
+    for message in data::consume(&services, &json_topic) {
+        let row: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+        let id = row["id"].as_i64().unwrap();
+        assert_eq!(message.key().unwrap(), id.to_string().as_bytes());
+        let note = if id % 2 == 1 { json!(format!("n{id}")) } else { Value::Null };
+        assert_eq!(row, json!({"id": id, "amount": id as f64 / 4.0, "note": note}));
+        alerts.push(id);
+    }
+    alerts.sort_unstable();
+    assert_eq!(alerts, (800..1000).collect::<Vec<_>>());
+    let raw = data::consume(&services, &column_topic);
+    let mut pairs: Vec<(String, String)> = raw
+        .iter()
+        .map(|message| (message.key().unwrap().to_vec(), message.payload().unwrap().to_vec()))
+        .map(|(key, value)| (String::from_utf8(key).unwrap(), String::from_utf8(value).unwrap()))
+        .collect();
+    pairs.sort();
+    let mut expected: Vec<(String, String)> =
+        (0..1000).map(|id| (format!("k{id}"), format!("c{}", id % 10))).collect();
+    expected.sort();
+    assert_eq!(pairs, expected);
+    assert_no_lag(&services, &group, &topic);
+
+    // Nothing comes twice from a clean end: positions of these sinks are with the group.
+    data::produce(&services, &topic, (1000..1100).map(|id| orders.record(id, 2)));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert_eq!(data::consume(&services, &json_topic).len(), 300);
+    assert_eq!(data::consume(&services, &column_topic).len(), 1100);
+    assert_no_lag(&services, &group, &topic);
+}
+
+/// `start:` is resolved once, for every partition, and stored before any data.
+#[test]
+fn a_start_is_stored_and_means_the_same_after_a_crash() {
+    let Some(services) = support::services("a_start_is_stored_and_means_the_same_after_a_crash") else {
+        return;
+    };
+    let _turn = support::turn();
+    let cases = [
+        ("start: -10", (90..100).collect::<Vec<i64>>()),
+        ("start: 2023-11-14T22:13:20.095Z", (95..100).collect()),
+        ("start: latest", Vec::new()),
+        ("start: {TOPIC: {0: 97}}", (97..100).collect()),
+    ];
+    for (start, first) in cases {
+        let (topic, group) = (support::unique("start"), support::unique("group"));
+        data::create_topic(&services, &topic, 1);
+        let orders = Orders::register(&services, &topic);
+        data::produce(&services, &topic, (0..100).map(|id| orders.record(id, 1)));
+        let sinks = "    sinks: {archive: {parquet: {path: out}}}\n";
+        let text = routes(&services, &group, &topic, sinks);
+        let place = Workplace::new(&text.replace("start: earliest", &start.replace("TOPIC", &topic)));
+        place.run(&["run", "--until", "latest"]).expect_code(0);
+        let ids = || {
+            let mut ids = data::numbers(&data::parquet_rows(&place.path("out")).0, "id");
+            ids.sort_unstable();
+            ids
+        };
+        assert_eq!(ids(), first, "{start}");
+        // What comes later is read, whatever the start says now.
+        data::produce(&services, &topic, (100..105).map(|id| orders.record(id, 1)));
+        place.run(&["run", "--until", "latest"]).expect_code(0);
+        assert_eq!(ids(), first.into_iter().chain(100..105).collect::<Vec<_>>(), "{start}");
+    }
+}
+
+/// Two instances of one group share a directory; one is killed, the other takes over.
+#[test]
+fn two_instances_share_the_work_and_one_takes_over() {
+    let Some(services) = support::services("two_instances_share_the_work_and_one_takes_over") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("pair"), support::unique("group"));
+    data::create_topic(&services, &topic, 4);
+    let orders = Orders::register(&services, &topic);
+    let extra = "
+    batch: {max_rows: 100, max_age: 50ms}
+    sinks:
+      archive: {parquet: {path: out, roll: {max_age: 100ms}}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, extra));
+    let mut one = place.start(&["run"]);
+    let mut two = place.start(&["run"]);
+    data::produce(&services, &topic, (0..2000).map(|id| orders.record(id, 4)));
+    let count = || data::numbers(&data::parquet_rows(&place.path("out")).0, "id").len();
+    eventually("the first half", || count() == 2000);
+    one.kill();
+    data::produce(&services, &topic, (2000..4000).map(|id| orders.record(id, 4)));
+    eventually("the second half", || count() == 4000);
+    let mut ids = data::numbers(&data::parquet_rows(&place.path("out")).0, "id");
+    ids.sort_unstable();
+    assert_eq!(ids, (0..4000).collect::<Vec<_>>());
+    assert_eq!(two.terminate(), Some(0), "{}", two.log());
 }

@@ -21,6 +21,9 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
             _ => "a single value",
         }));
     };
+    if record.fields.is_empty() {
+        return Err(SchemaError::NotARecord("a record without fields"));
+    }
     let fields = fields(record, "")?;
     let fields: Fields = if nullable {
         fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()

@@ -276,7 +276,16 @@ fn logical_value(
         (Logical::Uuid, Kind::Bytes) => ValueOp::Uuid { is_fixed: false },
         (Logical::Uuid, Kind::Fixed { size: 16, .. }) => ValueOp::Uuid { is_fixed: true },
         (Logical::Duration, Kind::Fixed { size: 12, .. }) => ValueOp::Duration,
-        (_, Kind::Long | Kind::Int) => {
+        (
+            Logical::TimeMicros
+            | Logical::TimestampMillis
+            | Logical::TimestampMicros
+            | Logical::TimestampNanos
+            | Logical::LocalTimestampMillis
+            | Logical::LocalTimestampMicros
+            | Logical::LocalTimestampNanos,
+            Kind::Long | Kind::Int,
+        ) => {
             let factor = unit_factor(writer.logical, logical).ok_or_else(refused)?;
             long(factor, writer.kind == Kind::Int)
         }

@@ -144,6 +144,9 @@ fn incompatible_schemas_name_the_field() {
             json!({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 3}),
             "decimal(9, 2)",
         ),
+        (json!("long"), json!({"type": "int", "logicalType": "date"}), "(Date)"),
+        (json!("long"), json!({"type": "int", "logicalType": "time-millis"}), "(TimeMillis)"),
+        (json!("int"), json!({"type": "string", "logicalType": "uuid"}), "(Uuid)"),
     ];
     for (from, into, expected) in cases {
         let nest = |inner: &Value| {

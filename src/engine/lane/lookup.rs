@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::future::join_all;
+use futures::stream::{self, StreamExt};
 use tracing::{info, warn};
 
 use crate::codec::Learnt;
@@ -18,6 +18,14 @@ use super::Lane;
 
 /// How long an id may be unknown: a follower of the registry lags behind, a producer is quick.
 const GRACE: Duration = Duration::from_secs(30);
+
+/// After this many ids stayed unknown within [`EXPIRED_WINDOW`], further ones get no grace: somebody writes
+/// garbage, and every new id would hold the route up again.
+const EXPIRED_MAX: usize = 3;
+const EXPIRED_WINDOW: Duration = Duration::from_secs(600);
+
+/// Calls to the registry at the same time: a batch of garbage may name thousands of ids.
+const LOOKUPS_MAX: usize = 16;
 
 /// Look-ups under way, all of one batch.
 pub type Lookup = Pin<Box<dyn Future<Output = Vec<(SchemaId, Learnt)>> + Send>>;
@@ -36,23 +44,32 @@ pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaId, Learnt)> {
 
 impl Lane {
     pub(super) fn look_up(&mut self, ids: Vec<SchemaId>) {
+        let now = Instant::now();
+        self.expired.retain(|at| now.duration_since(*at) < EXPIRED_WINDOW);
+        let grace = if self.expired.len() < EXPIRED_MAX { GRACE } else { Duration::ZERO };
         let route: Arc<str> = Arc::from(self.parts.route.as_str());
-        let each = ids.into_iter().map(|id| {
-            let (route, registry) = (route.clone(), self.parts.registry.clone());
-            async move { (id, look_up(&route, registry.as_ref(), id).await) }
-        });
-        let all = join_all(each.collect::<Vec<_>>());
+        let registry = self.parts.registry.clone();
+        let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone()));
+        let all = stream::iter(each.collect::<Vec<_>>())
+            .map(move |(id, route, registry)| async move {
+                (id, look_up(&route, registry.as_ref(), id, grace).await)
+            })
+            .buffer_unordered(LOOKUPS_MAX)
+            .collect();
         self.lookup = Some(Box::pin(all));
     }
 
     pub(super) fn learn(&mut self, learnt: Vec<(SchemaId, Learnt)>) {
         for (id, schema) in learnt {
+            if matches!(schema, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
+                self.expired.push(Instant::now());
+            }
             self.parts.codec.learn(id, schema);
         }
     }
 }
 
-async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId) -> Learnt {
+async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, grace: Duration) -> Learnt {
     let since = Instant::now();
     let mut attempt = 0;
     loop {
@@ -67,7 +84,7 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId) -> Learnt {
                 };
             }
             Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),
-            Err(RegistryError::Unknown { .. }) if since.elapsed() >= GRACE => return Learnt::Unknown,
+            Err(RegistryError::Unknown { .. }) if since.elapsed() >= grace => return Learnt::Unknown,
             Err(error) => error,
         };
         attempt += 1;

@@ -87,6 +87,7 @@ pub struct Summary {
 
 /// The two ends by which a lane is reached.
 pub struct LaneHandle {
+    pub route: String,
     pub control: mpsc::Sender<Control>,
     chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
@@ -162,7 +163,12 @@ impl Lane {
     pub fn new(id: LaneId, parts: LaneParts, reports: mpsc::Sender<(LaneId, Report)>) -> (Self, LaneHandle) {
         let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
         let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
-        let handle = LaneHandle { control: control_tx, chunks: chunk_tx, gauge: parts.gauge.clone() };
+        let handle = LaneHandle {
+            route: parts.route.clone(),
+            control: control_tx,
+            chunks: chunk_tx,
+            gauge: parts.gauge.clone(),
+        };
         let lane = Self {
             id,
             ledger: Ledger::new(parts.sinks.len()),

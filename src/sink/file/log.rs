@@ -41,6 +41,8 @@ pub enum LogError {
     Foreign { path: PathBuf, owner: Box<Owner> },
     #[error("the commit log entry `{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
+    #[error("the file system of `{}` has no hard links", path.display())]
+    NoLinks { path: PathBuf },
     #[error("lost the race for a log entry {COMMIT_TRIES_MAX} times in a row in `{}`", path.display())]
     Crowded { path: PathBuf },
 }
@@ -110,7 +112,8 @@ impl Log {
             last: checkpoint.entry,
             last_hash: checkpoint.hash,
             checkpoint: Some(number),
-            files: checkpoint.files,
+            // They were all brought into sight before the checkpoint was made.
+            files: Vec::new(),
         })
     }
 
@@ -442,8 +445,16 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     });
+    // Writing worked and linking is not permitted: exclusive creation is no substitute (PROTOCOL §5).
+    let has_no_links = result.as_ref().is_err_and(|error| {
+        let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported];
+        kinds.contains(&error.kind()) && tmp.try_exists().unwrap_or_default()
+    });
     // A temporary file left behind is garbage, not an error.
     let removed = fs::remove_file(&tmp);
+    if has_no_links {
+        return Err(LogError::NoLinks { path: path.to_owned() });
+    }
     result.map_err(|source| LogError::Io { action: "create", path: path.to_owned(), source })?;
     if let Err(error) = removed {
         warn!(path = %tmp.display(), %error, "a temporary file could not be removed");

@@ -247,6 +247,9 @@ impl FileSink {
                 };
                 SinkError::Transient { action, hint: hint.map(Into::into), source: error.into() }
             }
+            LogError::NoLinks { .. } => {
+                SinkError::stop(action, "choose a `path` on a local file system: commits need `link`", error)
+            }
             LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
         }
     }

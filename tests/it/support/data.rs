@@ -9,6 +9,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::OwnedMessage;
 use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
@@ -163,4 +164,24 @@ pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
         all.extend((0..array.len()).map(|row| array.value(row)));
     }
     all
+}
+
+/// Everything in a topic: key, value and headers, in the order of each partition.
+pub fn consume(services: &Services, topic: &str) -> Vec<OwnedMessage> {
+    let consumer: BaseConsumer = client(services).set("group.id", super::unique("reader")).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+    let mut list = TopicPartitionList::new();
+    let mut left = 0;
+    for partition in metadata.topics()[0].partitions() {
+        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT).unwrap();
+        left += high - low;
+        list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let mut messages = Vec::new();
+    while (messages.len() as i64) < left {
+        let message = consumer.poll(TIMEOUT).expect("a record in time").unwrap();
+        messages.push(message.detach());
+    }
+    messages
 }

@@ -461,7 +461,7 @@ impl Folder {
 impl Drop for Folder {
     fn drop(&mut self) {
         // Nothing to be done if it fails; the next process tries again.
-        let _ = fs::remove_dir_all(&self.path);
+        fs::remove_dir_all(&self.path).ok();
     }
 }
 
@@ -471,7 +471,7 @@ fn remove_abandoned_folders(parent: &Path) {
             let path = entry.path();
             let abandoned = File::open(path.join("lock")).is_ok_and(|lock| lock.try_lock().is_ok());
             if abandoned {
-                let _ = fs::remove_dir_all(path);
+                fs::remove_dir_all(path).ok();
             }
         }
     }
