@@ -59,7 +59,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
 fn print_route(route: &Route) {
     let topics: Vec<&str> = route.topics.iter().map(|topic| topic.as_str()).collect();
     print_line(&format!("route {}: {}", route.name, topics.join(", ")));
-    for sink in &route.sinks {
+    for sink in route.sinks.iter().chain(&route.dead_letters) {
         print_line(&format!("  sink {}: {}", sink.name, sink.target.guarantee()));
     }
 }

@@ -11,8 +11,9 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::plan::{Plan, Route};
-use crate::engine::lane::{Lane, LaneHandle, LaneParts, LaneSink, Summary};
+use crate::codec::letters;
+use crate::config::plan::{Plan, Route, Sink};
+use crate::engine::lane::{Feed, Lane, LaneHandle, LaneParts, LaneSink, Summary};
 use crate::engine::message::LaneId;
 use crate::engine::run::{EngineError, EngineParts};
 use crate::engine::{self, chain, retry};
@@ -190,14 +191,16 @@ async fn lane_parts(
         Err(problems) => return Ok(Err(problems)),
     };
     let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id };
-    let sinks = route.sinks.iter().map(|sink| {
-        Ok(LaneSink {
-            name: sink.name.clone(),
-            identity: sink.identity.clone(),
-            from: sink.from,
-            sink: build::sink(sink, bound.schema(sink), around)?,
-        })
+    let lane_sink = |sink: &Sink, feed, schema| {
+        let built = build::sink(sink, schema, around)?;
+        Ok(LaneSink { name: sink.name.clone(), identity: sink.identity.clone(), feed, sink: built })
+    };
+    let outputs = route.sinks.iter().map(|sink| {
+        let feed = sink.from.map_or(Feed::Fields, Feed::View);
+        lane_sink(sink, feed, bound.schema(sink))
     });
+    let letters = route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema()));
+    let sinks = outputs.chain(letters);
     let sinks = sinks.collect::<anyhow::Result<Vec<_>>>()?;
     // Half of the memory is for records as they came, the other half for what is made of them.
     let share = usize::try_from(plan.memory).unwrap_or(usize::MAX) / 2 / plan.routes.len();

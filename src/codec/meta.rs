@@ -128,7 +128,8 @@ impl MetaColumn {
     }
 }
 
-fn header_fields() -> Fields {
+/// A header: its name and its bytes (Spark's form).
+pub fn header_fields() -> Fields {
     Fields::from(vec![Field::new("key", DataType::Utf8, false), Field::new("value", DataType::Binary, true)])
 }
 

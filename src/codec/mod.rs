@@ -6,6 +6,7 @@
 pub mod avro;
 pub mod columns;
 pub mod frame;
+pub mod letters;
 pub mod meta;
 mod registered;
 

@@ -39,6 +39,8 @@ pub enum Kind {
     TextMap,
     /// Names to mappings.
     Named(&'static Scope),
+    /// `stop`, `skip`, or `{dead_letter: name}` (or a list of names).
+    BadRecords,
     Scope(&'static Scope),
     Start,
     ReaderSchema,
@@ -74,6 +76,12 @@ pub static ROOT: Scope = Scope {
             Kind::Bytes,
             "256MiB",
             "For all records held between the broker and the sinks; routes share it.",
+        ),
+        key(
+            "dead_letters",
+            Kind::Named(&DEAD_LETTER),
+            "",
+            "Where bad records go, by name; routes choose with `bad_records: {dead_letter: name}`.",
         ),
         key(
             "defaults",
@@ -114,7 +122,7 @@ macro_rules! shared_route_keys {
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
-            key("bad_records", Kind::Choice(&["stop", "skip"]), "stop", "What a record becomes that cannot be decoded: the route stops before it, or it is skipped (counted, logged)."),
+            key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names."),
         ]
     };
 }
@@ -171,6 +179,31 @@ pub static SINK: Scope = Scope {
             "CSV files with a header line in a directory, exactly once. Nested values are JSON text.",
         ),
     ],
+};
+
+pub static DEAD_LETTER: Scope = Scope {
+    name: "dead_letters.<name>",
+    about: "One target for bad records: byte for byte, with headers `__connect.errors.*` that say where they were and what was wrong.",
+    keys: &[
+        key(
+            "kafka",
+            Kind::Scope(&DEAD_LETTER_TOPIC),
+            "",
+            "A topic of the same cluster, at least once. Routes may share it.",
+        ),
+        key(
+            "jsonl",
+            Kind::Scope(&FILES),
+            "",
+            "JSON Lines files, exactly once, below `path/<route>`; key, value and header values are base64.",
+        ),
+    ],
+};
+
+pub static DEAD_LETTER_TOPIC: Scope = Scope {
+    name: "dead_letters.<name>.kafka",
+    about: "A topic for dead letters.",
+    keys: &[required("topic", Kind::Text, "The topic. It must exist, and no route may read it.")],
 };
 
 pub static KAFKA_SINK: Scope = Scope {

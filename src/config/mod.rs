@@ -1,6 +1,6 @@
 //! `routes.yaml` → a plan that cannot be wrong.
 //!
-//! One direction: text → [`tree`] (everything keeps its line and column) → [`plan`] (what the engine runs:
+//! One direction: text → `tree` (everything keeps its line and column) → [`plan`] (what the engine runs:
 //! no option where a default exists, no name that leads nowhere). Problems are collected and reported
 //! together; only a syntax error comes alone, because nothing after it can be trusted.
 //!

@@ -22,7 +22,8 @@ pub struct Plan {
 impl Plan {
     /// Puts everything that is written to disk below `root`.
     pub fn write_below(&mut self, root: &Path) {
-        for sink in self.routes.iter_mut().flat_map(|route| &mut route.sinks) {
+        let routes = self.routes.iter_mut();
+        for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
                 Target::Files { path, .. } => *path = root.join(path.as_path()),
                 Target::Kafka { .. } => {}
@@ -75,6 +76,8 @@ pub struct Route {
     pub tombstones: Tombstones,
     pub batch: BatchLimits,
     pub bad_records: BadRecords,
+    /// Where bad records go, with [`BadRecords::DeadLetter`].
+    pub dead_letters: Vec<Sink>,
     pub views: Vec<View>,
     pub sinks: Vec<Sink>,
 }
@@ -109,6 +112,7 @@ pub enum Tombstones {
 pub enum BadRecords {
     Stop,
     Skip,
+    DeadLetter,
 }
 
 /// `batch:` of a route.

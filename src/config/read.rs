@@ -8,7 +8,7 @@ use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text};
 use super::plan::{BasicAuth, Plan, Registry};
-use super::{Problem, kafka, route, tree};
+use super::{Problem, kafka, route, sink, tree};
 
 /// The only version of the format.
 const VERSION: &str = "1";
@@ -61,6 +61,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
         // Its mappings are looked at even if every route has its own.
         defaults.nested("batch", &keys::BATCH, context);
     }
+    let letters = sink::dead_letters(&root, context);
     let route_count = root.named("routes", context).len();
     if let Some(node) = root.get("routes").filter(|_| route_count == 0) {
         context.problem(node.span, "there are no routes");
@@ -68,7 +69,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let routes: Vec<_> = root
         .named("routes", context)
         .into_iter()
-        .filter_map(|(name, node)| route::read(name, node, defaults, context))
+        .filter_map(|(name, node)| route::read(name, node, defaults, &letters, context))
         .collect();
     route::check_together(&routes, context);
     if root.get("schema_registry").is_none() {
@@ -150,6 +151,27 @@ mod tests {
         for expected in
             ["`${S}` is not a size", "`max_rowz` is not a known key", "`${S}` is not a known value"]
         {
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn dead_letters_are_named_once_and_never_read() {
+        let text = "version: 1\nkafka: {bootstrap.servers: b, group.id: g}\nschema_registry: {url: \"http://r\"}\n\
+                    dead_letters:\n  quarantine: {kafka: {topic: bad}}\n  files: {jsonl: {path: out/bad}}\n\
+                    defaults: {bad_records: {dead_letter: [quarantine, files]}}\nroutes:\n  \
+                    r: {topics: [t], sinks: {s: {csv: {path: out/s}}}}\n";
+        let plan = read(text, &environment()).unwrap();
+        let letters = &plan.routes[0].dead_letters;
+        let identities: Vec<&str> = letters.iter().map(|sink| sink.identity.as_str()).collect();
+        assert_eq!(identities, ["r/dead_letter/quarantine", "r/dead_letter/files"]);
+        for (from, to, expected) in [
+            ("topics: [t]", "topics: [bad]", "dead letters go to topic `bad`, which a route reads"),
+            ("[quarantine, files]", "quarantene", "`quarantene` is not a known dead letter target here"),
+            ("{kafka: {topic: bad}}", "{}", "`quarantine` says one target"),
+        ] {
+            let text = text.replace(from, to);
+            let shown = render("r", &text, &read(&text, &environment()).unwrap_err());
             assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
         }
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, PathBuf};
 
 use super::keys;
-use super::mapping::{Context, Mapping, text, written};
-use super::plan::{BadRecords, BatchLimits, KeyForm, ReaderSchema, Route, Target, Tombstones, View};
+use super::mapping::{Context, Mapping, text, unknown, written};
+use super::plan::{BadRecords, BatchLimits, KeyForm, ReaderSchema, Route, Sink, Target, Tombstones, View};
+use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
 use super::{Problem, sink, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
@@ -13,6 +14,7 @@ use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 /// A route and the places that checks of several routes speak of.
 pub struct ReadRoute {
     pub plan: Route,
+    pub span: Span,
     pub sink_spans: Vec<Span>,
 }
 
@@ -20,6 +22,7 @@ pub fn read(
     name: &Key,
     node: &Node,
     defaults: Option<Mapping<'_>>,
+    letters: &[DeadLetter],
     context: &mut Context<'_>,
 ) -> Option<ReadRoute> {
     check_name("route", name, context);
@@ -35,10 +38,7 @@ pub fn read(
         "skip" => Tombstones::Skip,
         _ => Tombstones::Keep,
     };
-    let bad_records = match mapping.choice("bad_records", context).as_str() {
-        "skip" => BadRecords::Skip,
-        _ => BadRecords::Stop,
-    };
+    let (bad_records, dead_letters) = bad_records(&name.name, &mapping, letters, context);
     let reader_schema = reader_schema(&mapping, context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
@@ -63,9 +63,11 @@ pub fn read(
             tombstones,
             batch: batch?,
             bad_records,
+            dead_letters,
             views,
             sinks,
         },
+        span: name.span,
         sink_spans,
     })
 }
@@ -179,11 +181,60 @@ fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Rea
         }
         _ => {
             let known = ["version", "id", "file"];
-            let problem = super::mapping::unknown("key", key.span, &key.name, &known);
+            let problem = unknown("key", key.span, &key.name, &known);
             context.problems.push(problem);
             None
         }
     }
+}
+
+/// What bad records become, and the sinks of their dead letters.
+fn bad_records(
+    route: &str,
+    mapping: &Mapping<'_>,
+    letters: &[DeadLetter],
+    context: &mut Context<'_>,
+) -> (BadRecords, Vec<Sink>) {
+    let Some(node) = mapping.get("bad_records") else {
+        return (BadRecords::Stop, Vec::new());
+    };
+    let names: Vec<&Node> = match &node.value {
+        Value::Map(entries) => match entries.as_slice() {
+            [(key, value)] if key.name == "dead_letter" => match &value.value {
+                Value::List(names) => names.iter().collect(),
+                _ => vec![value],
+            },
+            _ => {
+                context.problem(node.span, "expected `stop`, `skip` or `{dead_letter: name}`");
+                return (BadRecords::Stop, Vec::new());
+            }
+        },
+        _ => {
+            return match text(node, context).as_deref() {
+                Some("skip") => (BadRecords::Skip, Vec::new()),
+                Some("stop") | None => (BadRecords::Stop, Vec::new()),
+                Some(_) => {
+                    let known = ["stop", "skip", "{dead_letter: name}"];
+                    context.problems.push(unknown("value", node.span, written(node), &known));
+                    (BadRecords::Stop, Vec::new())
+                }
+            };
+        }
+    };
+    let mut sinks = Vec::new();
+    for node in names {
+        let Some(name) = text(node, context) else {
+            continue;
+        };
+        match letters.iter().find(|letter| letter.name == name) {
+            Some(letter) => sinks.push(letter.sink(route)),
+            None => {
+                let known: Vec<&str> = letters.iter().map(|letter| letter.name.as_str()).collect();
+                context.problems.push(unknown("dead letter target", node.span, written(node), &known));
+            }
+        }
+    }
+    (BadRecords::DeadLetter, sinks)
 }
 
 fn batch(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<BatchLimits> {
@@ -219,6 +270,15 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
     let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| &route.plan.topics).collect();
     for route in routes {
+        for letter in &route.plan.dead_letters {
+            if let Target::Kafka { topic: Some(topic), .. } = &letter.target
+                && read.contains(topic)
+            {
+                let message =
+                    format!("dead letters go to topic `{topic}`, which a route reads: they would come back");
+                context.problem(route.span, message);
+            }
+        }
         for (sink, span) in route.plan.sinks.iter().zip(&route.sink_spans) {
             let own = format!("{}/{}", route.plan.name, sink.name);
             match &sink.target {

@@ -51,6 +51,15 @@ fn value(kind: &Kind) -> Value {
         }),
         Kind::Named(scope) => json!({"type": "object", "additionalProperties": object(scope)}),
         Kind::Scope(scope) => object(scope),
+        Kind::BadRecords => json!({"oneOf": [
+            {"type": "string", "enum": ["stop", "skip"]},
+            {"type": "object", "additionalProperties": false, "required": ["dead_letter"], "properties": {
+                "dead_letter": {"oneOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                ]},
+            }},
+        ]}),
         Kind::Start => json!({"oneOf": [
             {"type": ["string", "integer"], "examples": ["earliest", "latest", "-2h", "-100"]},
             {"type": "object", "additionalProperties": {
@@ -108,6 +117,7 @@ fn row(key: &Key) -> String {
         Kind::TextMap => "names to texts".to_owned(),
         Kind::Named(scope) => format!("names to `{}`", scope.name),
         Kind::Scope(scope) => format!("`{}`", scope.name),
+        Kind::BadRecords => "bad records".to_owned(),
         Kind::Start => "start".to_owned(),
         Kind::ReaderSchema => "schema".to_owned(),
         Kind::Sql => "names to SQL".to_owned(),

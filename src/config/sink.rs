@@ -45,6 +45,56 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
     })
 }
 
+/// A named target for bad records.
+pub struct DeadLetter {
+    pub name: String,
+    target: Target,
+}
+
+impl DeadLetter {
+    /// The sink of one route's dead letters. A topic is shared by routes, a directory is not.
+    pub fn sink(&self, route: &str) -> Sink {
+        let target = match &self.target {
+            Target::Files { format, path, roll } => {
+                Target::Files { format: *format, path: path.join(route), roll: *roll }
+            }
+            other => other.clone(),
+        };
+        let name = format!("dead_letter/{}", self.name);
+        Sink { identity: format!("{route}/{name}"), name, from: None, target }
+    }
+}
+
+/// Reads `dead_letters:`.
+pub fn dead_letters(root: &Mapping<'_>, context: &mut Context<'_>) -> Vec<DeadLetter> {
+    let mut letters = Vec::new();
+    for (key, node) in root.named("dead_letters", context) {
+        check_name("dead letter target", key, context);
+        let Some(mapping) = Mapping::open(node, &keys::DEAD_LETTER, context) else {
+            continue;
+        };
+        let target = match (mapping.get("kafka").is_some(), mapping.get("jsonl").is_some()) {
+            (true, false) => dead_letter_topic(&mapping, context),
+            (false, true) => files("jsonl", FileFormat::JsonLines, &mapping, context),
+            _ => {
+                context.problem(key.span, format!("`{}` says one target: `kafka` or `jsonl`", key.name));
+                None
+            }
+        };
+        if let Some(target) = target {
+            letters.push(DeadLetter { name: key.name.clone(), target });
+        }
+    }
+    letters
+}
+
+fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let kafka = mapping.nested("kafka", &keys::DEAD_LETTER_TOPIC, context)?;
+    kafka.require("topic", context);
+    let topic = kafka.text("topic", context)?;
+    Some(Target::Kafka { topic: Some(TopicName::new(&topic)), key: None, value: None })
+}
+
 /// The one kind of target that is given.
 fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     const KINDS: [&str; 4] = ["parquet", "jsonl", "csv", "kafka"];

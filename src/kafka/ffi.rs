@@ -342,7 +342,7 @@ fn error(event: &NativeEvent) -> Polled<'static> {
             _ => Polled::Nothing,
         };
     }
-    Polled::Error(ConsumerError { source, offset, code: code.into(), is_fatal, message: text })
+    Polled::Error(ConsumerError { source, offset, code, is_fatal, message: text })
 }
 
 fn committed(event: &NativeEvent) -> Result<(), String> {

@@ -1,8 +1,8 @@
 //! The only place that consumes from Kafka.
 //!
-//! One thread owns the consumer and always polls ([`source`]); it reports what happens and carries out
+//! One thread owns the consumer and always polls (`source`); it reports what happens and carries out
 //! what the engine decides. Questions about the cluster (offsets, topic ids) go through another client
-//! ([`cluster`]), so that they never hold up polling.
+//! (`cluster`), so that they never hold up polling.
 
 mod cluster;
 mod event;

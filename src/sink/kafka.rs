@@ -147,7 +147,7 @@ impl KafkaSink {
 
     fn deliver(&mut self) -> Result<Positions, SinkError> {
         let flushed = self.producer.flush(DELIVERY_MAX);
-        let failure = self.producer.context().take_failure().or(flushed.err());
+        let failure = self.producer.context().take_failure().or_else(|| flushed.err());
         if let Some(error) = failure {
             let moves = std::mem::take(&mut self.pending);
             return Err(self.explain(error, &moves));

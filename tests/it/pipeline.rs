@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 
 use arrow::array::{Array, StringArray};
 use rdkafka::Message;
+use rdkafka::message::Headers;
 use serde_json::{Value, json};
 
 use crate::support::data::{self, Record};
@@ -199,7 +200,9 @@ fn a_bad_record_stops_its_route_before_it_and_says_where() {
     let finished = place.run(&["run", "--until", "latest"]).expect_code(1);
     let expected = format!("bad record at {topic}/0 offset 6: the first byte is 0x7b, not the magic byte");
     assert!(finished.stdout.contains(&expected), "{}", finished.stdout);
-    assert!(finished.stdout.contains("hint: mend the producer, or set `bad_records: skip`"));
+    assert!(
+        finished.stdout.contains("hint: mend the producer, or set `bad_records: {dead_letter: …}` or `skip`")
+    );
     let ids = |place: &Workplace| data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id");
     assert_eq!(ids(&place), (0..6).collect::<Vec<_>>());
 
@@ -335,4 +338,72 @@ fn two_instances_share_the_work_and_one_takes_over() {
     ids.sort_unstable();
     assert_eq!(ids, (0..4000).collect::<Vec<_>>());
     assert_eq!(two.terminate(), Some(0), "{}", two.log());
+}
+
+/// Bad records of several kinds go to a topic and to files, byte for byte; their neighbours are rows.
+#[test]
+fn bad_records_become_dead_letters_byte_for_byte() {
+    let Some(services) = support::services("bad_records_become_dead_letters_byte_for_byte") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("mixed"), support::unique("group"));
+    let letters = support::unique("letters");
+    data::create_topic(&services, &topic, 2);
+    data::create_topic(&services, &letters, 1);
+    let orders = Orders::register(&services, &topic);
+    let cut = |id: i64| {
+        let mut record = orders.record(id, 2);
+        let value = record.value.as_mut().unwrap();
+        value.truncate(value.len() - 3);
+        record
+    };
+    let kinds: [(&str, Vec<u8>); 3] =
+        [("framing", b"plain text".to_vec()), ("framing", Vec::new()), ("truncated", cut(50).value.unwrap())];
+    let mut records: Vec<Record> = (0..100).map(|id| orders.record(id, 2)).collect();
+    for (index, (_, bytes)) in kinds.iter().enumerate() {
+        let bad = Record { key: Some(format!("bad{index}").into_bytes()), ..Record::new(0, bytes.clone()) };
+        records.insert(10 + index * 20, bad);
+    }
+    data::produce(&services, &topic, records);
+    let extra = "
+    bad_records: {dead_letter: [topic, files]}
+    sinks:
+      archive: {parquet: {path: out/archive}}
+";
+    let targets = format!(
+        "dead_letters:\n  topic: {{kafka: {{topic: {letters}}}}}\n  files: {{jsonl: {{path: out/bad}}}}\nroutes:\n"
+    );
+    let text = routes(&services, &group, &topic, extra).replace("routes:\n", &targets);
+    let place = Workplace::new(&text);
+    let finished = place.run(&["run", "--until", "latest"]).expect_code(0);
+    let mut ids = data::numbers(&data::parquet_rows(&place.path("out/archive")).0, "id");
+    ids.sort_unstable();
+    assert_eq!(ids, (0..100).collect::<Vec<_>>());
+    let written = data::consume(&services, &letters);
+    assert_eq!(written.len(), 3, "{}", finished.stdout);
+    for (index, (message, (code, bytes))) in written.iter().zip(&kinds).enumerate() {
+        assert_eq!(message.payload().unwrap_or_default(), bytes);
+        assert_eq!(message.key().unwrap(), format!("bad{index}").as_bytes());
+        let headers = message.headers().unwrap();
+        let header = |name: &str| {
+            let found = headers.iter().find(|header| header.key == format!("__connect.errors.{name}"));
+            String::from_utf8(found.unwrap().value.unwrap().to_vec()).unwrap()
+        };
+        assert_eq!(header("topic"), topic);
+        assert_eq!(header("partition"), "0");
+        assert_eq!(header("exception.class.name"), *code);
+    }
+    let mut lines: Vec<Value> = Vec::new();
+    for file in files(&place.path("out/bad/orders"), ".jsonl") {
+        let text = std::fs::read_to_string(file).unwrap();
+        lines.extend(text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
+    }
+    let codes: Vec<&str> = lines.iter().map(|line| line["code"].as_str().unwrap()).collect();
+    assert_eq!(codes, ["framing", "framing", "truncated"]);
+    assert_eq!(lines[0]["value"], "cGxhaW4gdGV4dA==");
+    assert_no_lag(&services, &group, &topic);
+    // A second run doubles nothing.
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert_eq!(data::consume(&services, &letters).len(), 3);
 }

@@ -69,9 +69,19 @@ pub struct LaneParts {
 pub struct LaneSink {
     pub name: String,
     pub identity: String,
-    /// The view it reads; `None` is the decoded fields.
-    pub from: Option<usize>,
+    pub feed: Feed,
     pub sink: Box<dyn Sink>,
+}
+
+/// What a sink is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Feed {
+    /// The decoded fields.
+    Fields,
+    /// A view, by its place in the route.
+    View(usize),
+    /// Records that could not be decoded.
+    DeadLetters,
 }
 
 /// What a lane did, for the table at exit.
@@ -142,6 +152,8 @@ pub struct Lane {
     /// Lost compare-and-sets in a row, by sink.
     conflicts: Vec<u32>,
     bad_logged: Option<Instant>,
+    /// Dead letters were written and are not durable yet.
+    has_letters: bool,
     summary: Summary,
     control: mpsc::Receiver<Control>,
     chunks: mpsc::Receiver<Chunk>,
@@ -183,6 +195,7 @@ impl Lane {
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
             bad_logged: None,
+            has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
             parts,
             control,

@@ -11,13 +11,13 @@ use arrow::record_batch::RecordBatch;
 use tokio::task::block_in_place;
 use tracing::warn;
 
-use crate::codec::{Decoded, Rejected, meta};
+use crate::codec::{Decoded, Rejected, letters, meta};
 use crate::config::plan::BadRecords;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::model::{Batch, Move, Offset, Position, Reason, RecordRef};
 
-use super::{Lane, State};
+use super::{Feed, Lane, State};
 
 /// Skipped records are told at most this often per route; the table at exit has the number.
 const BAD_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -28,6 +28,8 @@ struct Ready {
     records: u64,
     dropped: u64,
     bad: Vec<Bad>,
+    /// The rows of `bad`, if a sink wants them.
+    letters: Option<RecordBatch>,
 }
 
 /// A record that was set aside, and where it is.
@@ -88,7 +90,9 @@ impl Lane {
         if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
             return self.stop_at_bad_record(taken, &ready).await;
         }
-        self.log_bad(&ready);
+        if self.parts.bad_records == BadRecords::Skip {
+            self.log_bad(&ready);
+        }
         if self.write(&taken, &ready).await {
             self.summary.records += ready.records;
             self.summary.bad += ready.bad.len() as u64;
@@ -119,7 +123,8 @@ impl Lane {
         self.flush_all().await;
         // If a sink failed meanwhile, the record comes again after it has recovered.
         if matches!(self.state, State::Running) {
-            let hint = "mend the producer, or set `bad_records: skip` for this route".to_owned();
+            let hint = "mend the producer, or set `bad_records: {dead_letter: …}` or `skip` for this route"
+                .to_owned();
             self.stop(message, Some(hint)).await;
         }
     }
@@ -187,6 +192,14 @@ impl Lane {
         }
         let options = RecordBatchOptions::new().with_row_count(Some(kept.len()));
         let schema = Arc::new(Schema::new(fields));
+        let has_sink = self.parts.sinks.iter().any(|sink| sink.feed == Feed::DeadLetters);
+        let letters = if has_sink && !rejected.is_empty() {
+            let letters: Vec<_> =
+                rejected.iter().map(|rejected| (records[rejected.index], rejected)).collect();
+            Some(letters::build(&self.parts.route, &letters)?)
+        } else {
+            None
+        };
         let bad = rejected
             .into_iter()
             .map(|rejected| {
@@ -204,14 +217,21 @@ impl Lane {
             records: records.len() as u64,
             dropped: dropped as u64,
             bad,
+            letters,
         })
     }
 
     /// Writes to every sink of the batch; `true` if all of them took it.
     async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
         let moves = self.moves(taken);
-        let wanted: BTreeSet<usize> =
-            taken.sinks.iter().filter_map(|sink| self.parts.sinks[sink].from).collect();
+        let wanted: BTreeSet<usize> = taken
+            .sinks
+            .iter()
+            .filter_map(|sink| match self.parts.sinks[sink].feed {
+                Feed::View(view) => Some(view),
+                Feed::Fields | Feed::DeadLetters => None,
+            })
+            .collect();
         let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
             Vec::new()
         } else {
@@ -229,10 +249,12 @@ impl Lane {
         };
         let value_count = self.parts.codec.schema().fields().len();
         let mut is_taken = true;
+        self.has_letters |= ready.letters.is_some();
         for index in taken.sinks.iter() {
-            let rows = match self.parts.sinks[index].from {
-                Some(view) => views.get(view).cloned().flatten(),
-                None => ready.rows.project(&(0..value_count).collect::<Vec<_>>()).ok(),
+            let rows = match self.parts.sinks[index].feed {
+                Feed::View(view) => views.get(view).cloned().flatten(),
+                Feed::DeadLetters => ready.letters.clone(),
+                Feed::Fields => ready.rows.project(&(0..value_count).collect::<Vec<_>>()).ok(),
             };
             let batch = Batch {
                 moves: moves.clone(),
@@ -302,7 +324,24 @@ impl Lane {
         }
     }
 
+    /// Flushes one sink. Dead letters go first: no sibling moves past a bad record that is nowhere.
     async fn flush(&mut self, index: usize) -> bool {
+        if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
+            for letter in 0..self.parts.sinks.len() {
+                let sink = &self.parts.sinks[letter];
+                if sink.feed == Feed::DeadLetters
+                    && sink.sink.flush_due().is_some()
+                    && !self.flush_one(letter).await
+                {
+                    return false;
+                }
+            }
+            self.has_letters = false;
+        }
+        self.flush_one(index).await
+    }
+
+    async fn flush_one(&mut self, index: usize) -> bool {
         match self.parts.sinks[index].sink.flush().await {
             Ok(positions) => {
                 self.conflicts[index] = 0;

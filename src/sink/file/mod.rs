@@ -2,7 +2,7 @@
 //!
 //! Rows go to a staged file that no reader's glob matches. A flush makes it durable, appends the entry
 //! that names it together with the moves it holds, and links it into sight. What happens when the process
-//! dies in between is told step by step in PROTOCOL §5 and tested in [`log`].
+//! dies in between is told step by step in PROTOCOL §5 and tested in `log`.
 
 mod entry;
 mod log;

@@ -20,17 +20,18 @@ static SKIPPED: AtomicUsize = AtomicUsize::new(0);
 /// The shared broker and registry; started once, stopped with the process. `None` (said loudly) if they
 /// are not there; with `SIDESTREAM_REQUIRE_SERVICES` set, as in CI, that is a failure.
 pub fn services(test: &str) -> Option<Services> {
-    static STARTED: OnceLock<Result<(Services, Mutex<Option<Owned>>), String>> = OnceLock::new();
+    static STARTED: OnceLock<Result<Started, String>> = OnceLock::new();
     let started = STARTED.get_or_init(start);
     match started {
-        Ok((services, _)) => Some(services.clone()),
+        Ok(started) => Some(started.services.clone()),
         Err(why) if std::env::var_os("SIDESTREAM_REQUIRE_SERVICES").is_some() => {
             panic!("`{test}` needs real services: {why}")
         }
         Err(why) => {
             let count = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
             // Not captured by the test runner: a skipped test must be seen.
-            writeln!(std::io::stderr(), "SKIPPED ({count} so far): {test}: {why}").unwrap();
+            let line = format!("SKIPPED ({count} so far): {test}: {why}\n");
+            std::io::stderr().write_all(line.as_bytes()).unwrap();
             None
         }
     }
@@ -51,18 +52,24 @@ pub fn own_services(test: &str) -> Option<(Kafka, Registry, Services)> {
     Some((kafka, registry, services))
 }
 
+/// What tests share, and what holds it.
+struct Started {
+    services: Services,
+    _owned: Mutex<Option<Owned>>,
+}
+
 struct Owned {
     _kafka: Kafka,
     _registry: Registry,
 }
 
-fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
+fn start() -> Result<Started, String> {
     let given = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
     if let (Some(bootstrap), Some(registry)) =
         (given("KAFKA_BOOTSTRAP_SERVERS"), given("SCHEMA_REGISTRY_URL"))
     {
         let services = Services { bootstrap, registry };
-        return Ok((services, Mutex::new(None)));
+        return Ok(Started { services, _owned: Mutex::new(None) });
     }
     if let Some(why) = services::missing() {
         return Err(why);
@@ -71,7 +78,7 @@ fn start() -> Result<(Services, Mutex<Option<Owned>>), String> {
     let registry = Registry::start()?;
     let services = Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
     let owned = Owned { _kafka: kafka, _registry: registry };
-    Ok((services, Mutex::new(Some(owned))))
+    Ok(Started { services, _owned: Mutex::new(Some(owned)) })
 }
 
 /// Names that no other test uses: tests share one broker.

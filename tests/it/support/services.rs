@@ -523,6 +523,7 @@ fn wait_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
         if Instant::now() >= deadline {
             return false;
         }
+        #[expect(clippy::disallowed_methods, reason = "the one place where services are waited for")]
         thread::sleep(Duration::from_millis(20));
     }
 }
