@@ -48,10 +48,10 @@ pub struct Amount {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// One record in this many is bad (0: none).
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 1000)]
     pub bad_every: u64,
     /// One record in this many is a tombstone (0: none).
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 500)]
     pub tombstone_every: u64,
 }
 

@@ -22,21 +22,27 @@ fn lines(dir: &std::path::Path, suffix: &str) -> Vec<String> {
 #[test]
 fn the_demo_runs_the_repository_s_routes() {
     let place = Workplace::new("");
-    let stdout = demo(&place, &["--records", "3000", "--tombstone-every", "100"]);
+    let stdout = demo(&place, &["--records", "3000", "--tombstone-every", "100", "--bad-every", "150"]);
     assert!(stdout.contains("generated 3000 records in shop.orders"), "{stdout}");
     let out = std::fs::read_dir(place.path("demo-out")).unwrap().next().unwrap().unwrap().path();
     let rows = |dir: &str| -> usize {
         data::parquet_rows(&out.join("out").join(dir)).0.iter().map(|batch| batch.num_rows()).sum()
     };
-    assert_eq!(rows("orders"), 3000);
+    // Every 100th is a tombstone, a row of nulls here; every 150th is bad, unless it is a tombstone.
+    assert_eq!(rows("orders"), 2990);
     // Tombstones are skipped in this route; every line is an object of its own.
     let rows_of_clicks = lines(&out.join("out/clicks"), ".jsonl");
-    assert_eq!(rows_of_clicks.len(), 2970);
+    assert_eq!(rows_of_clicks.len(), 2960);
     let clicks: Vec<serde_json::Value> =
         rows_of_clicks.iter().map(|line| serde_json::from_str(line).unwrap()).collect();
     let referred = clicks.iter().filter(|click| !click["referrer"].is_null()).count();
     assert!(referred > 1000);
     assert_eq!(lines(&out.join("out/referred"), ".csv").len(), referred + 1);
+    for route in ["orders", "clicks"] {
+        let letters = lines(&out.join("out/dead-letters").join(route), ".jsonl");
+        assert_eq!(letters.len(), 10, "{letters:?}");
+        assert!(letters.iter().all(|letter| letter.contains("\"code\":\"framing\"")));
+    }
     // Two interleaved writer versions are one file.
     assert_eq!(data::parquet_rows(&out.join("out/orders")).1, 1);
 }
@@ -45,8 +51,8 @@ fn the_demo_runs_the_repository_s_routes() {
 fn a_seed_makes_the_same_records_again() {
     let place = Workplace::new("");
     let mut seen = Vec::new();
-    demo(&place, &["--records", "500", "--seed", "7"]);
-    demo(&place, &["--records", "500", "--seed", "7"]);
+    demo(&place, &["--records", "500", "--bad-every", "0", "--tombstone-every", "0", "--seed", "7"]);
+    demo(&place, &["--records", "500", "--bad-every", "0", "--tombstone-every", "0", "--seed", "7"]);
     for out in std::fs::read_dir(place.path("demo-out")).unwrap() {
         let (rows, _) = data::parquet_rows(&out.unwrap().path().join("out/orders"));
         let ids = data::numbers(&rows, "id").into_iter();

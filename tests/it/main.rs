@@ -20,5 +20,8 @@ mod demo;
 /// Files of the repository that are made from the code.
 mod generated;
 
+/// The rules of the house.
+mod tidy;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;

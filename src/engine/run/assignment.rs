@@ -1,0 +1,213 @@
+//! Partitions come and go: what the group gives and takes, and where fetching starts.
+
+use std::collections::BTreeMap;
+use std::time::Instant;
+
+use tracing::{info, warn};
+
+use super::{Answer, Engine, EngineError, Pending, RELEASE_MAX, Releasing};
+use crate::engine::message::{Committed, Control, LaneId};
+use crate::engine::{chain, retry};
+use crate::kafka::{Assignment, Command};
+use crate::model::metadata::GroupMetadata;
+use crate::model::{Offset, TopicPartition};
+
+impl Engine {
+    pub(super) async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), EngineError> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), "assigned");
+        for releasing in &mut self.releasing {
+            // What comes back while it is being released is not given up any more.
+            releasing.partitions.retain(|source| !partitions.contains(source));
+        }
+        self.asking.extend(partitions.iter().cloned());
+        self.ask_committed(partitions, 0);
+        Ok(())
+    }
+
+    /// Asks what the group has for partitions; the loop goes on meanwhile. Unreadable is not "none": it is
+    /// asked again, and the partitions stay held back.
+    pub(super) fn ask_committed(&mut self, partitions: Vec<TopicPartition>, attempt: u32) {
+        let cluster = self.cluster.clone();
+        self.questions.spawn(async move {
+            if attempt > 0 {
+                tokio::time::sleep(retry::pause(attempt)).await;
+            }
+            let committed = cluster.committed(&partitions).await;
+            Answer::Given { partitions, attempt, committed }
+        });
+    }
+
+    pub(super) async fn on_answer(&mut self, answer: Answer) -> Result<(), EngineError> {
+        match answer {
+            Answer::Given { partitions, committed: Ok(committed), .. } => {
+                self.take_up(partitions, &committed).await
+            }
+            Answer::Given { partitions, attempt, committed: Err(error) } => {
+                self.say(format!("committed offsets could not be read: {}", chain(&error)));
+                let left: Vec<TopicPartition> =
+                    partitions.into_iter().filter(|source| self.asking.contains(source)).collect();
+                if !left.is_empty() {
+                    self.ask_committed(left, attempt + 1);
+                }
+                Ok(())
+            }
+            Answer::Others(committed) => {
+                for (source, (offset, _)) in committed {
+                    let end = self.until.as_ref().and_then(|until| until.get(&source));
+                    if end.is_some_and(|end| offset >= *end) {
+                        for lane in self.lanes_of(&source.topic) {
+                            self.done.insert((lane, source.clone()));
+                        }
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) async fn take_up(
+        &mut self,
+        partitions: Vec<TopicPartition>,
+        committed: &BTreeMap<TopicPartition, (Offset, String)>,
+    ) -> Result<(), EngineError> {
+        let mut asked = BTreeMap::new();
+        for source in partitions {
+            // It may have been revoked since.
+            if !self.asking.remove(&source) {
+                continue;
+            }
+            let known = committed.get(&source);
+            let text = known.map_or("", |(_, text)| text.as_str());
+            let metadata = GroupMetadata::parse(text).unwrap_or_else(|error| {
+                warn!(%source, %error, "what was committed by others is overwritten");
+                GroupMetadata::default()
+            });
+            let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
+            let lanes = self.lanes_of(&source.topic);
+            self.group.own(source.clone(), &lanes, committed.clone());
+            asked.insert(source, committed);
+        }
+        self.ask(asked).await
+    }
+
+    /// Asks the lanes of these partitions where they go on.
+    pub(super) async fn ask(
+        &mut self,
+        partitions: BTreeMap<TopicPartition, Committed>,
+    ) -> Result<(), EngineError> {
+        let mut by_lane: BTreeMap<LaneId, BTreeMap<TopicPartition, Committed>> = BTreeMap::new();
+        for (source, committed) in partitions {
+            let waiting = self.live_lanes_of(&source.topic);
+            for lane in &waiting {
+                by_lane.entry(*lane).or_default().insert(source.clone(), committed.clone());
+            }
+            if !waiting.is_empty() {
+                self.pending.insert(source, Pending { waiting, from: None });
+            }
+        }
+        for (lane, partitions) in by_lane {
+            self.tell(lane, Control::Resume(partitions)).await;
+        }
+        Ok(())
+    }
+
+    pub(super) fn answered(&mut self, lane: LaneId, source: &TopicPartition, from: Option<Offset>) {
+        if let Some(pending) = self.pending.get_mut(source) {
+            pending.waiting.remove(&lane);
+            pending.from = [pending.from, from].into_iter().flatten().min();
+        }
+    }
+
+    /// Fetches the partitions whose lanes have all answered, from where the slowest of them stands.
+    pub(super) async fn assign_ready(&mut self) -> Result<(), EngineError> {
+        let ready: Vec<TopicPartition> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| pending.waiting.is_empty())
+            .map(|(source, _)| source.clone())
+            .collect();
+        let mut assignments = Vec::new();
+        let mut by_lane: BTreeMap<LaneId, Vec<(Assignment, Option<Offset>)>> = BTreeMap::new();
+        for source in ready {
+            let from = self.pending.remove(&source).and_then(|pending| pending.from);
+            let Some(from) = from.filter(|_| self.group.owns(&source)) else {
+                continue;
+            };
+            self.assignment += 1;
+            let assignment = Assignment { source: source.clone(), from, number: self.assignment };
+            // A partition that appeared after the start of a bounded run is not part of it.
+            let end = self.until.as_ref().map(|until| until.get(&source).copied().unwrap_or(from));
+            for lane in self.live_lanes_of(&source.topic) {
+                by_lane.entry(lane).or_default().push((assignment.clone(), end));
+            }
+            // Nothing is wanted of a partition that begins at or behind its end.
+            if end.is_none_or(|end| from < end) {
+                assignments.push(assignment);
+            }
+        }
+        // Lanes know of an assignment before its first chunk can come.
+        for (lane, assigned) in by_lane {
+            self.tell(lane, Control::Assigned(assigned)).await;
+        }
+        if !assignments.is_empty() {
+            // What a sink without a store begins with is committed before the first record of it is fetched:
+            // `latest` on an idle partition must mean the same after a crash.
+            self.commit_now()?;
+            self.source.send(Command::Assign(assignments))?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn on_revoked(
+        &mut self,
+        partitions: Vec<TopicPartition>,
+        is_lost: bool,
+    ) -> Result<(), EngineError> {
+        info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), is_lost, "revoked");
+        let mut by_lane: BTreeMap<LaneId, Vec<TopicPartition>> = BTreeMap::new();
+        for source in &partitions {
+            self.pending.remove(source);
+            self.asking.remove(source);
+            if is_lost {
+                self.group.disown(source);
+            }
+            for lane in self.live_lanes_of(&source.topic) {
+                by_lane.entry(lane).or_default().push(source.clone());
+            }
+        }
+        self.releasing.push(Releasing {
+            waiting: by_lane.keys().copied().collect(),
+            partitions,
+            deadline: Instant::now() + RELEASE_MAX,
+            is_lost,
+        });
+        for (lane, partitions) in by_lane {
+            self.tell(lane, Control::Revoke { partitions, is_lost }).await;
+        }
+        self.release(Instant::now())
+    }
+
+    /// Answers the group for revoked partitions that all lanes have released, or that took too long.
+    pub(super) fn release(&mut self, now: Instant) -> Result<(), EngineError> {
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.releasing)
+            .into_iter()
+            .partition(|releasing| releasing.waiting.is_empty() || releasing.deadline <= now);
+        self.releasing = waiting;
+        for releasing in done {
+            if !releasing.waiting.is_empty() {
+                warn!("partitions are given up before a route could finish; what it had open is read again");
+            }
+            if !releasing.is_lost {
+                self.commit_now()?;
+            }
+            for source in &releasing.partitions {
+                self.group.disown(source);
+            }
+            self.source.send(Command::Release(releasing.partitions))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! What went wrong: which lanes stop, and what is only said.
+
+use std::time::Instant;
+
+use tokio::task;
+use tracing::{error, warn};
+
+use super::{Engine, EngineError, REPEAT_INTERVAL};
+use crate::engine::lane::Summary;
+use crate::engine::message::{Control, LaneId, Stop};
+use crate::kafka::{Command, Verdict};
+use crate::model::{Offset, TopicName, TopicPartition};
+
+impl Engine {
+    pub(super) async fn on_failed(
+        &mut self,
+        source: Option<TopicPartition>,
+        offset: Option<Offset>,
+        message: String,
+        verdict: Verdict,
+    ) -> Result<(), EngineError> {
+        let hint = match verdict {
+            Verdict::Passing => {
+                let place = source.map(|source| format!("{source}: ")).unwrap_or_default();
+                self.say(format!("{place}{message}"));
+                return Ok(());
+            }
+            Verdict::Fatal => return Err(EngineError::Client(message)),
+            Verdict::DataLost => {
+                "the brokers no longer have these records: retention passed them, or the partition was truncated"
+            }
+            Verdict::Unreadable => {
+                "the broker holds bytes that cannot be read; look at the partition's log there"
+            }
+            Verdict::Refused => "give this user the right to read the topic",
+        };
+        let Some(source) = source else {
+            return self.on_failed_somewhere(&message, verdict, hint).await;
+        };
+        let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
+        let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()) };
+        for lane in self.live_lanes_of(&source.topic) {
+            self.tell(lane, Control::Fail(stop.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// An error without a partition. A refused topic is named in librdkafka's text only
+    /// ("Subscribed topic not available: <topic>: <error>"); whatever else is not about records passes.
+    pub(super) async fn on_failed_somewhere(
+        &mut self,
+        message: &str,
+        verdict: Verdict,
+        hint: &str,
+    ) -> Result<(), EngineError> {
+        let named = |topic: &&TopicName| message.contains(&format!(": {topic}: "));
+        let topic = self.by_topic.keys().find(named).cloned();
+        let Some(topic) = topic.filter(|_| verdict == Verdict::Refused) else {
+            self.say(message.to_owned());
+            return Ok(());
+        };
+        let stop = Stop { message: message.to_owned(), hint: Some(hint.to_owned()) };
+        for lane in self.live_lanes_of(&topic) {
+            self.tell(lane, Control::Fail(stop.clone())).await;
+        }
+        Ok(())
+    }
+
+    /// Says an error that passes, once per change and once in a while.
+    pub(super) fn say(&mut self, message: String) {
+        let now = Instant::now();
+        let is_news = |last: &Instant| now.duration_since(*last) >= REPEAT_INTERVAL;
+        if self.said.get(&message).is_none_or(is_news) {
+            // Texts differ by broker and topic; there are not many.
+            if self.said.len() > 1000 {
+                self.said.clear();
+            }
+            warn!("{message}");
+            self.said.insert(message, now);
+        }
+    }
+
+    pub(super) async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
+        self.stopped.insert(lane);
+        error!(route = self.names[lane.0], error = stop.message, hint = stop.hint, "route stopped");
+        let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
+        for source in pending {
+            self.answered(lane, &source, None);
+        }
+        for releasing in &mut self.releasing {
+            releasing.waiting.remove(&lane);
+        }
+        // Topics that only stopped lanes read are not fetched; they stay ours in the group.
+        let idle: Vec<TopicPartition> = self
+            .group
+            .owned()
+            .filter(|source| self.live_lanes_of(&source.topic).is_empty())
+            .cloned()
+            .collect();
+        if !idle.is_empty() {
+            self.source.send(Command::Unassign(idle))?;
+        }
+        self.release(Instant::now())?;
+        self.assign_ready().await
+    }
+
+    /// A lane that ends by itself has a defect; its route is stopped like any other.
+    pub(super) async fn on_ended(
+        &mut self,
+        ended: Result<(task::Id, (LaneId, Summary)), task::JoinError>,
+    ) -> Result<(), EngineError> {
+        match ended {
+            Ok((_, (lane, summary))) => {
+                self.summaries.insert(lane, summary);
+            }
+            Err(failure) => {
+                let Some(lane) = self.by_task.get(&failure.id()).copied() else {
+                    return Ok(());
+                };
+                let stop = Stop {
+                    message: format!("a defect of sidestream: {failure}"),
+                    hint: Some("please report it; what is durable is safe".to_owned()),
+                };
+                let route = self.names[lane.0].clone();
+                let summary = Summary { route, stop: Some(stop.clone()), ..Summary::default() };
+                self.summaries.insert(lane, summary);
+                self.drained.insert(lane);
+                self.on_stopped(lane, &stop).await?;
+            }
+        }
+        Ok(())
+    }
+}
