@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arrow::datatypes::{Field, SchemaRef};
 use tracing::warn;
 
-use crate::codec::avro::node::Node;
+use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
-use crate::codec::{Codec, RegisteredAvro};
-use crate::config::plan::{FileFormat, Kafka, ReaderSchema, Route, Sink, Target};
+use crate::codec::{Codec, Raw, RegisteredAvro, TypedJson};
+use crate::config::plan::{FileFormat, Kafka, Plan, ReaderSchema, Route, Sink, Target, ValueForm};
 use crate::config::{Problem, Span};
 use crate::engine::{chain, retry};
 use crate::handler::{Handler, Views};
@@ -53,16 +54,21 @@ pub fn subject(route: &Route) -> String {
 ///
 /// # Errors
 /// [`ReaderError`]
-pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, ReaderError> {
+async fn reader(
+    route: &Route,
+    schema: &ReaderSchema,
+    registry: Option<&dyn Registry>,
+) -> Result<Node, ReaderError> {
     let unusable =
         |what: String, problem: String| ReaderError::Unusable { route: route.name.clone(), what, problem };
-    let fetched = match &route.reader_schema {
-        ReaderSchema::File(path) => {
-            let what = format!("`{}`", path.display());
-            let text =
-                std::fs::read_to_string(path).map_err(|error| unusable(what.clone(), error.to_string()))?;
-            return Node::parse(&text, &[]).map_err(|error| unusable(what, error.to_string()));
-        }
+    if let ReaderSchema::File(path) = schema {
+        return schema_file(route, path);
+    }
+    let Some(registry) = registry else {
+        return Err(unusable("nothing".to_owned(), "`schema_registry` is missing".to_owned()));
+    };
+    let fetched = match schema {
+        ReaderSchema::File(path) => return schema_file(route, path),
         ReaderSchema::Latest => registry.by_subject(&subject(route), None).await,
         ReaderSchema::Version(version) => registry.by_subject(&subject(route), Some(*version)).await,
         ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
@@ -75,14 +81,50 @@ pub async fn reader(route: &Route, registry: &dyn Registry) -> Result<Node, Read
     Node::parse(&schema.text, &schema.references).map_err(|error| unusable(what, error.to_string()))
 }
 
-/// As [`reader`], waiting for a registry that is away: a service starts when it can.
+fn schema_file(route: &Route, path: &Path) -> Result<Node, ReaderError> {
+    let unusable = |problem: String| ReaderError::Unusable {
+        route: route.name.clone(),
+        what: format!("`{}`", path.display()),
+        problem,
+    };
+    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
+    Node::parse(&text, &[]).map_err(|error| unusable(error.to_string()))
+}
+
+/// The codec of a route's values.
+///
+/// # Errors
+/// [`ReaderError`]
+pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
+    let unusable = |error: SchemaError| ReaderError::Unusable {
+        route: route.name.clone(),
+        what: "its schema".to_owned(),
+        problem: error.to_string(),
+    };
+    Ok(match &route.value {
+        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.key)),
+        ValueForm::Json(path) => {
+            let node = schema_file(route, path)?;
+            Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
+        }
+        ValueForm::Registry(schema) => {
+            let node = reader(route, schema, registry).await?;
+            Box::new(RegisteredAvro::new(node, route.tombstones).map_err(unusable)?)
+        }
+    })
+}
+
+/// As [`codec`], waiting for a registry that is away: a service starts when it can.
 ///
 /// # Errors
 /// What does not pass by itself.
-pub async fn reader_when_there(route: &Route, registry: &dyn Registry) -> Result<Node, ReaderError> {
+pub async fn codec_when_there(
+    route: &Route,
+    registry: Option<&dyn Registry>,
+) -> Result<Box<dyn Codec>, ReaderError> {
     let mut attempt = 0;
     loop {
-        match reader(route, registry).await {
+        match codec(route, registry).await {
             Err(ReaderError::Registry { source, .. }) if source.fault() == Fault::Transient => {
                 attempt += 1;
                 if attempt == 1 {
@@ -102,7 +144,7 @@ pub async fn reader_when_there(route: &Route, registry: &dyn Registry) -> Result
 
 /// A route's codec and views, bound to one another.
 pub struct Bound {
-    pub codec: RegisteredAvro,
+    pub codec: Box<dyn Codec>,
     pub views: Views,
     pub meta: Vec<MetaColumn>,
 }
@@ -121,16 +163,20 @@ impl Bound {
 ///
 /// # Errors
 /// Problems with their places in the file.
-pub async fn bind(route: &Route, reader: Node) -> Result<Bound, Vec<Problem>> {
+pub async fn bind(route: &Route, codec: Box<dyn Codec>) -> Result<Bound, Vec<Problem>> {
     let whole = Span { line: 1, column: 1 };
     let problem = |message: String| vec![Problem::new(whole, format!("route `{}`: {message}", route.name))];
-    let codec = RegisteredAvro::new(reader, route.tombstones).map_err(|error| problem(error.to_string()))?;
-    let all = MetaColumn::all(route.key);
-    for field in codec.schema().fields() {
-        if all.iter().any(|column| column.name() == field.name()) {
-            let message = format!("the schema's field `{}` has the name of a column of ours", field.name());
-            return Err(problem(message));
-        }
+    let fields = codec.schema().fields();
+    let is_taken = |column: &MetaColumn| fields.iter().any(|field| field.name() == column.name());
+    let mut all = MetaColumn::all(route.key).to_vec();
+    if matches!(route.value, ValueForm::Raw(_)) {
+        // They are columns of the value here.
+        all.retain(|column| !is_taken(column));
+    } else if let Some(column) = all.iter().find(|column| is_taken(column)) {
+        return Err(problem(format!(
+            "the schema's field `{}` has the name of a column of ours",
+            column.name()
+        )));
     }
     let fields: Vec<Field> = all.iter().map(|column| column.field()).collect();
     let bound = Views::bind(codec.schema(), &fields, &route.views).await;
@@ -187,12 +233,13 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
     })
 }
 
-/// The registry of a plan; `check` has seen to it that routes which need one have one.
+/// The registry of a plan, if it has one; `check` has seen to it that routes which need one have one.
 ///
 /// # Errors
 /// If its settings are of no use.
-pub fn registry(plan: &crate::config::plan::Plan) -> anyhow::Result<Arc<dyn Registry>> {
-    let settings = plan.registry.as_ref();
-    let settings = settings.ok_or_else(|| anyhow::anyhow!("`schema_registry` is missing"))?;
-    Ok(Arc::new(crate::registry::RegistryClient::new(settings)?))
+pub fn registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
+    Ok(match &plan.registry {
+        Some(settings) => Some(Arc::new(crate::registry::RegistryClient::new(settings)?)),
+        None => None,
+    })
 }

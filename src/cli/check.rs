@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::plan::{ReaderSchema, Route};
-use crate::registry::Registry;
+use crate::config::plan::{ReaderSchema, Route, ValueForm};
 
 use super::{Failure, build, load};
 
@@ -29,7 +28,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
     let mut problems = Vec::new();
     let mut unasked = Vec::new();
     for route in &loaded.plan.routes {
-        if options.offline && !matches!(route.reader_schema, ReaderSchema::File(_)) {
+        if options.offline && needs_registry(route) {
             print_line(&format!(
                 "route {}: not bound, its schema is in the registry (--offline)",
                 route.name
@@ -37,8 +36,8 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             continue;
         }
         let bound = runtime.block_on(async {
-            let reader = build::reader(route, registry.as_ref() as &dyn Registry).await?;
-            Ok::<_, build::ReaderError>(build::bind(route, reader).await)
+            let codec = build::codec(route, registry.as_deref()).await?;
+            Ok::<_, build::ReaderError>(build::bind(route, codec).await)
         });
         match bound {
             Ok(Ok(_)) => print_route(route),
@@ -53,6 +52,13 @@ pub fn check(options: &Options) -> Result<(), Failure> {
     match unasked.into_iter().next() {
         Some(error) => Err(Failure::Failed(error.into())),
         None => Ok(()),
+    }
+}
+
+fn needs_registry(route: &Route) -> bool {
+    match &route.value {
+        ValueForm::Registry(schema) => !matches!(schema, ReaderSchema::File(_)),
+        ValueForm::Raw(_) | ValueForm::Json(_) => false,
     }
 }
 

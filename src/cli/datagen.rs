@@ -1,7 +1,7 @@
 //! `sidestream datagen`: records for the schemas of a directory, into topics named after its files.
 //!
 //! `shop.orders.v1.avsc` and `shop.orders.v2.avsc` are two writer versions of topic `shop.orders`; their
-//! records are interleaved. A seed makes the same records again.
+//! records are interleaved. Records of `shop.users.json.avsc` are plain JSON. A seed makes the same records again.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ pub struct Amount {
 /// [`Failure`]
 pub fn datagen(options: &Options) -> Result<(), Failure> {
     let loaded = load::load(&options.file)?;
-    let registry = build::registry(&loaded.plan)?;
+    let registry = build::registry(&loaded.plan)?.context("`schema_registry` is missing")?;
     let config = kafka::producer_config(&loaded.plan.kafka);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
@@ -77,7 +77,8 @@ fn print_line(line: &str) {
 
 /// A writer version of a topic.
 struct Version {
-    id: SchemaId,
+    /// In the registry; plain JSON has none.
+    id: Option<SchemaId>,
     node: Node,
 }
 
@@ -123,11 +124,13 @@ async fn topics(registry: &dyn Registry, dir: &Path) -> anyhow::Result<BTreeMap<
         let node = Node::parse(&text, &[]).with_context(|| format!("failed to use `{}`", path.display()))?;
         let stem = path.file_stem().and_then(|stem| stem.to_str());
         let stem = stem.ok_or_else(|| anyhow!("`{}` is no topic name", path.display()))?;
-        let topic = topic_of(stem);
-        let id = registry
-            .register(&format!("{topic}-value"), &text)
-            .await
-            .with_context(|| format!("failed to register `{}`", path.display()))?;
+        let (topic, is_json) = topic_of(stem);
+        let id = if is_json {
+            None
+        } else {
+            let registered = registry.register(&format!("{topic}-value"), &text).await;
+            Some(registered.with_context(|| format!("failed to register `{}`", path.display()))?)
+        };
         topics.entry(topic.to_owned()).or_default().push(Version { id, node });
     }
     if topics.is_empty() {
@@ -136,11 +139,14 @@ async fn topics(registry: &dyn Registry, dir: &Path) -> anyhow::Result<BTreeMap<
     Ok(topics)
 }
 
-/// `shop.orders` of `shop.orders.v2`.
-fn topic_of(stem: &str) -> &str {
+/// `shop.orders` of `shop.orders.v2`, and `shop.users`, plain JSON, of `shop.users.json`.
+fn topic_of(stem: &str) -> (&str, bool) {
+    if let Some(topic) = stem.strip_suffix(".json") {
+        return (topic, true);
+    }
     match stem.rsplit_once(".v") {
-        Some((topic, version)) if version.parse::<u32>().is_ok() => topic,
-        _ => stem,
+        Some((topic, version)) if version.parse::<u32>().is_ok() => (topic, false),
+        _ => (stem, false),
     }
 }
 
@@ -159,9 +165,15 @@ fn write(
     } else if is_every(amount.bad_every) {
         Some(b"{\"not\": \"framed\"}".to_vec())
     } else {
+        let json = generate(&version.node, "", number, random);
         let mut bytes = Vec::new();
-        frame::write_prefix(version.id, &mut bytes);
-        bytes.extend(encode::value(&version.node, &generate(&version.node, "", number, random))?);
+        match version.id {
+            Some(id) => {
+                frame::write_prefix(id, &mut bytes);
+                bytes.extend(encode::value(&version.node, &json)?);
+            }
+            None => bytes = json.to_string().into_bytes(),
+        }
         Some(bytes)
     };
     let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(topic).key(&key);

@@ -50,7 +50,7 @@ pub fn demo(options: &Options) -> Result<(), Failure> {
     // Every demo is a new cluster, whose positions mean nothing in the files of the one before.
     let out = PathBuf::from("demo-out").join(&uuid::Uuid::new_v4().simple().to_string()[..8]);
     loaded.plan.write_below(&out);
-    let client = build::registry(&loaded.plan)?;
+    let client = build::registry(&loaded.plan)?.context("`schema_registry` is missing")?;
     let config = kafka::producer_config(&loaded.plan.kafka);
     let written =
         runtime.block_on(datagen::fill(&config, client.as_ref(), &options.schemas, &options.amount))?;

@@ -181,12 +181,12 @@ fn outlets(lanes: &[(Vec<TopicName>, Lane, LaneHandle)]) -> HashMap<TopicName, V
 async fn lane_parts(
     plan: &Plan,
     route: &Route,
-    registry: &Arc<dyn Registry>,
+    registry: &Option<Arc<dyn Registry>>,
     cluster: &Arc<dyn Cluster>,
     cluster_id: &ClusterId,
 ) -> anyhow::Result<Result<LaneParts, Vec<crate::config::Problem>>> {
-    let reader = build::reader_when_there(route, registry.as_ref()).await?;
-    let bound = match build::bind(route, reader).await {
+    let codec = build::codec_when_there(route, registry.as_deref()).await?;
+    let bound = match build::bind(route, codec).await {
         Ok(bound) => bound,
         Err(problems) => return Ok(Err(problems)),
     };
@@ -207,7 +207,7 @@ async fn lane_parts(
     Ok(Ok(LaneParts {
         route: route.name.clone(),
         sinks,
-        codec: Box::new(bound.codec),
+        codec: bound.codec,
         handler: Box::new(bound.views),
         meta: bound.meta,
         registry: registry.clone(),

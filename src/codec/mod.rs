@@ -5,9 +5,12 @@
 
 pub mod avro;
 pub mod columns;
+mod fill;
 pub mod frame;
+mod json;
 pub mod letters;
 pub mod meta;
+mod raw;
 mod registered;
 
 use arrow::array::ArrayRef;
@@ -16,6 +19,8 @@ use arrow::error::ArrowError;
 
 use crate::model::{RecordRef, SchemaId};
 
+pub use json::TypedJson;
+pub use raw::Raw;
 pub use registered::RegisteredAvro;
 
 /// Turns raw records into columns of one fixed Arrow schema.

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
@@ -15,7 +14,8 @@ use super::avro::arrow_type;
 use super::avro::node::{Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::Column;
-use super::{Codec, Decoded, Learnt, Rejected, frame};
+use super::fill::{Rejection, fill};
+use super::{Codec, Decoded, Learnt, frame};
 
 /// How long an id counts as refused before the registry is asked again.
 const REFUSED_MAX: Duration = Duration::from_secs(60);
@@ -83,12 +83,6 @@ impl RegisteredAvro {
     }
 }
 
-struct Rejection {
-    code: &'static str,
-    message: String,
-    schema_id: Option<SchemaId>,
-}
-
 impl Codec for RegisteredAvro {
     fn schema(&self) -> &SchemaRef {
         &self.schema
@@ -137,36 +131,8 @@ impl Codec for RegisteredAvro {
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
-        let fields = self.schema.fields();
-        let mut columns = fields.iter().map(Column::new).collect::<Result<Vec<_>, _>>()?;
-        let mut rows = Vec::with_capacity(records.len());
-        let mut rejected = Vec::new();
-        let mut dropped = 0;
-        for (index, record) in records.iter().enumerate() {
-            let Some(value) = record.value() else {
-                match self.tombstones {
-                    Tombstones::Skip => dropped += 1,
-                    Tombstones::Keep => {
-                        columns.iter_mut().for_each(Column::push_null);
-                        rows.push(index as u32);
-                    }
-                }
-                continue;
-            };
-            match self.decode_value(record, value, &mut columns) {
-                Ok(()) => rows.push(index as u32),
-                Err(rejection) => {
-                    columns.iter_mut().for_each(|column| column.truncate(rows.len()));
-                    rejected.push(Rejected {
-                        index,
-                        code: rejection.code,
-                        message: rejection.message,
-                        schema_id: rejection.schema_id,
-                    });
-                }
-            }
-        }
-        let columns = columns.into_iter().map(Column::finish);
-        Ok(Decoded { columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?, rows, rejected, dropped })
+        fill(&self.schema, self.tombstones, records, |record, value, columns| {
+            self.decode_value(record, value, columns)
+        })
     }
 }

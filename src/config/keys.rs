@@ -42,6 +42,8 @@ pub enum Kind {
     /// `stop`, `skip`, or `{dead_letter: name}` (or a list of names).
     BadRecords,
     Scope(&'static Scope),
+    /// `registry`, `bytes`, `string`, `json`, or `{json: {schema: {file: path}}}`.
+    Value,
     Start,
     ReaderSchema,
     Sql,
@@ -117,7 +119,7 @@ macro_rules! shared_route_keys {
         &[
             $($own,)*
             key("key", Kind::Choice(&["bytes", "string"]), "bytes", "The form of record keys, in column `_key`."),
-            key("value", Kind::Choice(&["registry"]), "registry", "The form of record values. `registry`: Confluent-framed Avro."),
+            key("value", Kind::Value, "registry", "The form of record values. `registry`: Confluent-framed Avro. `bytes`, `string`, `json` (validated text): as they are, in the columns `_key, value, _topic, _partition, _offset, _timestamp, _timestamp_type, _headers`. `{json: {schema: {file: avro/nest.avsc}}}`: plain JSON read as an Avro schema."),
             key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}`."),
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),

@@ -71,6 +71,12 @@ impl<'t> Mapping<'t> {
             .filter(|node| node.value != Value::Null)
     }
 
+    /// The node of a key that is given here, not in the defaults.
+    pub fn own(&self, name: &str) -> Option<&'t Node> {
+        self.table(name);
+        Self::find(self.entries, name).filter(|node| node.value != Value::Null)
+    }
+
     /// The node of a required key.
     pub fn require(&self, name: &str, context: &mut Context<'_>) -> Option<&'t Node> {
         let found = self.get(name);

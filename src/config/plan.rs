@@ -70,7 +70,7 @@ pub struct Route {
     pub name: String,
     pub topics: Vec<TopicName>,
     pub key: KeyForm,
-    pub reader_schema: ReaderSchema,
+    pub value: ValueForm,
     pub start: Start,
     pub start_hash: StartHash,
     pub tombstones: Tombstones,
@@ -87,6 +87,25 @@ pub struct Route {
 pub enum KeyForm {
     Bytes,
     String,
+}
+
+/// `value:` of a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueForm {
+    /// Confluent-framed, read as this schema.
+    Registry(ReaderSchema),
+    /// As it is.
+    Raw(RawForm),
+    /// Plain JSON, read as the Avro schema of this file.
+    Json(PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RawForm {
+    Bytes,
+    String,
+    /// Validated JSON text.
+    Json,
 }
 
 /// `reader_schema:` of a route.

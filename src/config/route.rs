@@ -5,7 +5,9 @@ use std::path::{Component, PathBuf};
 
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
-use super::plan::{BadRecords, BatchLimits, KeyForm, ReaderSchema, Route, Sink, Target, Tombstones, View};
+use super::plan::{
+    BadRecords, BatchLimits, KeyForm, RawForm, ReaderSchema, Route, Sink, Target, Tombstones, ValueForm, View,
+};
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
 use super::{Problem, sink, values};
@@ -33,13 +35,12 @@ pub fn read(
         "string" => KeyForm::String,
         _ => KeyForm::Bytes,
     };
-    mapping.choice("value", context);
     let tombstones = match mapping.choice("tombstones", context).as_str() {
         "skip" => Tombstones::Skip,
         _ => Tombstones::Keep,
     };
     let (bad_records, dead_letters) = bad_records(&name.name, &mapping, letters, context);
-    let reader_schema = reader_schema(&mapping, context);
+    let value = value(&mapping, context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
     mapping.require("sinks", context);
@@ -58,7 +59,7 @@ pub fn read(
             name: name.name.clone(),
             topics,
             key,
-            reader_schema: reader_schema?,
+            value: value?,
             start,
             tombstones,
             batch: batch?,
@@ -142,6 +143,57 @@ pub fn offsets(node: &Node, context: &mut Context<'_>) -> BTreeMap<TopicName, BT
         offsets.insert(TopicName::new(&topic.name), of_topic);
     }
     offsets
+}
+
+/// The form of values; with it goes the schema they are read as.
+fn value(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ValueForm> {
+    let schema = reader_schema(mapping, context);
+    let Some(node) = mapping.get("value") else {
+        return schema.map(ValueForm::Registry);
+    };
+    let form = match &node.value {
+        Value::Map(_) => json_schema_file(node, context).map(ValueForm::Json),
+        _ => match text(node, context)?.as_str() {
+            "registry" => return schema.map(ValueForm::Registry),
+            "bytes" => Some(ValueForm::Raw(RawForm::Bytes)),
+            "string" => Some(ValueForm::Raw(RawForm::String)),
+            "json" => Some(ValueForm::Raw(RawForm::Json)),
+            _ => {
+                let known = ["registry", "bytes", "string", "json", "{json: {schema: {file: …}}}"];
+                context.problems.push(unknown("value", node.span, written(node), &known));
+                None
+            }
+        },
+    };
+    if let Some(given) = mapping.own("reader_schema") {
+        context.problem(given.span, "`reader_schema` is of use only with `value: registry`");
+    }
+    form
+}
+
+/// The path in `{json: {schema: {file: path}}}`.
+fn json_schema_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
+    let mut inner = node;
+    for step in ["json", "schema", "file"] {
+        let Value::Map(entries) = &inner.value else {
+            context.problem(inner.span, "expected `{json: {schema: {file: path}}}`");
+            return None;
+        };
+        let [(key, value)] = entries.as_slice() else {
+            context.problem(inner.span, "expected `{json: {schema: {file: path}}}`");
+            return None;
+        };
+        if key.name != step {
+            context.problems.push(unknown("key", key.span, &key.name, &[step]));
+            return None;
+        }
+        inner = value;
+    }
+    let path = context.environment.root().join(text(inner, context)?);
+    if !path.is_file() {
+        context.problem(inner.span, format!("there is no file `{}`", written(inner)));
+    }
+    Some(path)
 }
 
 fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ReaderSchema> {
@@ -307,7 +359,8 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
 }
 
 pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
-    if let Some(route) = routes.first() {
+    let needs = |route: &&ReadRoute| matches!(route.plan.value, ValueForm::Registry(_));
+    if let Some(route) = routes.iter().find(needs) {
         let message =
             format!("`schema_registry` is missing, and route `{}` reads `value: registry`", route.plan.name);
         context

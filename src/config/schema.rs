@@ -60,6 +60,15 @@ fn value(kind: &Kind) -> Value {
                 ]},
             }},
         ]}),
+        Kind::Value => json!({"oneOf": [
+            {"type": "string", "enum": ["registry", "bytes", "string", "json"]},
+            {"type": "object", "additionalProperties": false, "required": ["json"], "properties": {
+                "json": {"type": "object", "additionalProperties": false, "required": ["schema"], "properties": {
+                    "schema": {"type": "object", "additionalProperties": false, "required": ["file"],
+                        "properties": {"file": {"type": "string"}}},
+                }},
+            }},
+        ]}),
         Kind::Start => json!({"oneOf": [
             {"type": ["string", "integer"], "examples": ["earliest", "latest", "-2h", "-100"]},
             {"type": "object", "additionalProperties": {
@@ -118,6 +127,7 @@ fn row(key: &Key) -> String {
         Kind::Named(scope) => format!("names to `{}`", scope.name),
         Kind::Scope(scope) => format!("`{}`", scope.name),
         Kind::BadRecords => "bad records".to_owned(),
+        Kind::Value => "value form".to_owned(),
         Kind::Start => "start".to_owned(),
         Kind::ReaderSchema => "schema".to_owned(),
         Kind::Sql => "names to SQL".to_owned(),

@@ -23,5 +23,8 @@ mod generated;
 /// The rules of the house.
 mod tidy;
 
+/// JSON taken apart, and records landed raw.
+mod nest;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;

@@ -48,7 +48,11 @@ impl Lane {
         self.expired.retain(|at| now.duration_since(*at) < EXPIRED_WINDOW);
         let grace = if self.expired.len() < EXPIRED_MAX { GRACE } else { Duration::ZERO };
         let route: Arc<str> = Arc::from(self.parts.route.as_str());
-        let registry = self.parts.registry.clone();
+        let Some(registry) = self.parts.registry.clone() else {
+            // A reader schema from a file, and no registry to ask: such records are bad.
+            let unknown = ids.into_iter().map(|id| (id, Learnt::Unknown)).collect();
+            return self.learn(unknown);
+        };
         let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone()));
         let all = stream::iter(each.collect::<Vec<_>>())
             .map(move |(id, route, registry)| async move {

@@ -55,7 +55,8 @@ pub struct LaneParts {
     /// The `_` columns by which batches are completed, chosen from what the handler asks for.
     pub meta: Vec<MetaColumn>,
     pub sinks: Vec<LaneSink>,
-    pub registry: Arc<dyn Registry>,
+    /// None if no value of the route names a schema.
+    pub registry: Option<Arc<dyn Registry>>,
     pub cluster: Arc<dyn Cluster>,
     pub key: KeyForm,
     pub limits: BatchLimits,

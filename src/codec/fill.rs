@@ -1,0 +1,55 @@
+//! The loop that every typed codec shares: a record becomes a row as a whole, or no row at all.
+
+use arrow::array::ArrayRef;
+use arrow::datatypes::SchemaRef;
+use arrow::error::ArrowError;
+
+use crate::config::plan::Tombstones;
+use crate::model::{RecordRef, SchemaId};
+
+use super::columns::Column;
+use super::{Decoded, Rejected};
+
+/// Why a record is no row.
+pub struct Rejection {
+    pub code: &'static str,
+    pub message: String,
+    pub schema_id: Option<SchemaId>,
+}
+
+/// Appends every record with `append`; what it left of a bad one is cut off again.
+///
+/// # Errors
+/// Only for defects of ours: columns that do not fit together.
+pub fn fill(
+    schema: &SchemaRef,
+    tombstones: Tombstones,
+    records: &[RecordRef<'_>],
+    mut append: impl FnMut(&RecordRef<'_>, &[u8], &mut [Column]) -> Result<(), Rejection>,
+) -> Result<Decoded, ArrowError> {
+    let mut columns = schema.fields().iter().map(Column::new).collect::<Result<Vec<_>, _>>()?;
+    let mut rows = Vec::with_capacity(records.len());
+    let mut rejected = Vec::new();
+    let mut dropped = 0;
+    for (index, record) in records.iter().enumerate() {
+        let Some(value) = record.value() else {
+            match tombstones {
+                Tombstones::Skip => dropped += 1,
+                Tombstones::Keep => {
+                    columns.iter_mut().for_each(Column::push_null);
+                    rows.push(index as u32);
+                }
+            }
+            continue;
+        };
+        match append(record, value, &mut columns) {
+            Ok(()) => rows.push(index as u32),
+            Err(Rejection { code, message, schema_id }) => {
+                columns.iter_mut().for_each(|column| column.truncate(rows.len()));
+                rejected.push(Rejected { index, code, message, schema_id });
+            }
+        }
+    }
+    let columns = columns.into_iter().map(Column::finish);
+    Ok(Decoded { columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?, rows, rejected, dropped })
+}

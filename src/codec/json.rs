@@ -1,0 +1,342 @@
+//! `value: {json: {schema: …}}`: plain JSON read into the columns of an Avro schema.
+//!
+//! Avro is our language for types. Times are RFC 3339 text or numbers in the type's unit, bytes and fixed are
+//! base64, decimals are numbers or text. A field that is missing takes its default, else null; fields that the
+//! schema does not have are ignored.
+
+use arrow::compute::kernels::cast_utils::parse_decimal;
+use arrow::datatypes::{Decimal128Type, Decimal256Type, SchemaRef};
+use arrow::error::ArrowError;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::Value;
+
+use crate::config::plan::Tombstones;
+use crate::model::{RecordRef, SchemaId};
+
+use super::avro::arrow_type;
+use super::avro::node::{Enum, Kind, Logical, Node, Record, SchemaError};
+use super::columns::{Column, Data, push_offset};
+use super::fill::{Rejection, fill};
+use super::{Codec, Decoded, Learnt};
+
+/// Decodes JSON into the columns of a schema.
+#[derive(Debug)]
+pub struct TypedJson {
+    record: Record,
+    schema: SchemaRef,
+    tombstones: Tombstones,
+}
+
+impl TypedJson {
+    /// # Errors
+    /// [`SchemaError`] if the schema has no Arrow form, or a type that JSON has no form for.
+    pub fn new(node: Node, tombstones: Tombstones) -> Result<Self, SchemaError> {
+        let schema = arrow_type::schema(&node, tombstones == Tombstones::Keep)?;
+        match node.kind {
+            Kind::Record(record) => Ok(Self { record, schema, tombstones }),
+            _ => Err(SchemaError::NotARecord("a single value")),
+        }
+    }
+}
+
+impl Codec for TypedJson {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn missing(&self, _: &[RecordRef<'_>]) -> Vec<SchemaId> {
+        Vec::new()
+    }
+
+    fn learn(&mut self, _: SchemaId, _: Learnt) {
+        // It names no ids, so it is told of none.
+    }
+
+    fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
+        fill(&self.schema, self.tombstones, records, |_, value, columns| {
+            let reject = |message: String| Rejection { code: "type_mismatch", message, schema_id: None };
+            let json: Value = serde_json::from_slice(value)
+                .map_err(|error| reject(format!("the value is not JSON: {error}")))?;
+            put_fields(&self.record, &json, columns).map_err(|misfit| reject(misfit.to_string()))
+        })
+    }
+}
+
+/// A value that does not fit its type. Values are not shown: they are the user's data.
+#[derive(Debug, thiserror::Error)]
+#[error("field `{}`: {found} is not {expected}", path.join("."))]
+struct Misfit {
+    path: Vec<String>,
+    found: &'static str,
+    expected: String,
+}
+
+fn misfit(node: &Node, json: &Value) -> Misfit {
+    let found = match json {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "this number",
+        Value::String(_) => "this text",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    };
+    Misfit { path: Vec::new(), found, expected: node.describe() }
+}
+
+fn put_fields(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(), Misfit> {
+    let Value::Object(fields) = json else {
+        let node = Node { kind: Kind::Record(record.clone()), logical: None };
+        return Err(misfit(&node, json));
+    };
+    for (field, column) in record.fields.iter().zip(columns) {
+        let value = fields.get(&field.name).or(field.default.as_ref()).unwrap_or(&Value::Null);
+        put(&field.node, value, column).map_err(|mut misfit| {
+            misfit.path.insert(0, field.name.clone());
+            misfit
+        })?;
+    }
+    Ok(())
+}
+
+fn put(node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
+    let Some((node, is_nullable)) = arrow_type::nullable(node) else {
+        return Err(misfit(node, json));
+    };
+    if json.is_null() {
+        return if is_nullable {
+            column.push_null();
+            Ok(())
+        } else {
+            Err(misfit(node, json))
+        };
+    }
+    put_value(node, json, &mut column.data).ok_or_else(|| misfit(node, json))??;
+    column.mark_valid();
+    Ok(())
+}
+
+/// `None` if the value does not fit; an inner error names the field within it that does not.
+fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Misfit>> {
+    if let Some(logical) = node.logical {
+        return put_logical(node, logical, json, data).map(Ok);
+    }
+    match (&node.kind, json, data) {
+        (Kind::Boolean, Value::Bool(value), Data::Boolean(values)) => values.append(*value),
+        (Kind::Int, Value::Number(number), Data::I32(values)) => {
+            values.push(i32::try_from(number.as_i64()?).ok()?);
+        }
+        (Kind::Long, Value::Number(number), Data::I64(values)) => values.push(number.as_i64()?),
+        (Kind::Float, Value::Number(number), Data::F32(values)) => values.push(number.as_f64()? as f32),
+        (Kind::Double, Value::Number(number), Data::F64(values)) => values.push(number.as_f64()?),
+        (Kind::String, Value::String(text), data) => put_text(text, data)?,
+        (Kind::Enum(symbols), Value::String(text), data) => put_text(symbol(symbols, text)?, data)?,
+        (Kind::Bytes, Value::String(text), Data::Bytes { offsets, bytes }) => {
+            bytes.extend(STANDARD.decode(text).ok()?);
+            push_offset(offsets, bytes.len()).ok()?;
+        }
+        (Kind::Fixed { size, .. }, Value::String(text), Data::Fixed { bytes, .. }) => {
+            let raw = STANDARD.decode(text).ok().filter(|raw| raw.len() == *size)?;
+            bytes.extend(raw);
+        }
+        (Kind::Array(item), Value::Array(values), Data::List { offsets, item: column }) => {
+            for value in values {
+                if let Err(misfit) = put(item, value, column) {
+                    return Some(Err(misfit));
+                }
+            }
+            push_offset(offsets, column.len()).ok()?;
+        }
+        (Kind::Map(value), Value::Object(entries), Data::List { offsets, item }) => {
+            for (key, json) in entries {
+                if let Err(misfit) = put_entry(value, key, json, item) {
+                    return Some(Err(misfit));
+                }
+            }
+            push_offset(offsets, item.len()).ok()?;
+        }
+        (Kind::Record(record), Value::Object(_), Data::Struct { len, fields }) => {
+            if let Err(misfit) = put_fields(record, json, fields) {
+                return Some(Err(misfit));
+            }
+            *len += 1;
+        }
+        _ => return None,
+    }
+    Some(Ok(()))
+}
+
+fn put_entry(value: &Node, key: &str, json: &Value, entries: &mut Column) -> Result<(), Misfit> {
+    if let Data::Struct { len, fields } = &mut entries.data
+        && let [keys, values] = fields.as_mut_slice()
+    {
+        put_text(key, &mut keys.data).ok_or_else(|| misfit(value, json))?;
+        put(value, json, values)?;
+        *len += 1;
+        entries.mark_valid();
+    }
+    Ok(())
+}
+
+fn put_text(text: &str, data: &mut Data) -> Option<()> {
+    let Data::Bytes { offsets, bytes } = data else {
+        return None;
+    };
+    bytes.extend_from_slice(text.as_bytes());
+    push_offset(offsets, bytes.len()).ok()
+}
+
+fn symbol<'s>(symbols: &'s Enum, text: &str) -> Option<&'s str> {
+    let known = symbols.symbols.iter().find(|symbol| ***symbol == *text);
+    known.or(symbols.default.as_ref()).map(AsRef::as_ref)
+}
+
+fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> Option<()> {
+    match (logical, data) {
+        (Logical::Uuid, data) => {
+            let uuid = uuid::Uuid::try_parse(json.as_str()?).ok()?;
+            put_text(&uuid.hyphenated().to_string(), data)
+        }
+        (Logical::Decimal { precision, scale }, data) => {
+            let text = match json {
+                Value::Number(number) => number.to_string(),
+                Value::String(text) => text.clone(),
+                _ => return None,
+            };
+            match data {
+                Data::I128(values) => {
+                    values.push(parse_decimal::<Decimal128Type>(&text, precision, scale).ok()?);
+                }
+                Data::I256(values) => {
+                    values.push(parse_decimal::<Decimal256Type>(&text, precision, scale).ok()?);
+                }
+                _ => return None,
+            }
+            Some(())
+        }
+        (Logical::Date | Logical::TimeMillis, Data::I32(values)) => {
+            values.push(i32::try_from(time(logical, json)?).ok()?);
+            Some(())
+        }
+        (_, Data::I64(values)) if node.kind == Kind::Long => {
+            values.push(time(logical, json)?);
+            Some(())
+        }
+        _ => None,
+    }
+}
+
+/// A number in the type's unit, or its text.
+fn time(logical: Logical, json: &Value) -> Option<i64> {
+    let text = match json {
+        Value::Number(number) => return number.as_i64(),
+        Value::String(text) => text,
+        _ => return None,
+    };
+    let instant = || text.parse::<jiff::Timestamp>().ok();
+    let wall = || {
+        Some(text.parse::<jiff::civil::DateTime>().ok()?.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp())
+    };
+    let of_day = || {
+        let time = text.parse::<jiff::civil::Time>().ok()?;
+        let seconds =
+            i64::from(time.hour()) * 3600 + i64::from(time.minute()) * 60 + i64::from(time.second());
+        Some(seconds * 1_000_000_000 + i64::from(time.subsec_nanosecond()))
+    };
+    match logical {
+        Logical::Date => {
+            let date = text.parse::<jiff::civil::Date>().ok()?;
+            let start = date.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp();
+            Some(start.as_second().div_euclid(86_400))
+        }
+        Logical::TimeMillis => Some(of_day()? / 1_000_000),
+        Logical::TimeMicros => Some(of_day()? / 1_000),
+        Logical::TimestampMillis => Some(instant()?.as_millisecond()),
+        Logical::TimestampMicros => Some(instant()?.as_microsecond()),
+        Logical::TimestampNanos => i64::try_from(instant()?.as_nanosecond()).ok(),
+        Logical::LocalTimestampMillis => Some(wall()?.as_millisecond()),
+        Logical::LocalTimestampMicros => Some(wall()?.as_microsecond()),
+        Logical::LocalTimestampNanos => i64::try_from(wall()?.as_nanosecond()).ok(),
+        Logical::Decimal { .. } | Logical::Uuid | Logical::Duration => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use arrow::record_batch::RecordBatch;
+    use arrow::util::pretty::pretty_format_batches;
+    use serde_json::json;
+
+    use super::*;
+    use crate::model::{ChunkBuilder, Incoming, Offset, Partition, TimestampType, TopicName, TopicPartition};
+
+    /// Decodes JSON texts; the rows as Arrow shows them, and what was rejected.
+    fn decode(schema: &Value, values: &[&str]) -> (String, Vec<String>) {
+        let source = TopicPartition::new(&TopicName::new("t"), Partition(0));
+        let mut builder = ChunkBuilder::new(source, 1, Offset::ZERO);
+        for (offset, value) in (0..).zip(values) {
+            let incoming = Incoming {
+                offset: Offset::new(offset).unwrap(),
+                timestamp_ms: 0,
+                timestamp_type: TimestampType::Create,
+                epoch: None,
+                key: None,
+                value: Some(value.as_bytes()),
+            };
+            builder.push(incoming, std::iter::empty());
+        }
+        let chunk = builder.finish(Offset::ZERO);
+        let node = Node::parse(&schema.to_string(), &[]).unwrap();
+        let codec = TypedJson::new(node, Tombstones::Skip).unwrap();
+        let decoded = codec.decode(&chunk.records().collect::<Vec<_>>()).unwrap();
+        let batch = RecordBatch::try_new(Arc::clone(codec.schema()), decoded.columns).unwrap();
+        let rejected = decoded.rejected.into_iter().map(|rejected| rejected.message).collect();
+        (pretty_format_batches(&[batch]).unwrap().to_string(), rejected)
+    }
+
+    #[test]
+    fn values_are_read_by_their_types() {
+        let schema = json!({"type": "record", "name": "R", "fields": [
+            {"name": "id", "type": "long"},
+            {"name": "at", "type": {"type": "long", "logicalType": "timestamp-millis"}},
+            {"name": "day", "type": ["null", {"type": "int", "logicalType": "date"}], "default": null},
+            {"name": "price", "type": {"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2}},
+            {"name": "raw", "type": ["null", "bytes"], "default": null},
+            {"name": "tags", "type": {"type": "map", "values": {"type": "array", "items": "int"}}}
+        ]});
+        let good = r#"{"id": 1, "at": "2026-01-02T03:04:05.678Z", "day": "1970-01-03", "price": 1.5,
+            "raw": "AP8=", "tags": {"a": [1, 2]}, "unknown": {}}"#;
+        let short = r#"{"id": 2, "at": 7, "price": "-0.25", "tags": {}}"#;
+        let (rows, rejected) = decode(&schema, &[good, short]);
+        assert!(rejected.is_empty(), "{rejected:?}");
+        assert!(
+            rows.contains("| 1  | 2026-01-02T03:04:05.678Z | 1970-01-03 | 1.50  | 00ff | {a: [1, 2]} |"),
+            "{rows}"
+        );
+        assert!(rows.contains("| 2  | 1970-01-01T00:00:00.007Z |            | -0.25 |      | {}          |"));
+    }
+
+    #[test]
+    fn misfits_name_the_field_and_spoil_nobody() {
+        let schema = json!({"type": "record", "name": "R", "fields": [
+            {"name": "a", "type": {"type": "record", "name": "N", "fields": [{"name": "n", "type": "int"}]}},
+            {"name": "xs", "type": {"type": "array", "items": "string"}}
+        ]});
+        let good = r#"{"a": {"n": 1}, "xs": ["x"]}"#;
+        let bad = [
+            r#"{"a": {"n": 3000000000}, "xs": []}"#,
+            r#"{"a": {"n": 1}, "xs": ["y", 5]}"#,
+            r#"{"a": {}, "xs": []}"#,
+            r#"[]"#,
+            r#"{"a": {"n": 1}, "xs": []} x"#,
+        ];
+        let (rows, rejected) = decode(&schema, &[good, bad[0], bad[1], bad[2], good, bad[3], bad[4]]);
+        assert_eq!(rows, decode(&schema, &[good, good]).0);
+        assert_eq!(rejected[0], "field `a.n`: this number is not int");
+        assert_eq!(rejected[1], "field `xs`: this number is not string");
+        assert_eq!(rejected[2], "field `a.n`: null is not int");
+        assert!(rejected[4].contains("not JSON: trailing characters"), "{rejected:?}");
+    }
+}
