@@ -19,6 +19,7 @@ use crate::handler::{Handler, Views};
 use crate::kafka::{self, ClusterError};
 use crate::model::{Classify, ClusterId, Fault, Hint};
 use crate::registry::{Registry, RegistryError};
+use crate::sink::console::Console;
 use crate::sink::file::{
     CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
 };
@@ -220,6 +221,9 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
                 FileFormat::Csv => Box::new(CsvFormat),
             };
             Box::new(FileSink::new(options, format))
+        }
+        Target::Console { rows_max } => {
+            Box::new(Console::new(plan.identity.clone(), *rows_max, Box::new(std::io::stdout())))
         }
         Target::Kafka { topic, key, value } => {
             let options = KafkaSinkOptions {

@@ -172,6 +172,7 @@ pub static SINK: Scope = Scope {
             "The identity its progress is kept under. Set it to rename a route or a sink without starting again.",
         ),
         key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
+        key("console", Kind::Scope(&CONSOLE), "", "The first rows of every batch on the screen."),
         key("kafka", Kind::Scope(&KAFKA_SINK), "", "Records of a Kafka topic, at least once."),
         key("jsonl", Kind::Scope(&FILES), "", "JSON Lines files in a directory, exactly once."),
         key(
@@ -206,6 +207,12 @@ pub static DEAD_LETTER_TOPIC: Scope = Scope {
     name: "dead_letters.<name>.kafka",
     about: "A topic for dead letters.",
     keys: &[required("topic", Kind::Text, "The topic. It must exist, and no route may read it.")],
+};
+
+pub static CONSOLE: Scope = Scope {
+    name: "console",
+    about: "Rows on the screen, as a table: for looking at a route.",
+    keys: &[key("max_rows", Kind::Integer, "20", "Rows of a batch that are shown.")],
 };
 
 pub static KAFKA_SINK: Scope = Scope {

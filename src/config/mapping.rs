@@ -71,6 +71,12 @@ impl<'t> Mapping<'t> {
             .filter(|node| node.value != Value::Null)
     }
 
+    /// Is the key written here, even with nothing behind it?
+    pub fn names(&self, name: &str) -> bool {
+        self.table(name);
+        Self::find(self.entries, name).is_some()
+    }
+
     /// The node of a key that is given here, not in the defaults.
     pub fn own(&self, name: &str) -> Option<&'t Node> {
         self.table(name);

@@ -26,7 +26,7 @@ impl Plan {
         for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
                 Target::Files { path, .. } => *path = root.join(path.as_path()),
-                Target::Kafka { .. } => {}
+                Target::Kafka { .. } | Target::Console { .. } => {}
             }
         }
     }
@@ -168,6 +168,10 @@ pub enum Target {
         path: PathBuf,
         roll: Roll,
     },
+    /// A table on the screen.
+    Console {
+        rows_max: usize,
+    },
     /// Records of a topic; a `topic` column says which where this does not.
     Kafka {
         topic: Option<TopicName>,
@@ -196,6 +200,7 @@ impl Target {
     /// What `check` prints of a sink.
     pub fn guarantee(&self) -> &'static str {
         match self {
+            Self::Console { .. } => "a convenience: rows may be shown again",
             Self::Kafka { .. } => {
                 "at least once: every row is with the broker before the position moves; rows come again after a crash"
             }

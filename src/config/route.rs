@@ -348,7 +348,7 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                         format!("topic `{topic}` is read by a route: what is written would come back");
                     context.problem(*span, message);
                 }
-                Target::Kafka { .. } => {}
+                Target::Kafka { .. } | Target::Console { .. } => {}
             }
             if let Some(other) = identities.insert(&sink.identity, own) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);

@@ -97,8 +97,8 @@ fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
 
 /// The one kind of target that is given.
 fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    const KINDS: [&str; 4] = ["parquet", "jsonl", "csv", "kafka"];
-    let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.get(name).is_some()).collect();
+    const KINDS: [&str; 5] = ["console", "jsonl", "csv", "parquet", "kafka"];
+    let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.names(name)).collect();
     let name = match given.as_slice() {
         [one] => *one,
         [] => {
@@ -116,6 +116,11 @@ fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
         "parquet" => files(name, FileFormat::Parquet, mapping, context),
         "jsonl" => files(name, FileFormat::JsonLines, mapping, context),
         "csv" => files(name, FileFormat::Csv, mapping, context),
+        "console" => {
+            let console = mapping.nested(name, &keys::CONSOLE, context)?;
+            let rows_max = usize::try_from(console.integer("max_rows", context)?).ok()?;
+            Some(Target::Console { rows_max })
+        }
         _ => kafka(mapping, context),
     }
 }

@@ -22,6 +22,7 @@ use tokio::task::block_in_place;
 
 use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName};
 
+use super::pending::GroupPositions;
 use super::render::{JsonRows, Values};
 use super::{Settled, Sink, SinkError, Store};
 
@@ -49,9 +50,7 @@ pub struct KafkaSinkOptions {
 pub struct KafkaSink {
     options: KafkaSinkOptions,
     producer: ThreadedProducer<Deliveries>,
-    positions: Positions,
-    pending: Vec<Move>,
-    since: Option<Instant>,
+    positions: GroupPositions,
     sent: Settled,
     settled: Settled,
 }
@@ -95,9 +94,7 @@ impl KafkaSink {
         Ok(Self {
             options,
             producer: config.create_with_context(Deliveries::default())?,
-            positions: Positions::default(),
-            pending: Vec::new(),
-            since: None,
+            positions: GroupPositions::default(),
             sent: Settled::default(),
             settled: Settled::default(),
         })
@@ -111,8 +108,7 @@ impl KafkaSink {
                 self.send(&rows, row, &batch.moves)?;
             }
         }
-        self.since.get_or_insert_with(Instant::now);
-        self.pending.extend(batch.moves.iter().cloned());
+        self.positions.accept(&batch.moves);
         Ok(())
     }
 
@@ -149,14 +145,11 @@ impl KafkaSink {
         let flushed = self.producer.flush(DELIVERY_MAX);
         let failure = self.producer.context().take_failure().or_else(|| flushed.err());
         if let Some(error) = failure {
-            let moves = std::mem::take(&mut self.pending);
-            return Err(self.explain(error, &moves));
+            return Err(self.explain(error, self.positions.accepted()));
         }
-        let moves = std::mem::take(&mut self.pending);
-        self.since = None;
-        self.positions.apply(&moves).map_err(SinkError::Conflict)?;
+        let positions = self.positions.settle()?;
         self.settled = self.sent;
-        Ok(self.positions.clone())
+        Ok(positions)
     }
 
     fn refused(&self, problem: &str, moves: &[Move]) -> SinkError {
@@ -292,7 +285,7 @@ fn is_headers(data_type: &DataType) -> bool {
 #[async_trait]
 impl Sink for KafkaSink {
     async fn positions(&mut self) -> Result<Positions, SinkError> {
-        Ok(self.positions.clone())
+        Ok(self.positions.settled().clone())
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
@@ -301,7 +294,7 @@ impl Sink for KafkaSink {
 
     fn flush_due(&self) -> Option<Instant> {
         // Rows are wanted at once; a flush only waits for what is under way.
-        self.since
+        self.positions.since()
     }
 
     async fn flush(&mut self) -> Result<Positions, SinkError> {
@@ -309,8 +302,7 @@ impl Sink for KafkaSink {
     }
 
     async fn abandon(&mut self) {
-        self.pending.clear();
-        self.since = None;
+        self.positions.abandon();
         self.sent = self.settled;
         // What is under way may arrive or not: it is sent again.
         self.producer.purge(rdkafka::producer::PurgeConfig::default().queue());
@@ -327,6 +319,6 @@ impl Sink for KafkaSink {
     }
 
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position) {
-        self.positions.restore(key, topic.clone(), position);
+        self.positions.restore(key, topic, position);
     }
 }

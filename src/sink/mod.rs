@@ -3,9 +3,11 @@
 //! A sink keeps its own progress with its data (PROTOCOL §5): positions move in the same atomic step
 //! that makes rows durable, and only from where they stand. The engine never writes progress for a sink.
 
+pub mod console;
 mod error;
 pub mod file;
 pub mod kafka;
+mod pending;
 mod render;
 
 use std::time::Instant;

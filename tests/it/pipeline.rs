@@ -239,10 +239,12 @@ fn rows_become_records_of_topics() {
       archive: {{parquet: {{path: out/archive}}}}
       alerts: {{from: large, kafka: {{topic: {json_topic}, key: {{column: id}}}}}}
       raw: {{from: columns, kafka: {{}}}}
+      screen: {{from: large, console: {{max_rows: 1}}}}
 "
     );
     let place = Workplace::new(&routes(&services, &group, &topic, &extra));
-    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let shown = place.run(&["run", "--until", "latest"]).expect_code(0).stdout;
+    assert!(shown.contains("-- orders/screen: ") && shown.contains("id  | amount | note"), "{shown}");
     let mut alerts: Vec<i64> = Vec::new();
     for message in data::consume(&services, &json_topic) {
         let row: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
