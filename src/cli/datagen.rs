@@ -160,10 +160,11 @@ fn write(
 ) -> anyhow::Result<()> {
     let is_every = |every: u64| every > 0 && number % every == every - 1;
     let key = format!("{}", number % 1000);
-    let value = if is_every(amount.tombstone_every) {
-        None
-    } else if is_every(amount.bad_every) {
+    // A bad record wins over a tombstone: multiples meet.
+    let value = if is_every(amount.bad_every) {
         Some(b"{\"not\": \"framed\"}".to_vec())
+    } else if is_every(amount.tombstone_every) {
+        None
     } else {
         let json = generate(&version.node, "", number, random);
         let mut bytes = Vec::new();

@@ -14,7 +14,7 @@ pub const OWNED: [(&str, &str); 10] = [
     ("enable.partition.eof", "the end of a partition brings lag to 0"),
     ("isolation.level", "it is read_committed: aborted transactions are nobody's rows"),
     ("check.crcs", "it is on: without it damaged records pass as data"),
-    ("statistics.interval.ms", "statistics are read by sidestream itself"),
+    ("statistics.interval.ms", "statistics are not used yet; reading them costs time"),
 ];
 
 pub fn read(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Kafka> {

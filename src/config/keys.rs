@@ -275,6 +275,19 @@ pub static ROLL: Scope = Scope {
     ],
 };
 
-/// All scopes, in the order of `docs/routes.md`.
-pub static SCOPES: [&Scope; 9] =
-    [&ROOT, &SCHEMA_REGISTRY, &BASIC_AUTH, &DEFAULTS, &ROUTE, &BATCH, &SINK, &FILES, &ROLL];
+/// All scopes, as they are met from the top of the file.
+pub fn scopes() -> Vec<&'static Scope> {
+    let mut found: Vec<&'static Scope> = vec![&ROOT];
+    let mut next = 0;
+    while let Some(scope) = found.get(next).copied() {
+        next += 1;
+        for key in scope.keys {
+            if let Kind::Scope(inner) | Kind::Named(inner) = &key.kind
+                && !found.iter().any(|known| known.name == inner.name)
+            {
+                found.push(inner);
+            }
+        }
+    }
+    found
+}

@@ -169,7 +169,8 @@ impl<'t> Mapping<'t> {
                     Ok(parsed) => Some(parsed),
                     Err(message) => {
                         // A message shows what is in the file, never what a variable holds.
-                        let shown = message.replace(&value, written(node));
+                        let shown =
+                            if value.is_empty() { message } else { message.replace(&value, written(node)) };
                         context.problem(node.span, shown);
                         None
                     }

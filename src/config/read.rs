@@ -6,7 +6,7 @@ use crate::model::{Offset, Partition, TopicName};
 
 use super::expand::Environment;
 use super::keys;
-use super::mapping::{Context, Mapping, text};
+use super::mapping::{Context, Mapping, text, written};
 use super::plan::{BasicAuth, Plan, Registry};
 use super::{Problem, kafka, route, sink, tree};
 
@@ -88,6 +88,7 @@ fn check_version(root: &Mapping<'_>, context: &mut Context<'_>) {
         && let Some(version) = text(node, context)
         && version != VERSION
     {
+        let version = written(node);
         let message = format!("version {version} is not known; this sidestream reads version {VERSION}");
         context.problem(node.span, message);
     }

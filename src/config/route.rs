@@ -46,9 +46,10 @@ pub fn read(
     mapping.require("sinks", context);
     let read_sinks = sink::read_all(&name.name, &mapping, &views, context);
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
-    if sinks.len() > SinkSet::SINKS_MAX {
+    let sink_count = sinks.len() + dead_letters.len();
+    if sink_count > SinkSet::SINKS_MAX {
         let message =
-            format!("a route has at most {} sinks, this one has {}", SinkSet::SINKS_MAX, sinks.len());
+            format!("a route has at most {} sinks, this one has {}", SinkSet::SINKS_MAX, sink_count);
         context.problem(name.span, message);
     }
     let (topics, start) = (topics?, start?);
@@ -273,11 +274,18 @@ fn bad_records(
             };
         }
     };
-    let mut sinks = Vec::new();
+    if names.is_empty() {
+        context.problem(node.span, "no dead letter target is named");
+    }
+    let mut sinks: Vec<Sink> = Vec::new();
     for node in names {
         let Some(name) = text(node, context) else {
             continue;
         };
+        if sinks.iter().any(|sink| sink.name == format!("dead_letter/{name}")) {
+            context.problem(node.span, format!("`{}` is named twice", written(node)));
+            continue;
+        }
         match letters.iter().find(|letter| letter.name == name) {
             Some(letter) => sinks.push(letter.sink(route)),
             None => {
@@ -322,16 +330,18 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
     let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| &route.plan.topics).collect();
     for route in routes {
-        for letter in &route.plan.dead_letters {
+        let letters = route.plan.dead_letters.iter().map(|letter| (letter, route.span));
+        for (letter, span) in letters.clone() {
             if let Target::Kafka { topic: Some(topic), .. } = &letter.target
                 && read.contains(topic)
             {
                 let message =
                     format!("dead letters go to topic `{topic}`, which a route reads: they would come back");
-                context.problem(route.span, message);
+                context.problem(span, message);
             }
         }
-        for (sink, span) in route.plan.sinks.iter().zip(&route.sink_spans) {
+        let sinks = route.plan.sinks.iter().zip(route.sink_spans.iter().copied());
+        for (sink, span) in sinks.chain(letters) {
             let own = format!("{}/{}", route.plan.name, sink.name);
             match &sink.target {
                 Target::Files { path, .. } => {
@@ -339,20 +349,20 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                     let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
                     if let Some(other) = paths.insert(path.clone(), own.clone()) {
                         let message = format!("`{}` is already used by sink `{other}`", path.display());
-                        let problem = Problem::new(*span, message);
+                        let problem = Problem::new(span, message);
                         context.problems.push(problem.hint("give each sink its own `path`"));
                     }
                 }
                 Target::Kafka { topic: Some(topic), .. } if read.contains(topic) => {
                     let message =
                         format!("topic `{topic}` is read by a route: what is written would come back");
-                    context.problem(*span, message);
+                    context.problem(span, message);
                 }
                 Target::Kafka { .. } | Target::Console { .. } => {}
             }
             if let Some(other) = identities.insert(&sink.identity, own) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);
-                context.problems.push(Problem::new(*span, message).hint("give each sink its own `id`"));
+                context.problems.push(Problem::new(span, message).hint("give each sink its own `id`"));
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Key, Kind, ROOT, SCOPES, Scope};
+use super::keys::{Key, Kind, ROOT, Scope, scopes};
 
 /// The JSON Schema, for editors.
 pub fn json_schema() -> Value {
@@ -95,7 +95,7 @@ pub fn markdown() -> String {
          `${VAR}`, `${VAR:-default}` and `${file:path}` are expanded in values (not in SQL); `$$` is a dollar sign.\n\
          Input paths are relative to the file, output paths to the working directory.\n",
     );
-    for scope in SCOPES {
+    for scope in scopes() {
         out.push_str(&format!(
             "\n## `{}`\n\n{}\n\n| key | type | default | since | |\n|---|---|---|---|---|\n",
             scope.name, scope.about

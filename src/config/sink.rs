@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::Problem;
 use super::keys;
-use super::mapping::{Context, Mapping, unknown};
+use super::mapping::{Context, Mapping, unknown, written};
 use super::plan::{FileFormat, Roll, Sink, Target, View};
 use super::route::check_name;
 use crate::model::TopicName;
@@ -158,8 +158,9 @@ fn from(mapping: &Mapping<'_>, views: &[View], context: &mut Context<'_>) -> Opt
     if found.is_none() {
         let mut names: Vec<&str> = views.iter().map(|view| view.name.as_str()).collect();
         names.push("batch");
-        let span = mapping.get("from").map_or(mapping.span, |node| node.span);
-        context.problems.push(unknown("view", span, &name, &names));
+        if let Some(node) = mapping.get("from") {
+            context.problems.push(unknown("view", node.span, written(node), &names));
+        }
         return None;
     }
     Some(found)

@@ -85,6 +85,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         reports: parts.reports,
         until: parts.until,
         done: BTreeSet::new(),
+        has_joined: false,
         group: Group::default(),
         asking: BTreeSet::new(),
         questions: JoinSet::new(),
@@ -128,6 +129,8 @@ struct Engine {
     until: Option<BTreeMap<TopicPartition, Offset>>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
     done: BTreeSet<(LaneId, TopicPartition)>,
+    /// The group has told us what is ours; what is not belongs to others.
+    has_joined: bool,
     group: Group,
     /// Partitions we were given, and do not know what the group has for them.
     asking: BTreeSet<TopicPartition>,
@@ -210,7 +213,7 @@ impl Engine {
     /// In a bounded run, looks how far other members are with what they own: once a second or so, as long
     /// as something is left.
     fn ask_others(&mut self) {
-        let Some(until) = &self.until else {
+        let Some(until) = self.until.as_ref().filter(|_| self.has_joined) else {
             return;
         };
         let others: Vec<TopicPartition> = until

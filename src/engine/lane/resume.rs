@@ -146,7 +146,7 @@ impl Lane {
                             sink.name
                         ),
                         hint: "instances of one group share the sink's `path`; if the directory was deleted to \
-                               start again, give the sink another `id:`",
+                               start again, use another `group.id`",
                     });
                 }
             }
@@ -173,7 +173,7 @@ impl Lane {
                         "topic `{topic}` was deleted and created again: sink `{}` has positions of {former}, the brokers have {}",
                         self.parts.sinks[index].name, info.id
                     ),
-                    hint: "its offsets mean other records now; read it into a sink with another `id:` and path",
+                    hint: "its offsets mean other records now; read it with another `group.id` and other paths",
                 });
             }
             let missing: Vec<Partition> = partitions
@@ -283,7 +283,7 @@ impl Lane {
                         "{source}: offsets {} to {first} are lost: sink `{}` has not read them, and the brokers have deleted them (retention)",
                         position.next, sink.name
                     ),
-                    hint: "give the topic a longer retention; to go on without them, read the topic into a sink with another `id:` and path",
+                    hint: "give the topic a longer retention; to go on without them, use another `group.id` and other paths",
                 });
             }
             if position.next > end {

@@ -14,6 +14,7 @@ use crate::model::{Offset, TopicPartition};
 
 impl Engine {
     pub(super) async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), EngineError> {
+        self.has_joined = true;
         if partitions.is_empty() {
             return Ok(());
         }
