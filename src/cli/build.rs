@@ -103,7 +103,7 @@ pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
         problem: error.to_string(),
     };
     Ok(match &route.value {
-        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.key)),
+        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.key, route.tombstones)),
         ValueForm::Json(path) => {
             let node = schema_file(route, path)?;
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)

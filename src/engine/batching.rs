@@ -176,11 +176,6 @@ impl Buffer {
         self.partitions.get(key).map(|queue| queue.assignment)
     }
 
-    /// The end of the bounded run for `key`, if it is bounded.
-    pub fn end_of(&self, key: &PositionKey) -> Option<Offset> {
-        self.partitions.get(key).and_then(|queue| queue.end)
-    }
-
     /// Takes the next batch, within the limits; `None` if nothing is buffered that a sink wants.
     pub fn take(&mut self, ledger: &Ledger) -> Option<Taken> {
         let mut taken = Taken { sinks: SinkSet::EMPTY, parts: Vec::new() };

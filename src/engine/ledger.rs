@@ -41,14 +41,6 @@ impl Ledger {
         self.partitions.remove(key);
     }
 
-    pub fn contains(&self, key: &PositionKey) -> bool {
-        self.partitions.contains_key(key)
-    }
-
-    pub fn keys(&self) -> impl Iterator<Item = &PositionKey> {
-        self.partitions.keys()
-    }
-
     /// Where reading has to go on for the sink that is furthest behind.
     pub fn resume_at(&self, key: &PositionKey) -> Option<Offset> {
         let standings = self.partitions.get(key)?;

@@ -14,7 +14,7 @@ mod topic;
 
 pub use batch::{Batch, SinkSet};
 pub use fault::{Classify, Fault, Hint};
-pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason};
+pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason, ranges};
 pub use record::{
     Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType,
 };

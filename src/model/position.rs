@@ -114,6 +114,15 @@ pub struct Move {
     pub records: u64,
 }
 
+/// Moves as people read them: `topic/partition [start, end)`.
+pub fn ranges(moves: &[Move]) -> String {
+    let shown = moves.iter().map(|step| {
+        let start = step.start.unwrap_or_default();
+        format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
 /// A move that does not start where the stored position stands: somebody else moved it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -41,7 +41,7 @@ pub struct Chunk {
     bytes: Arc<Vec<u8>>,
     records: Arc<Vec<Entry>>,
     /// Given back when the chunk is dropped.
-    charge: Option<Charge>,
+    _charge: Option<Charge>,
 }
 
 /// Whatever gives memory back to a budget when it is dropped.
@@ -162,11 +162,6 @@ fn take_len(bytes: &mut &[u8]) -> i32 {
 }
 
 impl Chunk {
-    /// A range without records: the end of a partition was reached at `end`.
-    pub fn empty(source: TopicPartition, assignment: u64, start: Offset, end: Offset) -> Self {
-        ChunkBuilder::new(source, assignment, start).finish(end)
-    }
-
     /// The same chunk for one lane, with what that lane is charged for it.
     #[must_use]
     pub fn share(&self, charge: Option<Charge>) -> Self {
@@ -178,12 +173,8 @@ impl Chunk {
             epoch: self.epoch,
             bytes: self.bytes.clone(),
             records: self.records.clone(),
-            charge,
+            _charge: charge,
         }
-    }
-
-    pub fn is_charged(&self) -> bool {
-        self.charge.is_some()
     }
 
     pub fn record_count(&self) -> usize {
@@ -299,7 +290,7 @@ impl ChunkBuilder {
             epoch: self.epoch,
             bytes: Arc::new(self.bytes),
             records: Arc::new(self.records),
-            charge: None,
+            _charge: None,
         }
     }
 }

@@ -20,7 +20,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::task::block_in_place;
 
-use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName};
+use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
 
 use super::pending::GroupPositions;
 use super::render::{JsonRows, Values};
@@ -178,14 +178,6 @@ impl KafkaSink {
             }
         }
     }
-}
-
-fn ranges(moves: &[Move]) -> String {
-    let shown = moves.iter().map(|step| {
-        let start = step.start.unwrap_or_default();
-        format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
-    });
-    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// The columns of a batch by their meaning.

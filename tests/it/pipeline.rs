@@ -409,3 +409,140 @@ fn bad_records_become_dead_letters_byte_for_byte() {
     place.run(&["run", "--until", "latest"]).expect_code(0);
     assert_eq!(data::consume(&services, &letters).len(), 3);
 }
+
+/// The end of a partition may hold nothing that is ever delivered: markers and aborted records.
+#[test]
+fn a_bounded_run_ends_behind_aborted_transactions_of_a_compacted_topic() {
+    let Some(services) =
+        support::services("a_bounded_run_ends_behind_aborted_transactions_of_a_compacted_topic")
+    else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("compacted"), support::unique("group"));
+    let settings =
+        [("cleanup.policy", "compact"), ("segment.ms", "100"), ("min.cleanable.dirty.ratio", "0.01")];
+    data::create_topic_with(&services, &topic, 2, &settings);
+    let orders = Orders::register(&services, &topic);
+    data::produce(&services, &topic, (0..100).map(|id| orders.record(id, 2)));
+    data::produce_transaction(&services, &topic, (100..150).map(|id| orders.record(id, 2)), true);
+    data::produce_transaction(&services, &topic, (1000..1100).map(|id| orders.record(id, 2)), false);
+    let sinks = "
+    sinks:
+      archive: {parquet: {path: out}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, sinks));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let ids = || {
+        let mut ids = data::numbers(&data::parquet_rows(&place.path("out")).0, "id");
+        ids.sort_unstable();
+        ids
+    };
+    // Every key is written once, so compaction takes nothing away; aborted rows are nobody's.
+    assert_eq!(ids(), (0..150).collect::<Vec<_>>());
+    assert_no_lag(&services, &group, &topic);
+    // Only an aborted transaction since: the run ends all the same, and lag is 0 again.
+    data::produce_transaction(&services, &topic, (2000..2010).map(|id| orders.record(id, 2)), false);
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert_eq!(ids(), (0..150).collect::<Vec<_>>());
+    assert_no_lag(&services, &group, &topic);
+}
+
+#[test]
+fn two_hundred_partitions_are_one_file() {
+    let Some(services) = support::services("two_hundred_partitions_are_one_file") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("wide"), support::unique("group"));
+    data::create_topic(&services, &topic, 200);
+    let orders = Orders::register(&services, &topic);
+    data::produce(&services, &topic, (0..4000).map(|id| orders.record(id, 200)));
+    let sinks = "
+    sinks:
+      archive: {parquet: {path: out}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, sinks));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let (rows, file_count) = data::parquet_rows(&place.path("out"));
+    let mut ids = data::numbers(&rows, "id");
+    ids.sort_unstable();
+    assert_eq!((ids, file_count), ((0..4000).collect::<Vec<_>>(), 1));
+    assert_no_lag(&services, &group, &topic);
+}
+
+/// The main job: the repository's own routes on a real cluster, filled by `datagen`; what is in the sinks is
+/// what an independent reader finds in the topics.
+#[test]
+fn three_topics_of_three_schemas_go_where_routes_yaml_says() {
+    let Some(services) = support::services("three_topics_of_three_schemas_go_where_routes_yaml_says") else {
+        return;
+    };
+    let _turn = support::turn();
+    let group = support::unique("group");
+    for topic in ["shop.orders", "shop.clicks", "shop.users"] {
+        data::create_topic(&services, topic, 3);
+    }
+    let routes =
+        include_str!("../../routes.yaml").replace("group.id: shop-router", &format!("group.id: {group}"));
+    let place = Workplace::new(&routes)
+        .with("KAFKA_BOOTSTRAP_SERVERS", &services.bootstrap)
+        .with("SCHEMA_REGISTRY_URL", &services.registry);
+    let schemas = format!("{}/avro", env!("CARGO_MANIFEST_DIR"));
+    std::fs::create_dir(place.path("avro")).unwrap();
+    let users = "shop.users.json.avsc";
+    std::fs::copy(format!("{schemas}/{users}"), place.path(&format!("avro/{users}"))).unwrap();
+    place
+        .run(&[
+            "datagen",
+            "--schemas",
+            &schemas,
+            "--records",
+            "3000",
+            "--bad-every",
+            "100",
+            "--tombstone-every",
+            "70",
+        ])
+        .expect_code(0);
+    place.run(&["check"]).expect_code(0);
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+
+    // By key and place, from the topics as they are.
+    let counted = |topic: &str| {
+        let all = data::consume(&services, topic);
+        let tombstones = all.iter().filter(|message| message.payload().is_none()).count();
+        let bad = all.iter().filter(|message| message.payload() == Some(b"{\"not\": \"framed\"}")).count();
+        (all.len(), tombstones, bad)
+    };
+    let parquet = |dir: &str| -> usize {
+        data::parquet_rows(&place.path(dir)).0.iter().map(|batch| batch.num_rows()).sum()
+    };
+    let lines = |dir: &str, suffix: &str| -> usize {
+        let texts =
+            files(&place.path(dir), suffix).into_iter().map(|path| std::fs::read_to_string(path).unwrap());
+        texts.map(|text| text.lines().count()).sum()
+    };
+    for (topic, route) in [("shop.orders", "orders"), ("shop.clicks", "clicks"), ("shop.users", "users")] {
+        let (all, tombstones, bad) = counted(topic);
+        assert_eq!((all, bad), (3000, 30), "{topic}");
+        let rows = match route {
+            // A tombstone is a row of nulls here, and nothing in the other two.
+            "orders" => parquet("out/orders"),
+            "clicks" => lines("out/clicks", ".jsonl") + tombstones,
+            _ => parquet("out/users") + tombstones,
+        };
+        assert_eq!(rows, all - bad, "{topic}");
+        assert_eq!(lines(&format!("out/dead-letters/{route}"), ".jsonl"), bad, "{topic}");
+        assert_no_lag(&services, &group, topic);
+    }
+    // Rows of the view are those of the archive that it says.
+    let (orders, _) = data::parquet_rows(&place.path("out/orders"));
+    let paid: usize = orders
+        .iter()
+        .map(|batch| batch.column_by_name("amount").unwrap())
+        .map(|column| column.as_any().downcast_ref::<arrow::array::Decimal128Array>().unwrap().clone())
+        .map(|amounts| amounts.iter().flatten().filter(|amount| *amount > 0).count())
+        .sum();
+    assert_eq!(parquet("out/paid"), paid);
+}

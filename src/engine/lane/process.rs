@@ -15,7 +15,7 @@ use crate::codec::{Decoded, Rejected, letters, meta};
 use crate::config::plan::BadRecords;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
-use crate::model::{Batch, Move, Offset, Position, Reason, RecordRef};
+use crate::model::{Batch, Move, Offset, Position, Reason, RecordRef, ranges};
 
 use super::{Feed, Lane, State};
 
@@ -355,15 +355,4 @@ impl Lane {
             }
         }
     }
-}
-
-fn ranges(moves: &[Move]) -> String {
-    let shown: Vec<String> = moves
-        .iter()
-        .map(|step| {
-            let start = step.start.unwrap_or_default();
-            format!("{}/{} [{start}, {})", step.topic, step.key.partition, step.end.next)
-        })
-        .collect();
-    shown.join(", ")
 }

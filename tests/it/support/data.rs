@@ -10,7 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::OwnedMessage;
-use rdkafka::producer::{BaseRecord, Producer, ThreadedProducer};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::{Value, json};
 
@@ -25,8 +25,16 @@ fn client(services: &Services) -> ClientConfig {
 }
 
 pub fn create_topic(services: &Services, topic: &str, partitions: i32) {
+    create_topic_with(services, topic, partitions, &[]);
+}
+
+/// A topic with settings of its own.
+pub fn create_topic_with(services: &Services, topic: &str, partitions: i32, settings: &[(&str, &str)]) {
     let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
-    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let mut new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    for (name, value) in settings {
+        new = new.set(name, value);
+    }
     let created = admin.create_topics([&new], &AdminOptions::new().operation_timeout(Some(TIMEOUT)));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for result in runtime.block_on(created).unwrap() {
@@ -100,6 +108,31 @@ pub fn produce(services: &Services, topic: &str, records: impl IntoIterator<Item
         }
     }
     producer.flush(TIMEOUT).unwrap();
+}
+
+/// Writes records in one transaction, which is committed or aborted.
+pub fn produce_transaction(
+    services: &Services,
+    topic: &str,
+    records: impl IntoIterator<Item = Record>,
+    is_committed: bool,
+) {
+    let producer: BaseProducer =
+        client(services).set("transactional.id", super::unique("transaction")).create().unwrap();
+    producer.init_transactions(TIMEOUT).unwrap();
+    producer.begin_transaction().unwrap();
+    for record in records {
+        let mut message: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(record.partition);
+        message.key = record.key.as_deref();
+        message.payload = record.value.as_deref();
+        producer.send(message).map_err(|(error, _)| error).unwrap();
+    }
+    producer.flush(TIMEOUT).unwrap();
+    if is_committed {
+        producer.commit_transaction(TIMEOUT).unwrap();
+    } else {
+        producer.abort_transaction(TIMEOUT).unwrap();
+    }
 }
 
 /// The group's committed offset and the end of every partition: equal when lag is 0.

@@ -10,13 +10,20 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// A working directory with a routes file.
 pub struct Workplace {
     pub dir: tempfile::TempDir,
+    variables: Vec<(String, String)>,
 }
 
 impl Workplace {
     pub fn new(routes: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("routes.yaml"), routes).unwrap();
-        Self { dir }
+        Self { dir, variables: Vec::new() }
+    }
+
+    /// The program sees these variables.
+    pub fn with(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -26,6 +33,7 @@ impl Workplace {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sidestream"));
         command.args(arguments).current_dir(self.dir.path()).env("RUST_LOG", "info");
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
