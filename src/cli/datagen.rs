@@ -26,16 +26,17 @@ use super::{Failure, build, load};
 /// For the last records to reach the broker.
 const FLUSH_MAX: Duration = Duration::from_secs(60);
 
+/// Of `datagen`, and of `demo`, which brings a broker and a registry of its own.
 #[derive(Debug, Args)]
 pub struct Options {
-    /// The routes file: where broker and registry are.
+    /// The routes file.
     #[arg(default_value = super::DEFAULT_FILE)]
-    file: PathBuf,
+    pub file: PathBuf,
     /// The directory of the schemas.
     #[arg(long, default_value = "avro")]
-    schemas: PathBuf,
+    pub schemas: PathBuf,
     #[command(flatten)]
-    amount: Amount,
+    pub amount: Amount,
 }
 
 /// What is generated.

@@ -6,26 +6,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::Args;
 
 use crate::config::plan::Registry;
 use crate::kafka::{self, MockBroker};
 use crate::registry::embedded::EmbeddedRegistry;
 
-use super::datagen::{self, Amount};
+use super::datagen::{self, Options};
 use super::{Failure, build, load, run};
-
-#[derive(Debug, Args)]
-pub struct Options {
-    /// The routes file; its broker and registry are replaced by embedded ones.
-    #[arg(default_value = super::DEFAULT_FILE)]
-    file: PathBuf,
-    /// The directory of the schemas.
-    #[arg(long, default_value = "avro")]
-    schemas: PathBuf,
-    #[command(flatten)]
-    amount: Amount,
-}
 
 /// # Errors
 /// [`Failure`]

@@ -31,7 +31,7 @@ enum Command {
     /// Report every problem of a routes file, and the guarantee of each sink.
     Check(check::Options),
     /// Run the whole job on an embedded broker and registry, with generated records. Needs nothing else.
-    Demo(demo::Options),
+    Demo(datagen::Options),
     /// Fill topics with records generated from Avro schemas.
     Datagen(datagen::Options),
     /// Print the JSON Schema of routes.yaml, for editors.

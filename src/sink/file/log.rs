@@ -215,7 +215,6 @@ impl Log {
             entry.previous.clone_from(&self.last_hash);
             let number = self.last + 1;
             create_entry(&self.root, number, &entry)?;
-            self.check_not_checkpointed_over(number)?;
             self.refresh()?;
             if self.is_ours(number, &entry)? {
                 show(&self.root, &entry.files)?;
@@ -225,18 +224,8 @@ impl Log {
         Err(LogError::Crowded { path: self.root.clone() })
     }
 
-    /// An entry created below an existing checkpoint is void: we slept while others went on and
-    /// cleaned up, and the number was free only because its entry is gone.
-    fn check_not_checkpointed_over(&mut self, number: u64) -> Result<(), LogError> {
-        match latest_checkpoint(&self.root)? {
-            Some(newest) if newest >= number && self.checkpoint != Some(newest) => {
-                *self = Self::read(&self.root)?;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
-    }
-
+    /// An entry created below an existing checkpoint is void: we slept while others went on and cleaned
+    /// up, and its number was free only because the entry is gone. The refresh before has seen that.
     fn is_ours(&self, number: u64, entry: &Entry) -> Result<bool, LogError> {
         if self.last < number || self.checkpoint.is_some_and(|newest| newest >= number) {
             return Ok(false);
