@@ -4,20 +4,17 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arrow::datatypes::{Field, SchemaRef};
-use tracing::warn;
 
 use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Raw, RegisteredAvro, TypedJson};
 use crate::config::plan::{FileFormat, Kafka, Plan, ReaderSchema, Route, Sink, Target, ValueForm};
 use crate::config::{Problem, Span};
-use crate::engine::{chain, retry};
 use crate::handler::{Handler, Views};
 use crate::kafka::{self, ClusterError};
-use crate::model::{Classify, ClusterId, Fault, Hint};
+use crate::model::{Classify, ClusterId, Hint};
 use crate::registry::{Registry, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
@@ -47,7 +44,7 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
 
 /// The subject of a topic's values (TopicNameStrategy).
 pub fn subject(route: &Route) -> String {
-    let topic = route.topics.first().map_or("", |topic| topic.as_str());
+    let topic = route.topics.named().first().map_or("", |topic| topic.as_str());
     format!("{topic}-value")
 }
 
@@ -115,31 +112,11 @@ pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
     })
 }
 
-/// As [`codec`], waiting for a registry that is away: a service starts when it can.
-///
-/// # Errors
-/// What does not pass by itself.
-pub async fn codec_when_there(
-    route: &Route,
-    registry: Option<&dyn Registry>,
-) -> Result<Box<dyn Codec>, ReaderError> {
-    let mut attempt = 0;
-    loop {
-        match codec(route, registry).await {
-            Err(ReaderError::Registry { source, .. }) if source.fault() == Fault::Transient => {
-                attempt += 1;
-                if attempt == 1 {
-                    warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
-                }
-                let asked = match source {
-                    RegistryError::Unavailable { retry_after, .. } => retry_after,
-                    _ => None,
-                };
-                let pause: Duration = asked.unwrap_or_default().max(retry::pause(attempt));
-                tokio::time::sleep(pause).await;
-            }
-            other => return other,
-        }
+/// Is a route's reader schema in the registry?
+pub fn needs_registry(route: &Route) -> bool {
+    match &route.value {
+        ValueForm::Registry(schema) => !matches!(schema, ReaderSchema::File(_)),
+        ValueForm::Raw(_) | ValueForm::Json(_) => false,
     }
 }
 

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::plan::{ReaderSchema, Route, ValueForm};
+use crate::config::plan::Route;
+use crate::engine::chain;
 
 use super::{Failure, build, load};
 
@@ -28,43 +29,75 @@ pub fn check(options: &Options) -> Result<(), Failure> {
     let mut problems = Vec::new();
     let mut unasked = Vec::new();
     for route in &loaded.plan.routes {
-        if options.offline && needs_registry(route) {
+        if options.offline && build::needs_registry(route) {
             print_line(&format!(
                 "route {}: not bound, its schema is in the registry (--offline)",
                 route.name
             ));
             continue;
         }
-        let bound = runtime.block_on(async {
-            let codec = build::codec(route, registry.as_deref()).await?;
-            Ok::<_, build::ReaderError>(build::bind(route, codec).await)
-        });
-        match bound {
-            Ok(Ok(_)) => print_route(route),
-            Ok(Err(found)) => problems.extend(found),
-            Err(error) => unasked.push(error),
+        let Some(instances) = instances(route)? else {
+            let what = "not bound, its topics and their schemas are found when it runs";
+            print_line(&format!("route {}: {what}", route.name));
+            print_sinks(route);
+            continue;
+        };
+        let mut is_bound = true;
+        for instance in &instances {
+            let bound = runtime.block_on(async {
+                let codec = build::codec(instance, registry.as_deref()).await?;
+                Ok::<_, build::ReaderError>(build::bind(instance, codec).await)
+            });
+            match bound {
+                Ok(Ok(_)) => continue,
+                Ok(Err(found)) => problems.extend(found),
+                Err(error) => unasked.push(error),
+            }
+            is_bound = false;
+        }
+        if is_bound {
+            print_route(route);
         }
     }
     if !problems.is_empty() {
         loaded.print(&problems);
         return Err(Failure::Usage);
     }
-    match unasked.into_iter().next() {
+    // All of them are told; the last one as what the command failed with.
+    let last = unasked.pop();
+    for error in unasked {
+        print_error(&error);
+    }
+    match last {
         Some(error) => Err(Failure::Failed(error.into())),
         None => Ok(()),
     }
 }
 
-fn needs_registry(route: &Route) -> bool {
-    match &route.value {
-        ValueForm::Registry(schema) => !matches!(schema, ReaderSchema::File(_)),
-        ValueForm::Raw(_) | ValueForm::Json(_) => false,
+/// The routes that can be bound before anything runs; `None` if they depend on topics nobody has named.
+fn instances(route: &Route) -> Result<Option<Vec<Route>>, Failure> {
+    if !route.is_per_topic {
+        return Ok(Some(vec![route.clone()]));
     }
+    if route.topics.is_pattern() {
+        return Ok((!route.is_schema_of_topic()).then(|| vec![route.clone()]));
+    }
+    let each = route.topics.named().iter().map(|topic| route.instance(topic));
+    Ok(Some(each.collect::<Result<_, _>>().map_err(anyhow::Error::from)?))
+}
+
+#[expect(clippy::print_stderr, reason = "errors go to stderr")]
+fn print_error(error: &build::ReaderError) {
+    eprintln!("error: {}", chain(error));
 }
 
 fn print_route(route: &Route) {
-    let topics: Vec<&str> = route.topics.iter().map(|topic| topic.as_str()).collect();
-    print_line(&format!("route {}: {}", route.name, topics.join(", ")));
+    let each = if route.is_per_topic { ", one route each" } else { "" };
+    print_line(&format!("route {}: {}{each}", route.name, route.topics.shown()));
+    print_sinks(route);
+}
+
+fn print_sinks(route: &Route) {
     for sink in route.sinks.iter().chain(&route.dead_letters) {
         print_line(&format!("  sink {}: {}", sink.name, sink.target.guarantee()));
     }

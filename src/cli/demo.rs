@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -44,7 +45,7 @@ pub fn demo(options: &Options) -> Result<(), Failure> {
     for (topic, count) in written {
         print_line(&format!("generated {count} records in {topic}"));
     }
-    run::run_until_latest(&runtime, &loaded)?;
+    run::run_until_latest(&runtime, &Arc::new(loaded))?;
     print_line(&format!(
         "\nThe files are below {}; what wrote them is {}.",
         out.display(),

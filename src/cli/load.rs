@@ -15,6 +15,11 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Problems found after reading, with their places in the file.
+    pub fn render(&self, problems: &[Problem]) -> String {
+        render(&self.path.display().to_string(), &self.text, problems)
+    }
+
     /// Prints problems found after reading.
     pub fn print(&self, problems: &[Problem]) {
         print(&self.path, &self.text, problems);

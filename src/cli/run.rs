@@ -1,33 +1,27 @@
 //! `sidestream run`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::anyhow;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::codec::letters;
-use crate::config::plan::{Plan, Route, Sink};
-use crate::engine::lane::{Feed, Lane, LaneHandle, LaneParts, LaneSink, Summary};
-use crate::engine::message::LaneId;
-use crate::engine::run::{EngineError, EngineParts};
+use crate::config::plan::{Plan, Route};
+use crate::config::topics::matched;
+use crate::engine::lane::Summary;
+use crate::engine::message::Stop;
+use crate::engine::run::{EngineError, EngineParts, Until};
 use crate::engine::{self, chain, retry};
-use crate::kafka::{self, Cluster, ClusterError, Gauge, KafkaCluster, KafkaSource, Outlet};
-use crate::model::{ClusterId, Offset, Start, TimePoint, TopicName, TopicPartition};
-use crate::registry::Registry;
+use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource};
+use crate::model::metadata::{GroupMetadata, IdentityHash};
+use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
 
+use super::factory::Factory;
 use super::{Failure, build, load, table};
-
-/// Reports of lanes that wait for the engine, which takes them at once.
-const REPORTS_MAX: usize = 1024;
-
-/// A lane holds at least this much, however many share `memory:`; less would fetch in crumbs.
-const LANE_BYTES_MIN: usize = 4 << 20;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -67,7 +61,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    let result = runtime.block_on(work(&loaded, options.until.as_ref()));
+    let result = runtime.block_on(work(&Arc::new(loaded), options.until.as_ref()));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();
     result
@@ -77,11 +71,14 @@ pub fn run(options: &Options) -> Result<(), Failure> {
 ///
 /// # Errors
 /// [`Failure`]
-pub fn run_until_latest(runtime: &tokio::runtime::Runtime, loaded: &load::Loaded) -> Result<(), Failure> {
+pub fn run_until_latest(
+    runtime: &tokio::runtime::Runtime,
+    loaded: &Arc<load::Loaded>,
+) -> Result<(), Failure> {
     runtime.block_on(work(loaded, Some(&Start::Latest)))
 }
 
-async fn work(loaded: &load::Loaded, until: Option<&Start>) -> Result<(), Failure> {
+async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
     let prepared = tokio::select! {
@@ -128,113 +125,104 @@ fn listen_for_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Asks brokers and registry what has to be known before records flow, waiting for them if they are away.
-async fn prepare(loaded: &load::Loaded, until: Option<&Start>) -> Result<EngineParts, Failure> {
+/// Asks brokers and registry what has to be known before records flow, waiting for the brokers if they are away.
+async fn prepare(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<EngineParts, Failure> {
     let plan = &loaded.plan;
     let registry = build::registry(plan)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
-    let ends = match until {
-        Some(until) => Some(ends(plan, cluster.as_ref(), until).await?),
+    let names = if plan.routes.iter().any(|route| route.topics.is_pattern()) {
+        wait_for(|| cluster.names()).await
+    } else {
+        BTreeSet::new()
+    };
+    let matched = matched(&plan.routes, &names);
+    let until = match until {
+        Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
         None => None,
     };
-    let (report_tx, reports) = mpsc::channel(REPORTS_MAX);
-    let mut lanes: Vec<(Vec<TopicName>, Lane, LaneHandle)> = Vec::new();
-    let mut problems = Vec::new();
-    for (index, route) in plan.routes.iter().enumerate() {
-        let parts = lane_parts(plan, route, &registry, &cluster, &cluster_id).await?;
-        match parts {
-            Ok(parts) => {
-                let (lane, handle) = Lane::new(LaneId(index), parts, report_tx.clone());
-                lanes.push((route.topics.clone(), lane, handle));
-            }
-            Err(found) => problems.extend(found),
-        }
-    }
+    let ran_before = ran_before(plan, &matched, cluster.as_ref()).await;
+    let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id);
+    let problems = factory.first_look(&instances(plan, &matched)).await;
     if !problems.is_empty() {
         loaded.print(&problems);
         return Err(Failure::Usage);
     }
-    drop(report_tx);
-    let source = KafkaSource::start(&kafka::consumer_config(&plan.kafka), outlets(&lanes));
+    let source = KafkaSource::start(&kafka::consumer_config(&plan.kafka)).map_err(anyhow::Error::from)?;
+    // Half of the memory is for records as they came, the other half for what is made of them.
+    let budget = Budget::new(usize::try_from(plan.memory / 2).unwrap_or(usize::MAX));
     Ok(EngineParts {
-        source: Box::new(source.map_err(anyhow::Error::from)?),
+        source: Box::new(source),
         cluster,
-        lanes,
-        reports,
-        until: ends,
+        routes: plan.routes.clone(),
+        factory: Arc::new(factory),
+        budget,
+        names,
+        ran_before,
+        topic_refresh: plan.topic_refresh,
+        until,
     })
 }
 
-/// Every lane of a topic gets its chunks.
-fn outlets(lanes: &[(Vec<TopicName>, Lane, LaneHandle)]) -> HashMap<TopicName, Vec<Box<dyn Outlet>>> {
-    let mut outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>> = HashMap::new();
-    for (topics, _, handle) in lanes {
-        for topic in topics {
-            outlets.entry(topic.clone()).or_default().push(handle.outlet());
-        }
-    }
-    outlets
+/// The routes as they are run now: one for each topic where the file says so. A topic that a template cannot take
+/// is told when its lane starts.
+fn instances(plan: &Plan, matched: &[BTreeSet<TopicName>]) -> Vec<Route> {
+    let each = plan.routes.iter().zip(matched);
+    each.flat_map(|(route, topics)| match route.is_per_topic {
+        true => topics.iter().filter_map(|topic| route.instance(topic).ok()).collect(),
+        false => vec![route.clone()],
+    })
+    .collect()
 }
 
-async fn lane_parts(
-    plan: &Plan,
-    route: &Route,
-    registry: &Option<Arc<dyn Registry>>,
-    cluster: &Arc<dyn Cluster>,
-    cluster_id: &ClusterId,
-) -> anyhow::Result<Result<LaneParts, Vec<crate::config::Problem>>> {
-    let codec = build::codec_when_there(route, registry.as_deref()).await?;
-    let bound = match build::bind(route, codec).await {
-        Ok(bound) => bound,
-        Err(problems) => return Ok(Err(problems)),
-    };
-    let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id };
-    let lane_sink = |sink: &Sink, feed, schema| {
-        let built = build::sink(sink, schema, around)?;
-        Ok(LaneSink { name: sink.name.clone(), identity: sink.identity.clone(), feed, sink: built })
-    };
-    let outputs = route.sinks.iter().map(|sink| {
-        let feed = sink.from.map_or(Feed::Fields, Feed::View);
-        lane_sink(sink, feed, bound.schema(sink))
-    });
-    let letters = route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema()));
-    let sinks = outputs.chain(letters);
-    let sinks = sinks.collect::<anyhow::Result<Vec<_>>>()?;
-    // Half of the memory is for records as they came, the other half for what is made of them.
-    let share = usize::try_from(plan.memory).unwrap_or(usize::MAX) / 2 / plan.routes.len();
-    Ok(Ok(LaneParts {
-        route: route.name.clone(),
-        sinks,
-        codec: bound.codec,
-        handler: Box::new(bound.views),
-        meta: bound.meta,
-        registry: registry.clone(),
-        cluster: cluster.clone(),
-        key: route.key,
-        limits: route.batch,
-        start: route.start.clone(),
-        start_hash: route.start_hash.clone(),
-        bad_records: route.bad_records,
-        gauge: Gauge::new(share.max(LANE_BYTES_MIN)),
-    }))
+/// The routes with a pattern that the group has run with the same topics and start: what they have not seen is new.
+async fn ran_before(plan: &Plan, matched: &[BTreeSet<TopicName>], cluster: &dyn Cluster) -> BTreeSet<usize> {
+    let mut ran = BTreeSet::new();
+    for (index, (route, topics)) in plan.routes.iter().zip(matched).enumerate() {
+        // It is kept beside the offset of every partition.
+        let firsts: Vec<TopicPartition> =
+            topics.iter().map(|topic| TopicPartition::new(topic, Partition(0))).collect();
+        if !route.topics.is_pattern() || firsts.is_empty() {
+            continue;
+        }
+        let name = IdentityHash::of(&route.name);
+        let committed = wait_for(|| cluster.committed(&firsts)).await;
+        let starts = committed.values().filter_map(|(_, text)| GroupMetadata::parse(text).ok()?.start(&name));
+        if starts.into_iter().any(|hash| hash == route.start_hash) {
+            ran.insert(index);
+        }
+    }
+    ran
 }
 
 /// The end offsets of a bounded run: every partition of every topic, as they are now.
-async fn ends(
-    plan: &Plan,
-    cluster: &dyn Cluster,
-    until: &Start,
-) -> anyhow::Result<BTreeMap<TopicPartition, Offset>> {
-    let mut ends = BTreeMap::new();
-    for topic in plan.routes.iter().flat_map(|route| &route.topics) {
-        let info = cluster.topic(topic).await?;
-        for (partition, end) in cluster.resolve(topic, info.partition_count, until).await? {
-            ends.insert(TopicPartition::new(topic, partition), end);
+async fn ends(matched: &[BTreeSet<TopicName>], cluster: &dyn Cluster, until: &Start) -> Until {
+    let topics: BTreeSet<TopicName> = matched.iter().flatten().cloned().collect();
+    let mut missing = BTreeMap::new();
+    let mut sources: Vec<TopicPartition> = Vec::new();
+    for (topic, described) in wait_for(|| cluster.describe(&topics)).await {
+        match described {
+            Ok(info) => {
+                let count = i32::try_from(info.partition_count).unwrap_or(i32::MAX);
+                sources.extend((0..count).map(|number| TopicPartition::new(&topic, Partition(number))));
+            }
+            Err(error) => {
+                let hint = error.hint().map(|hint| hint.into_owned());
+                missing.insert(topic, Stop { message: chain(&error), hint });
+            }
         }
     }
-    Ok(ends)
+    let wanted: Vec<(TopicPartition, &Start)> = match until {
+        // Partitions that are not named are not read.
+        Start::Offsets(given) => sources
+            .into_iter()
+            .filter(|source| given.get(&source.topic).is_some_and(|of| of.contains_key(&source.partition)))
+            .map(|source| (source, until))
+            .collect(),
+        _ => sources.into_iter().map(|source| (source, until)).collect(),
+    };
+    Until { ends: wait_for(|| cluster.resolve(&wanted)).await, missing }
 }
 
 /// Asks again until the brokers answer: a service starts when it can.

@@ -42,6 +42,8 @@ pub enum Kind {
     /// `stop`, `skip`, or `{dead_letter: name}` (or a list of names).
     BadRecords,
     Scope(&'static Scope),
+    /// A list of names, or a pattern.
+    Topics,
     /// `registry`, `bytes`, `string`, `json`, or `{json: {schema: {file: path}}}`.
     Value,
     Start,
@@ -78,6 +80,12 @@ pub static ROOT: Scope = Scope {
             Kind::Bytes,
             "256MiB",
             "For all records held between the broker and the sinks; routes share it.",
+        ),
+        key(
+            "topic_refresh",
+            Kind::Duration,
+            "30s",
+            "How often the cluster's topics are matched against the patterns of routes.",
         ),
         key(
             "dead_letters",
@@ -124,6 +132,7 @@ macro_rules! shared_route_keys {
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
+            key("on_data_loss", Kind::Choice(&["stop", "continue"]), "stop", "What follows when the brokers no longer have records that a sink has not read (retention, truncation, a topic created again): the route stops and names the range, or it goes on with what is there; the range is logged and stored as lost."),
             key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names."),
         ]
     };
@@ -139,7 +148,17 @@ pub static ROUTE: Scope = Scope {
     name: "routes.<route>",
     about: "One route: topics of one schema, shaped by views, written to sinks.",
     keys: shared_route_keys!(
-        required("topics", Kind::TextList, "The topics to read, by name."),
+        required(
+            "topics",
+            Kind::Topics,
+            "The topics to read: a list of names, or `{pattern: 'shop\\..*', exclude: […]}`."
+        ),
+        key(
+            "per_topic",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "One route for each topic, with its own schema, views, sinks and progress. `{topic}` and the pattern's named groups are filled in where sinks and schema files are named: `path: out/{topic}`."
+        ),
         key(
             "views",
             Kind::Sql,
@@ -148,6 +167,19 @@ pub static ROUTE: Scope = Scope {
         ),
         required("sinks", Kind::Named(&SINK), "Where rows go, by name."),
     ),
+};
+
+pub static TOPIC_PATTERN: Scope = Scope {
+    name: "routes.<route>.topics",
+    about: "Topics by pattern. Names that begin with `__`, and topics that the file's sinks and dead letters write to, never match.",
+    keys: &[
+        required(
+            "pattern",
+            Kind::Text,
+            "A regular expression (Rust's `regex`) for whole names. Named groups, `(?<country>\\w+)`, can be used in templates.",
+        ),
+        key("exclude", Kind::TextList, "", "Patterns of names that are left out."),
+    ],
 };
 
 pub static BATCH: Scope = Scope {
@@ -282,9 +314,12 @@ pub fn scopes() -> Vec<&'static Scope> {
     while let Some(scope) = found.get(next).copied() {
         next += 1;
         for key in scope.keys {
-            if let Kind::Scope(inner) | Kind::Named(inner) = &key.kind
-                && !found.iter().any(|known| known.name == inner.name)
-            {
+            let inner = match &key.kind {
+                Kind::Scope(inner) | Kind::Named(inner) => *inner,
+                Kind::Topics => &TOPIC_PATTERN,
+                _ => continue,
+            };
+            if !found.iter().any(|known| known.name == inner.name) {
                 found.push(inner);
             }
         }

@@ -17,6 +17,8 @@ mod read;
 mod route;
 pub mod schema;
 mod sink;
+mod template;
+pub mod topics;
 mod tree;
 mod values;
 

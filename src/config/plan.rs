@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::model::{Start, StartHash, TopicName};
 
+use super::topics::Topics;
 use super::tree::Content;
 
 /// The whole file.
@@ -16,6 +17,8 @@ pub struct Plan {
     pub registry: Option<Registry>,
     /// Bytes, for everything held between the broker and the sinks.
     pub memory: u64,
+    /// How often topics are matched against patterns.
+    pub topic_refresh: Duration,
     pub routes: Vec<Route>,
 }
 
@@ -68,13 +71,16 @@ impl fmt::Debug for BasicAuth {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Route {
     pub name: String,
-    pub topics: Vec<TopicName>,
+    pub topics: Topics,
+    /// A template of one route for each topic; see [`Route::instance`].
+    pub is_per_topic: bool,
     pub key: KeyForm,
     pub value: ValueForm,
     pub start: Start,
     pub start_hash: StartHash,
     pub tombstones: Tombstones,
     pub batch: BatchLimits,
+    pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
     /// Where bad records go, with [`BadRecords::DeadLetter`].
     pub dead_letters: Vec<Sink>,
@@ -132,6 +138,14 @@ pub enum BadRecords {
     Stop,
     Skip,
     DeadLetter,
+}
+
+/// `on_data_loss:` of a route: what follows when the brokers no longer have what a sink has not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDataLoss {
+    Stop,
+    /// Goes on with what is there; the range is logged and stored as lost.
+    Continue,
 }
 
 /// `batch:` of a route.

@@ -55,6 +55,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let kafka = kafka::read(&root, context);
     let registry = registry(&root, context);
     let memory = root.bytes("memory", context);
+    let topic_refresh = root.duration("topic_refresh", context);
     let defaults = root.get("defaults").and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
     root.require("routes", context);
     if let Some(defaults) = &defaults {
@@ -79,6 +80,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
         kafka: kafka?,
         registry,
         memory: memory?,
+        topic_refresh: topic_refresh?,
         routes: routes.into_iter().map(|read| read.plan).collect(),
     })
 }

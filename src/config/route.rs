@@ -6,11 +6,12 @@ use std::path::{Component, PathBuf};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    BadRecords, BatchLimits, KeyForm, RawForm, ReaderSchema, Route, Sink, Target, Tombstones, ValueForm, View,
+    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, Route, Sink, Target, Tombstones,
+    ValueForm, View,
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
-use super::{Problem, sink, values};
+use super::{Problem, sink, template, topics, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 
 /// A route and the places that checks of several routes speak of.
@@ -29,7 +30,10 @@ pub fn read(
 ) -> Option<ReadRoute> {
     check_name("route", name, context);
     let mapping = Mapping::open(node, &keys::ROUTE, context)?.with_defaults(defaults);
-    let topics = topics(&mapping, context);
+    let topics = topics::read(&mapping, context);
+    let is_per_topic = mapping.choice("per_topic", context) == "true";
+    // Sinks of a topic's instance are told apart by the topic.
+    let owner = if is_per_topic { format!("{}/{{topic}}", name.name) } else { name.name.clone() };
     let start = start(&mapping, context);
     let key = match mapping.choice("key", context).as_str() {
         "string" => KeyForm::String,
@@ -39,12 +43,16 @@ pub fn read(
         "skip" => Tombstones::Skip,
         _ => Tombstones::Keep,
     };
-    let (bad_records, dead_letters) = bad_records(&name.name, &mapping, letters, context);
+    let on_data_loss = match mapping.choice("on_data_loss", context).as_str() {
+        "continue" => OnDataLoss::Continue,
+        _ => OnDataLoss::Stop,
+    };
+    let (bad_records, dead_letters) = bad_records(&owner, &mapping, letters, context);
     let value = value(&mapping, context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
     mapping.require("sinks", context);
-    let read_sinks = sink::read_all(&name.name, &mapping, &views, context);
+    let read_sinks = sink::read_all(&owner, &mapping, &views, context);
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
     let sink_count = sinks.len() + dead_letters.len();
     if sink_count > SinkSet::SINKS_MAX {
@@ -53,12 +61,14 @@ pub fn read(
         context.problem(name.span, message);
     }
     let (topics, start) = (topics?, start?);
-    let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
-    Some(ReadRoute {
+    let [topic_digest, exclude_digest] = topics.digest();
+    let read = ReadRoute {
         plan: Route {
-            start_hash: StartHash::of(&[&names.join(","), "", &format!("{start:?}")]),
+            start_hash: StartHash::of(&[&topic_digest, &exclude_digest, &format!("{start:?}")]),
             name: name.name.clone(),
             topics,
+            is_per_topic,
+            on_data_loss,
             key,
             value: value?,
             start,
@@ -71,7 +81,64 @@ pub fn read(
         },
         span: name.span,
         sink_spans,
-    })
+    };
+    check_schema(&read, context);
+    check_templates(&read, context);
+    Some(read)
+}
+
+/// A pattern is known before its topics are: all of them are read as one schema, or each as its own.
+fn check_schema(route: &ReadRoute, context: &mut Context<'_>) {
+    let plan = &route.plan;
+    let is_fixed = match &plan.value {
+        ValueForm::Registry(ReaderSchema::Latest | ReaderSchema::Version(_)) => false,
+        ValueForm::Registry(ReaderSchema::Id(_) | ReaderSchema::File(_)) => true,
+        ValueForm::Json(_) | ValueForm::Raw(_) => true,
+    };
+    if plan.topics.is_pattern() && !plan.is_per_topic && !is_fixed {
+        let message = format!("route `{}`: the topics of a pattern have no schema in common", plan.name);
+        let problem = Problem::new(route.span, message);
+        context.problems.push(problem.hint(
+            "`per_topic: true` gives each topic its own; or name one: `reader_schema: {id: 17}` or `{file: …}`; \
+             or land records as they are: `value: bytes`",
+        ));
+    }
+}
+
+/// Placeholders lead somewhere, and keep the topics of a `per_topic` route apart.
+fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
+    let plan = &route.plan;
+    let known = template::known(&plan.topics);
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let sinks = plan.sinks.iter().zip(route.sink_spans.iter().copied());
+    for (sink, span) in sinks.chain(plan.dead_letters.iter().map(|letter| (letter, route.span))) {
+        let (what, place) = match &sink.target {
+            Target::Files { path, .. } => ("path", path.display().to_string()),
+            Target::Kafka { topic: Some(topic), .. } => ("topic", topic.to_string()),
+            Target::Kafka { topic: None, .. } | Target::Console { .. } => ("topic", String::new()),
+        };
+        let used = template::placeholders(&place).into_iter().chain(template::placeholders(&sink.identity));
+        if !plan.is_per_topic {
+            if let Some(name) = used.into_iter().next() {
+                let message =
+                    format!("`{{{name}}}` of sink `{}` is filled in only with `per_topic: true`", sink.name);
+                context.problem(span, message);
+            }
+            continue;
+        }
+        for name in used {
+            if !known.contains(&name) {
+                context.problems.push(unknown("placeholder", span, name, &known));
+            }
+        }
+        let is_apart = !template::placeholders(&place).is_empty() || what == "topic";
+        if !is_apart || template::placeholders(&sink.identity).is_empty() {
+            let what = if is_apart { "id" } else { what };
+            let message =
+                format!("sink `{}`: its `{what}` is the same for all topics of the route", sink.name);
+            context.problems.push(Problem::new(span, message).hint("put `{topic}` into it"));
+        }
+    }
 }
 
 /// Names are part of identities, paths, metrics and SQL.
@@ -82,33 +149,6 @@ pub fn check_name(what: &str, key: &Key, context: &mut Context<'_>) {
         let problem = Problem::new(key.span, message);
         context.problems.push(problem.hint("letters, digits, `_` and `-`, at most 100"));
     }
-}
-
-fn topics(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Vec<TopicName>> {
-    let node = mapping.require("topics", context)?;
-    let Value::List(items) = &node.value else {
-        let message = format!("expected a list of topic names, found {}", node.kind());
-        context.problem(node.span, message);
-        return None;
-    };
-    let mut topics: Vec<TopicName> = Vec::new();
-    for item in items {
-        let Some(name) = text(item, context) else {
-            continue;
-        };
-        let is_legal = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
-        if name.is_empty() || name.len() > 249 || !name.chars().all(is_legal) {
-            context.problem(item.span, format!("`{}` is no topic name", written(item)));
-        } else if topics.iter().any(|topic| topic.as_str() == name) {
-            context.problem(item.span, format!("topic `{}` is named twice", written(item)));
-        } else {
-            topics.push(TopicName::new(&name));
-        }
-    }
-    if items.is_empty() {
-        context.problem(node.span, "a route reads at least one topic");
-    }
-    Some(topics)
 }
 
 fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
@@ -190,8 +230,9 @@ fn json_schema_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
         }
         inner = value;
     }
-    let path = context.environment.root().join(text(inner, context)?);
-    if !path.is_file() {
+    let given = text(inner, context)?;
+    let path = context.environment.root().join(&given);
+    if template::placeholders(&given).is_empty() && !path.is_file() {
         context.problem(inner.span, format!("there is no file `{}`", written(inner)));
     }
     Some(path)
@@ -226,7 +267,7 @@ fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Rea
         "id" => number(context).map(ReaderSchema::Id),
         "file" => {
             let path = context.environment.root().join(&given);
-            if !path.is_file() {
+            if template::placeholders(&given).is_empty() && !path.is_file() {
                 let message = format!("there is no file `{}`", path.display());
                 context.problem(value.span, message);
             }
@@ -328,7 +369,7 @@ fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
 pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
-    let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| &route.plan.topics).collect();
+    let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| route.plan.topics.named()).collect();
     for route in routes {
         let letters = route.plan.dead_letters.iter().map(|letter| (letter, route.span));
         for (letter, span) in letters.clone() {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Key, Kind, ROOT, Scope, scopes};
+use super::keys::{Key, Kind, ROOT, Scope, TOPIC_PATTERN, scopes};
 
 /// The JSON Schema, for editors.
 pub fn json_schema() -> Value {
@@ -43,8 +43,13 @@ fn value(kind: &Kind) -> Value {
         Kind::Integer => json!({"type": ["integer", "string"]}),
         Kind::Bytes => json!({"type": ["integer", "string"], "examples": ["32MiB"]}),
         Kind::Duration => json!({"type": "string", "examples": ["5s"]}),
+        Kind::Choice(["true", "false"]) => json!({"type": "boolean"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::TextList => json!({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+        Kind::Topics => json!({"oneOf": [
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+            object(&TOPIC_PATTERN),
+        ]}),
         Kind::TextMap => json!({
             "type": "object",
             "additionalProperties": {"type": ["string", "number", "boolean"]},
@@ -123,6 +128,7 @@ fn row(key: &Key) -> String {
             quoted.join(" \\| ")
         }
         Kind::TextList => "list of texts".to_owned(),
+        Kind::Topics => format!("list of texts, or `{}`", TOPIC_PATTERN.name),
         Kind::TextMap => "names to texts".to_owned(),
         Kind::Named(scope) => format!("names to `{}`", scope.name),
         Kind::Scope(scope) => format!("`{}`", scope.name),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::kafka::Commit;
 use crate::model::metadata::{GroupMetadata, IdentityHash, MetadataError};
-use crate::model::{LeaderEpoch, Offset, TopicPartition};
+use crate::model::{LeaderEpoch, Offset, StartHash, TopicPartition};
 
 use super::message::{Committed, Durable, LaneId};
 
@@ -41,6 +41,20 @@ impl Group {
             is_changed: false,
         };
         self.partitions.insert(source, standing);
+    }
+
+    /// Another lane reads the topic from now on.
+    pub fn add_lane(&mut self, source: &TopicPartition, lane: LaneId) {
+        if let Some(standing) = self.partitions.get_mut(source) {
+            standing.durable.entry(lane).or_insert(None);
+        }
+    }
+
+    /// Keeps what a route with a pattern was started with beside the partition's offset.
+    pub fn started(&mut self, source: &TopicPartition, route: &str, hash: &StartHash) {
+        if let Some(standing) = self.partitions.get_mut(source) {
+            standing.metadata.set_start(&IdentityHash::of(route), hash);
+        }
     }
 
     /// Nothing is committed for a partition that is not owned.

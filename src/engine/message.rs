@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use crate::kafka::Assignment;
 use crate::model::metadata::GroupMetadata;
-use crate::model::{LeaderEpoch, Offset, TopicPartition};
+use crate::model::{LeaderEpoch, Offset, TopicName, TopicPartition};
+
+use super::lane::Seen;
 
 /// A lane, by its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -16,6 +18,8 @@ pub struct LaneId(pub usize);
 /// and a lane reads what is on this channel first.
 #[derive(Debug)]
 pub enum Control {
+    /// Topics of the route, new ones too. Comes before any of their partitions.
+    Topics(BTreeMap<TopicName, Seen>),
     /// Say where these partitions go on; answered by [`Report::Ready`].
     Resume(BTreeMap<TopicPartition, Committed>),
     /// Chunks of these assignments follow. With an end, nothing at or after it is read.
@@ -24,6 +28,8 @@ pub enum Control {
     Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
     /// The source cannot go on with a topic of this lane: stop.
     Fail(Stop),
+    /// The brokers do not have what comes next of a partition: stop, or go on with what they have.
+    Lost { source: TopicPartition, stop: Stop },
     /// Make everything durable and end; answered by [`Report::Drained`].
     Drain,
 }

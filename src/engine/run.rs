@@ -5,6 +5,7 @@
 mod assignment;
 mod closing;
 mod failures;
+mod following;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -15,12 +16,13 @@ use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::kafka::{Cluster, ClusterError, Command, Event, Source, SourceError};
+use crate::config::plan::Route;
+use crate::kafka::{Budget, Cluster, ClusterError, Command, Event, Source, SourceError};
 use crate::model::{Offset, TopicName, TopicPartition};
 
 use super::group::Group;
-use super::lane::{Lane, LaneHandle, Summary};
-use super::message::{Committed, Control, Durable, LaneId, Report};
+use super::lane::{LaneFactory, LaneHandle, Summary};
+use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -35,18 +37,40 @@ const DRAIN_MAX: Duration = Duration::from_secs(20);
 /// For the last commit, and for leaving the group.
 const CLOSE_MAX: Duration = Duration::from_secs(4);
 
+/// Asking all brokers' topics more often would cost them more than it tells.
+const REFRESH_MIN: Duration = Duration::from_millis(100);
+
 /// An error that passes is said again after this time.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reports of lanes that wait for the engine, which takes them at once.
+const REPORTS_MAX: usize = 1024;
 
 /// What the engine runs on.
 pub struct EngineParts {
     pub source: Box<dyn Source>,
     pub cluster: Arc<dyn Cluster>,
-    /// Lanes in the order of their ids, with the topics they read.
-    pub lanes: Vec<(Vec<TopicName>, Lane, LaneHandle)>,
-    pub reports: mpsc::Receiver<(LaneId, Report)>,
-    /// Of a bounded run: where each partition ends.
-    pub until: Option<BTreeMap<TopicPartition, Offset>>,
+    pub routes: Vec<Route>,
+    pub factory: Arc<dyn LaneFactory>,
+    /// For records held by all lanes.
+    pub budget: Arc<Budget>,
+    /// The topics that the cluster has at the start, if a route needs to know.
+    pub names: BTreeSet<TopicName>,
+    /// Routes, by their place, that this group has run before with the same topics and start.
+    pub ran_before: BTreeSet<usize>,
+    /// How often topics are matched against patterns.
+    pub topic_refresh: Duration,
+    /// Of a bounded run.
+    pub until: Option<Until>,
+}
+
+/// What a bounded run reads.
+#[derive(Debug, Default)]
+pub struct Until {
+    /// Where each partition ends.
+    pub ends: BTreeMap<TopicPartition, Offset>,
+    /// Topics that cannot be read, and why.
+    pub missing: BTreeMap<TopicName, Stop>,
 }
 
 /// The client cannot go on.
@@ -61,29 +85,29 @@ pub enum EngineError {
 /// Runs until the bounded run is over, `shutdown` is cancelled, or the client cannot go on. Whatever
 /// happens, lanes are drained first.
 pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summary>, Result<(), EngineError>) {
-    let mut by_topic: BTreeMap<TopicName, Vec<LaneId>> = BTreeMap::new();
-    let mut lanes = Vec::new();
-    let mut tasks = JoinSet::new();
-    let mut by_task = HashMap::new();
-    for (index, (topics, lane, handle)) in parts.lanes.into_iter().enumerate() {
-        for topic in topics {
-            by_topic.entry(topic).or_default().push(LaneId(index));
-        }
-        lanes.push(handle);
-        let task = tasks.spawn(async move { (LaneId(index), lane.run().await) });
-        by_task.insert(task.id(), LaneId(index));
-    }
+    let (report_tx, reports) = mpsc::channel(REPORTS_MAX);
+    let is_bounded = parts.until.is_some();
+    let until = parts.until.unwrap_or_default();
     let mut engine = Engine {
         source: parts.source,
         cluster: parts.cluster,
-        names: lanes.iter().map(|lane| lane.route.clone()).collect(),
-        lanes,
-        tasks,
-        by_task,
+        factory: parts.factory,
+        budget: parts.budget,
+        routes: parts.routes,
+        ran_before: parts.ran_before,
+        topic_refresh: parts.topic_refresh,
+        lanes: Vec::new(),
+        route_lanes: BTreeMap::new(),
+        names: Vec::new(),
+        tasks: JoinSet::new(),
+        by_task: HashMap::new(),
         summaries: BTreeMap::new(),
-        by_topic,
-        reports: parts.reports,
-        until: parts.until,
+        followed: BTreeSet::new(),
+        subscribed: BTreeSet::new(),
+        by_topic: BTreeMap::new(),
+        report_tx,
+        reports,
+        until: is_bounded.then_some(until.ends),
         done: BTreeSet::new(),
         has_joined: false,
         group: Group::default(),
@@ -98,7 +122,10 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         commit_failed: false,
         said: BTreeMap::new(),
     };
-    let result = engine.work(&shutdown).await;
+    let result = match engine.start(&parts.names, until.missing).await {
+        Ok(()) => engine.work(&shutdown).await,
+        Err(error) => Err(error),
+    };
     engine.close().await;
     (engine.summaries().await, result)
 }
@@ -113,18 +140,31 @@ enum Answer {
     },
     /// How far other members are with partitions of a bounded run.
     Others(BTreeMap<TopicPartition, (Offset, String)>),
+    /// The topics the cluster has.
+    Names(Result<BTreeSet<TopicName>, ClusterError>),
 }
 
 struct Engine {
     source: Box<dyn Source>,
     cluster: Arc<dyn Cluster>,
+    factory: Arc<dyn LaneFactory>,
+    budget: Arc<Budget>,
+    routes: Vec<Route>,
+    ran_before: BTreeSet<usize>,
+    topic_refresh: Duration,
     lanes: Vec<LaneHandle>,
+    /// The lane of each route that is not `per_topic`.
+    route_lanes: BTreeMap<usize, LaneId>,
     /// The lanes' routes, in their order.
     names: Vec<String>,
     tasks: JoinSet<(LaneId, Summary)>,
     by_task: HashMap<task::Id, LaneId>,
     summaries: BTreeMap<LaneId, Summary>,
+    /// Topics that routes, by their place, have taken up.
+    followed: BTreeSet<(usize, TopicName)>,
+    subscribed: BTreeSet<TopicName>,
     by_topic: BTreeMap<TopicName, Vec<LaneId>>,
+    report_tx: mpsc::Sender<(LaneId, Report)>,
     reports: mpsc::Receiver<(LaneId, Report)>,
     until: Option<BTreeMap<TopicPartition, Offset>>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
@@ -161,8 +201,12 @@ struct Releasing {
 
 impl Engine {
     async fn work(&mut self, shutdown: &CancellationToken) -> Result<(), EngineError> {
-        let topics = self.by_topic.keys().cloned().collect();
-        self.source.send(Command::Subscribe(topics))?;
+        let mut refresh = tokio::time::interval_at(
+            tokio::time::Instant::now() + self.topic_refresh,
+            self.topic_refresh.max(REFRESH_MIN),
+        );
+        refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let is_growing = self.until.is_none() && self.routes.iter().any(|route| route.topics.is_pattern());
         let mut tick = tokio::time::interval(COMMIT_INTERVAL);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -189,6 +233,7 @@ impl Engine {
                     self.release(Instant::now())?;
                     self.ask_others();
                 }
+                _ = refresh.tick(), if is_growing => self.ask_names(),
                 () = shutdown.cancelled() => return Ok(()),
             }
             if self.is_over() {

@@ -1,6 +1,6 @@
 //! Questions about the cluster, through a client that is no member of the group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::model::{
     Classify, ClusterId, Fault, Hint, Offset, Partition, Start, TimePoint, TopicId, TopicName, TopicPartition,
 };
 
-use super::ffi;
+use super::ffi::{self, Described};
 
 /// How long one question may take. Callers ask again.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,20 +52,27 @@ impl Classify for ClusterError {
     }
 }
 
-/// What the engine asks of the cluster.
+/// What the engine asks of the cluster. Questions about many topics are one question: a pattern may match thousands.
 #[async_trait]
 pub trait Cluster: Send + Sync {
     async fn id(&self) -> Result<ClusterId, ClusterError>;
-    async fn topic(&self, topic: &TopicName) -> Result<TopicInfo, ClusterError>;
-    /// Where `start` is in every partition of `topic`, now.
+    /// The names of all topics.
+    async fn names(&self) -> Result<BTreeSet<TopicName>, ClusterError>;
+    /// What each of `topics` is, or why that is not known.
+    async fn describe(
+        &self,
+        topics: &BTreeSet<TopicName>,
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, ClusterError>>, ClusterError>;
+    /// Where each start is in its partition, now.
     async fn resolve(
         &self,
-        topic: &TopicName,
-        partition_count: usize,
-        start: &Start,
-    ) -> Result<BTreeMap<Partition, Offset>, ClusterError>;
-    /// The first offset kept and the next one written (the last stable one) of a partition.
-    async fn bounds(&self, source: &TopicPartition) -> Result<(Offset, Offset), ClusterError>;
+        wanted: &[(TopicPartition, &Start)],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, ClusterError>;
+    /// The first offset kept and the next one written (the last stable one) of each partition.
+    async fn bounds(
+        &self,
+        sources: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, (Offset, Offset)>, ClusterError>;
     /// The group's committed offset and its metadata, where there is one.
     async fn committed(
         &self,
@@ -114,16 +121,37 @@ impl KafkaCluster {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(Failure::Client(source))) => Err(ClusterError::Client { what, source }),
             Ok(Err(Failure::Answer(problem))) => Err(ClusterError::Answer { what, problem }),
-            Ok(Err(Failure::NoTopic(topic))) => Err(ClusterError::NoTopic { topic }),
             Err(error) => Err(ClusterError::Answer { what, problem: error.to_string() }),
         }
+    }
+}
+
+impl KafkaCluster {
+    /// Offsets of many partitions; those that have none are left out.
+    async fn offsets(
+        &self,
+        what: &'static str,
+        wanted: Vec<(TopicPartition, KafkaOffset)>,
+    ) -> Result<BTreeMap<TopicPartition, Offset>, ClusterError> {
+        if wanted.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        self.ask(what, move |client| {
+            let mut list = TopicPartitionList::with_capacity(wanted.len());
+            for (source, offset) in &wanted {
+                list.add_partition_offset(source.topic.as_str(), source.partition.0, *offset)?;
+            }
+            let found = ffi::list_offsets(client, &list, TIMEOUT).map_err(Failure::Answer)?;
+            // -1: every record is older than the time that was asked for.
+            Ok(found.into_iter().filter_map(|(source, at)| Some((source, Offset::new(at)?))).collect())
+        })
+        .await
     }
 }
 
 enum Failure {
     Client(KafkaError),
     Answer(String),
-    NoTopic(TopicName),
 }
 
 impl From<KafkaError> for Failure {
@@ -142,24 +170,84 @@ impl Cluster for KafkaCluster {
         .await
     }
 
-    async fn topic(&self, topic: &TopicName) -> Result<TopicInfo, ClusterError> {
-        let topic = topic.clone();
-        self.ask("a topic's id", move |client| describe(client, &topic)).await
+    async fn names(&self) -> Result<BTreeSet<TopicName>, ClusterError> {
+        self.ask("the names of topics", |client| {
+            let metadata = client.fetch_metadata(None, TIMEOUT)?;
+            Ok(metadata.topics().iter().map(|topic| TopicName::new(topic.name())).collect())
+        })
+        .await
+    }
+
+    async fn describe(
+        &self,
+        topics: &BTreeSet<TopicName>,
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, ClusterError>>, ClusterError> {
+        if topics.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let asked: Vec<TopicName> = topics.iter().cloned().collect();
+        let what = "topic ids";
+        let mut described = self
+            .ask(what, move |client| {
+                let metadata = client.fetch_metadata(Some(asked[0].as_str()), TIMEOUT)?;
+                let broker = metadata.brokers().first();
+                let broker = broker.ok_or_else(|| Failure::Answer("no broker answered".to_owned()))?.id();
+                ffi::describe_topics(client, broker, &asked, TIMEOUT).map_err(Failure::Answer)
+            })
+            .await?;
+        let found = topics.iter().map(|topic| {
+            let info = match described.remove(topic) {
+                Some(Described::Topic { id, partition_count }) => {
+                    Ok(TopicInfo { id: known_id(id, topic), partition_count })
+                }
+                Some(Described::Missing) => Err(ClusterError::NoTopic { topic: topic.clone() }),
+                Some(Described::Failed(problem)) => {
+                    Err(ClusterError::Answer { what, problem: format!("topic `{topic}`: {problem}") })
+                }
+                None => {
+                    let problem = format!("nothing was said of topic `{topic}`");
+                    Err(ClusterError::Answer { what, problem })
+                }
+            };
+            (topic.clone(), info)
+        });
+        Ok(found.collect())
     }
 
     async fn resolve(
         &self,
-        topic: &TopicName,
-        partition_count: usize,
-        start: &Start,
-    ) -> Result<BTreeMap<Partition, Offset>, ClusterError> {
-        let (topic, start) = (topic.clone(), start.clone());
-        self.ask("start offsets", move |client| resolve(client, &topic, partition_count, &start)).await
+        wanted: &[(TopicPartition, &Start)],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, ClusterError> {
+        let all: Vec<TopicPartition> = wanted.iter().map(|(source, _)| source.clone()).collect();
+        let bounds = self.bounds(&all).await?;
+        let timed = wanted.iter().filter_map(|(source, start)| match start {
+            Start::Time(time) => Some((source.clone(), KafkaOffset::Offset(millis(*time)))),
+            _ => None,
+        });
+        let by_time = self.offsets("offsets of a time", timed.collect()).await?;
+        let resolved = wanted.iter().filter_map(|(source, start)| {
+            let at = start.resolve(source, *bounds.get(source)?, by_time.get(source).copied());
+            Some((source.clone(), at))
+        });
+        Ok(resolved.collect())
     }
 
-    async fn bounds(&self, source: &TopicPartition) -> Result<(Offset, Offset), ClusterError> {
-        let source = source.clone();
-        self.ask("a partition's offsets", move |client| watermarks(client, &source)).await
+    async fn bounds(
+        &self,
+        sources: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, (Offset, Offset)>, ClusterError> {
+        let what = "the bounds of partitions";
+        let at = |offset| sources.iter().map(|source| (source.clone(), offset)).collect();
+        let ends = self.offsets(what, at(KafkaOffset::End)).await?;
+        let mut firsts = self.offsets(what, at(KafkaOffset::Beginning)).await?;
+        let mut bounds = BTreeMap::new();
+        for source in sources {
+            let (Some(first), Some(end)) = (firsts.remove(source), ends.get(source)) else {
+                return Err(ClusterError::Answer { what, problem: format!("nothing was said of {source}") });
+            };
+            bounds.insert(source.clone(), (first, *end));
+        }
+        Ok(bounds)
     }
 
     async fn committed(
@@ -189,20 +277,6 @@ impl Cluster for KafkaCluster {
     }
 }
 
-fn describe(client: &BaseConsumer, topic: &TopicName) -> Result<TopicInfo, Failure> {
-    let metadata = client.fetch_metadata(Some(topic.as_str()), TIMEOUT)?;
-    let broker =
-        metadata.brokers().first().ok_or_else(|| Failure::Answer("no broker answered".to_owned()))?;
-    let described = ffi::describe_topics(client, broker.id(), std::slice::from_ref(topic), TIMEOUT)
-        .map_err(Failure::Answer)?;
-    match described.into_iter().next().flatten() {
-        Some(found) => {
-            Ok(TopicInfo { id: known_id(found.id, topic), partition_count: found.partition_count })
-        }
-        None => Err(Failure::NoTopic(topic.clone())),
-    }
-}
-
 /// Brokers without topic ids answer zeros for all topics. Then the name has to do, and a topic that is
 /// deleted and created again cannot be told from before.
 fn known_id(id: TopicId, topic: &TopicName) -> TopicId {
@@ -213,72 +287,9 @@ fn known_id(id: TopicId, topic: &TopicName) -> TopicId {
     TopicId(uuid::Uuid::from_slice(&digest[..16]).unwrap_or_default())
 }
 
-fn watermarks(client: &BaseConsumer, source: &TopicPartition) -> Result<(Offset, Offset), Failure> {
-    let (low, high) = client.fetch_watermarks(source.topic.as_str(), source.partition.0, TIMEOUT)?;
-    match (Offset::new(low), Offset::new(high)) {
-        (Some(low), Some(high)) => Ok((low, high)),
-        _ => Err(Failure::Answer(format!("{source} has no offsets ({low}, {high})"))),
-    }
-}
-
-fn resolve(
-    client: &BaseConsumer,
-    topic: &TopicName,
-    partition_count: usize,
-    start: &Start,
-) -> Result<BTreeMap<Partition, Offset>, Failure> {
-    let partitions = (0..i32::try_from(partition_count).unwrap_or(i32::MAX)).map(Partition);
-    let by_time = match start {
-        Start::Time(time) => offsets_at(client, topic, partitions.clone(), millis(*time))?,
-        _ => BTreeMap::new(),
-    };
-    partitions
-        .map(|partition| {
-            let source = TopicPartition::new(topic, partition);
-            let (low, high) = watermarks(client, &source)?;
-            let offset = match start {
-                Start::Earliest => low,
-                Start::Latest => high,
-                // No record that new: the end, so that nothing old is read.
-                Start::Time(_) => by_time.get(&partition).copied().unwrap_or(high),
-                Start::Last(count) => {
-                    let back = i64::try_from(*count).unwrap_or(i64::MAX);
-                    Offset::new(high.get() - back).unwrap_or_default().max(low)
-                }
-                Start::Offsets(topics) => {
-                    topics.get(topic).and_then(|offsets| offsets.get(&partition)).copied().unwrap_or(low)
-                }
-            };
-            Ok((partition, offset))
-        })
-        .collect()
-}
-
 fn millis(time: TimePoint) -> i64 {
     match time {
         TimePoint::At(millis) => millis,
         TimePoint::Ago(millis) => jiff::Timestamp::now().as_millisecond().saturating_sub(millis),
     }
-}
-
-fn offsets_at(
-    client: &BaseConsumer,
-    topic: &TopicName,
-    partitions: impl Iterator<Item = Partition>,
-    millis: i64,
-) -> Result<BTreeMap<Partition, Offset>, Failure> {
-    let mut list = TopicPartitionList::new();
-    for partition in partitions {
-        list.add_partition_offset(topic.as_str(), partition.0, KafkaOffset::Offset(millis))?;
-    }
-    let found = client.offsets_for_times(list, TIMEOUT)?;
-    let mut offsets = BTreeMap::new();
-    for element in found.elements() {
-        element.error()?;
-        // -1: every record is older.
-        if let Some(offset) = element.offset().to_raw().and_then(Offset::new) {
-            offsets.insert(Partition(element.partition()), offset);
-        }
-    }
-    Ok(offsets)
 }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::model::{LeaderEpoch, Offset, TopicName, TopicPartition};
 
+use super::Outlet;
 use super::triage::Verdict;
 
 /// What happened at the consumer. Records do not come this way: they go to the outlets.
@@ -28,6 +29,9 @@ pub enum Event {
 /// What the engine decided.
 #[derive(Debug)]
 pub enum Command {
+    /// Chunks of these topics go to these outlets too; nothing is fetched of them before they are subscribed.
+    Connect(Vec<(TopicName, Box<dyn Outlet>)>),
+    /// All topics that are wanted, in place of those before.
     Subscribe(Vec<TopicName>),
     /// Fetch these partitions from here on. Those that are fetched already start again.
     Assign(Vec<Assignment>),

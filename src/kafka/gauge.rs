@@ -1,30 +1,60 @@
-//! How much a lane holds, and when fetching for it pauses.
+//! How much lanes hold, and when fetching for one of them pauses.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes held for one lane between the broker and its sinks.
-///
-/// Fetching pauses above the limit and resumes below half of it: pausing drops what librdkafka has
-/// prefetched, so flapping would fetch everything twice.
+/// A lane may hold this many times what is free: one that is alone gets two thirds of the budget, two get two
+/// fifths each. Some always stays free, so that a lane that wakes up finds room at once however slow the others
+/// are, and nobody has to know how many lanes there are (the "dynamic threshold" of shared switch buffers).
+const SHARE_OF_FREE: usize = 2;
+
+/// Bytes of records held between the broker and the sinks, by all lanes.
 #[derive(Debug)]
-pub struct Gauge {
+pub struct Budget {
     used: AtomicUsize,
     limit: usize,
 }
 
-impl Gauge {
+impl Budget {
     pub fn new(limit: usize) -> Arc<Self> {
         Arc::new(Self { used: AtomicUsize::new(0), limit })
     }
 
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// What one lane may hold now.
+    fn share(&self) -> usize {
+        self.limit.saturating_sub(self.used()).saturating_mul(SHARE_OF_FREE)
+    }
+}
+
+/// Bytes held for one lane, out of the budget of all.
+///
+/// Fetching pauses when a lane holds its share and resumes below half of it: pausing drops what librdkafka has
+/// prefetched, so flapping would fetch everything twice.
+#[derive(Debug)]
+pub struct Gauge {
+    used: AtomicUsize,
+    budget: Arc<Budget>,
+}
+
+impl Gauge {
+    pub fn new(budget: &Arc<Budget>) -> Arc<Self> {
+        Arc::new(Self { used: AtomicUsize::new(0), budget: budget.clone() })
+    }
+
+    /// A lane that holds nothing always gets one more chunk, or it could never go on.
     pub fn is_full(&self) -> bool {
-        self.used.load(Ordering::Relaxed) >= self.limit
+        let used = self.used();
+        used > 0 && used >= self.budget.share()
     }
 
     /// Low enough to go on after it was full.
     pub fn has_room_again(&self) -> bool {
-        self.used.load(Ordering::Relaxed) <= self.limit / 2
+        self.used() <= self.budget.share() / 2
     }
 
     pub fn used(&self) -> usize {
@@ -33,15 +63,21 @@ impl Gauge {
 }
 
 /// Bytes charged to a gauge until it is dropped.
-#[derive(Debug)]
 pub struct Charge {
     gauge: Arc<Gauge>,
     bytes: usize,
 }
 
+impl fmt::Debug for Charge {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Charge({})", self.bytes)
+    }
+}
+
 impl Charge {
     pub fn new(gauge: Arc<Gauge>, bytes: usize) -> Self {
         gauge.used.fetch_add(bytes, Ordering::Relaxed);
+        gauge.budget.used.fetch_add(bytes, Ordering::Relaxed);
         Self { gauge, bytes }
     }
 }
@@ -49,6 +85,7 @@ impl Charge {
 impl Drop for Charge {
     fn drop(&mut self) {
         self.gauge.used.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.gauge.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -57,15 +94,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn full_at_the_limit_room_again_at_half() {
-        let gauge = Gauge::new(100);
-        let first = Charge::new(gauge.clone(), 60);
-        let second = Charge::new(gauge.clone(), 40);
-        assert!(gauge.is_full());
-        drop(second);
-        assert!(!gauge.is_full() && !gauge.has_room_again());
-        drop(first);
+    fn one_lane_alone_gets_two_thirds() {
+        let budget = Budget::new(300);
+        let gauge = Gauge::new(&budget);
+        let mut held = Vec::new();
+        while !gauge.is_full() {
+            held.push(Charge::new(gauge.clone(), 10));
+        }
+        assert_eq!(gauge.used(), 200);
+        assert!(!gauge.has_room_again());
+        held.truncate(10);
+        assert!(!gauge.is_full());
+        held.clear();
         assert!(gauge.has_room_again());
-        assert_eq!(gauge.used(), 0);
+        assert_eq!((gauge.used(), budget.used()), (0, 0));
+    }
+
+    /// However many lanes are full and stay so, one more finds room, and the budget holds.
+    #[test]
+    fn slow_lanes_leave_room_for_others_and_the_budget_holds() {
+        let budget = Budget::new(10_000);
+        let lanes: Vec<Arc<Gauge>> = (0..50).map(|_| Gauge::new(&budget)).collect();
+        let mut held = Vec::new();
+        for lane in &lanes {
+            assert!(!lane.is_full());
+            while !lane.is_full() {
+                held.push(Charge::new(lane.clone(), 10));
+            }
+        }
+        assert!(budget.used() <= 10_000, "{}", budget.used());
+        // Nothing is left: each may still hold one chunk, or a lane could starve.
+        let late = Gauge::new(&budget);
+        held.push(Charge::new(lanes[0].clone(), 10_000));
+        assert!(!late.is_full());
+        held.push(Charge::new(late.clone(), 10));
+        assert!(late.is_full());
     }
 }

@@ -14,6 +14,7 @@ mod settings;
 mod source;
 mod triage;
 
+use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -23,7 +24,7 @@ use crate::model::Chunk;
 pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
 pub use event::{Assignment, Command, Commit, Event};
 pub use ffi::version;
-pub use gauge::Gauge;
+pub use gauge::{Budget, Gauge};
 pub use mock::MockBroker;
 pub use settings::{client_config, consumer_config, producer_config};
 pub use source::{KafkaSource, SourceError};
@@ -45,7 +46,7 @@ pub trait Source: Send {
 }
 
 /// Where the chunks of a topic go: a lane's inbox.
-pub trait Outlet: Send {
+pub trait Outlet: fmt::Debug + Send {
     /// Takes the chunk, or gives it back if there is no room. Never blocks.
     ///
     /// # Errors

@@ -62,14 +62,11 @@ pub struct KafkaSource {
 }
 
 impl KafkaSource {
-    /// Starts the thread. Chunks of a topic go to all of its outlets.
+    /// Starts the thread.
     ///
     /// # Errors
     /// [`SourceError`] if the configuration is refused; brokers that are away are no error.
-    pub fn start(
-        config: &ClientConfig,
-        outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>>,
-    ) -> Result<Self, SourceError> {
+    pub fn start(config: &ClientConfig) -> Result<Self, SourceError> {
         let consumer: Arc<MemberConsumer> = Arc::new(config.create().map_err(SourceError::Create)?);
         let poller = Poller::new(consumer.clone()).ok_or(SourceError::NoGroup)?;
         let (command_tx, command_rx) = mpsc::sync_channel(COMMANDS_MAX);
@@ -77,7 +74,7 @@ impl KafkaSource {
         let worker = Worker {
             poller,
             consumer,
-            outlets,
+            outlets: HashMap::new(),
             slots: HashMap::new(),
             by_handle: HashMap::new(),
             events: EventQueue { sender: event_tx, backlog: VecDeque::new() },
@@ -149,6 +146,7 @@ enum Awaited {
 struct Worker {
     poller: Poller<DefaultConsumerContext>,
     consumer: Arc<MemberConsumer>,
+    /// Chunks of a topic go to all of its outlets.
     outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>>,
     slots: HashMap<TopicPartition, Slot>,
     /// Saves looking at a topic's name for every record.
@@ -268,6 +266,11 @@ impl Worker {
 
     fn apply(&mut self, command: Command) {
         match command {
+            Command::Connect(outlets) => {
+                for (topic, outlet) in outlets {
+                    self.outlets.entry(topic).or_default().push(outlet);
+                }
+            }
             Command::Subscribe(topics) => {
                 let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
                 if let Err(error) = self.consumer.subscribe(&names) {

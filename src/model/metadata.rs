@@ -6,8 +6,9 @@
 //! |---|---|
 //! | `p<identity>=<offset>` | next offset of a sink that has no store of its own, where it differs from the committed offset |
 //! | `l<identity>=<log>.<n>` | commit log id and the last entry this partition's owner saw of a file sink |
+//! | `s<route>=<start hash>` | what a route with a pattern was last started with: topics that appear under an unchanged one are read from their beginning |
 //!
-//! `<identity>` is the hex of the first 8 bytes of SHA-256 of the sink identity. Entries of sinks this
+//! `<identity>` and `<route>` are the hex of the first 8 bytes of SHA-256 of the sink's identity, of the route's name. Entries of sinks this
 //! instance does not know, and kinds it does not know, are copied unchanged: during a rolling deploy
 //! they belong to the other version.
 
@@ -15,7 +16,7 @@ use std::collections::BTreeMap;
 
 use sha2::{Digest, Sha256};
 
-use super::Offset;
+use super::{Offset, StartHash};
 
 const PREFIX: &str = "ss1";
 
@@ -120,6 +121,15 @@ impl GroupMetadata {
         Some((id.to_owned(), number.parse().ok()?))
     }
 
+    /// What the route of this name was last started with.
+    pub fn start(&self, route: &IdentityHash) -> Option<StartHash> {
+        self.entries.get(&format!("s{}", route.0)).cloned().map(StartHash)
+    }
+
+    pub fn set_start(&mut self, route: &IdentityHash, hash: &StartHash) {
+        self.entries.insert(format!("s{}", route.0), hash.0.clone());
+    }
+
     pub fn set_log(&mut self, identity: &IdentityHash, log_id: &str, number: u64) {
         self.entries.insert(format!("l{}", identity.0), format!("{log_id}.{number}"));
     }
@@ -137,9 +147,12 @@ mod tests {
         let own = IdentityHash::of("orders/archive");
         metadata.set_position(&own, Offset::new(5).unwrap());
         metadata.set_log(&own, "ff00", 3);
+        metadata.set_start(&own, &StartHash("0a1b".to_owned()));
         let back = GroupMetadata::parse(&metadata.render().unwrap()).unwrap();
         assert_eq!(back.position(&own), Offset::new(5));
         assert_eq!(back.log(&own), Some(("ff00".to_owned(), 3)));
+        assert_eq!(back.start(&own), Some(StartHash("0a1b".to_owned())));
+        assert_eq!(back.start(&IdentityHash::of("other")), None);
         assert!(back.render().unwrap().contains("z1=of-a-later-version"));
     }
 

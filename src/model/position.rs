@@ -148,6 +148,8 @@ pub struct Positions {
     positions: BTreeMap<PositionKey, Position>,
     /// The name each topic had: tells a topic that was deleted and created again from a new one.
     names: BTreeMap<TopicId, TopicName>,
+    /// Of the last `start` move.
+    start_hash: Option<StartHash>,
 }
 
 impl Positions {
@@ -160,6 +162,15 @@ impl Positions {
             let name = self.names.get(&key.topic_id)?;
             Some((key, name, position))
         })
+    }
+
+    /// What the sink was last started with, if it ever was.
+    pub fn start_hash(&self) -> Option<&StartHash> {
+        self.start_hash.as_ref()
+    }
+
+    pub fn restore_start_hash(&mut self, hash: Option<StartHash>) {
+        self.start_hash = hash;
     }
 
     /// Has any partition of this topic a position?
@@ -209,6 +220,9 @@ impl Positions {
             // A move without records says nothing about epochs: keep the one known.
             let epoch = step.end.epoch.or_else(|| self.get(&step.key).and_then(|position| position.epoch));
             let next = step.end.next;
+            if let Reason::Start { hash } = &step.reason {
+                self.start_hash = Some(hash.clone());
+            }
             self.restore(step.key, step.topic.clone(), Position { next, epoch });
         }
         Ok(())

@@ -9,6 +9,7 @@
 //! another lane.
 
 mod lookup;
+mod prepare;
 mod process;
 mod resume;
 
@@ -21,11 +22,12 @@ use tracing::{debug, info, warn};
 
 use crate::codec::Codec;
 use crate::codec::meta::MetaColumn;
-use crate::config::plan::{BadRecords, BatchLimits, KeyForm};
+use crate::config::plan::{BadRecords, BatchLimits, KeyForm, OnDataLoss};
 use crate::handler::Handler;
 use crate::kafka::{Assignment, Cluster, Gauge, Outlet};
 use crate::model::{
-    Chunk, Classify, Fault, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicPartition,
+    Chunk, Classify, Fault, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicName,
+    TopicPartition,
 };
 use crate::registry::Registry;
 use crate::sink::{Settled, Sink, SinkError, Store};
@@ -33,9 +35,12 @@ use crate::sink::{Settled, Sink, SinkError, Store};
 use super::batching::{Buffer, Pushed, Taken};
 use super::chain;
 use super::ledger::Ledger;
-use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
+use super::message::{Committed, Control, Durable, Report, Stop};
 use super::retry;
 use lookup::Lookup;
+use prepare::Ends;
+
+pub use prepare::{LaneFactory, Life, lane};
 
 /// Chunks that wait in a lane's inbox. Their bytes are bounded by the gauge; this bounds their number.
 const CHUNKS_MAX: usize = 256;
@@ -62,8 +67,8 @@ pub struct LaneParts {
     pub limits: BatchLimits,
     pub start: Start,
     pub start_hash: StartHash,
+    pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
-    pub gauge: Arc<Gauge>,
 }
 
 /// One sink of a lane.
@@ -111,6 +116,7 @@ impl LaneHandle {
     }
 }
 
+#[derive(Debug)]
 struct Inbox {
     chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
@@ -131,10 +137,21 @@ impl Outlet for Inbox {
     }
 }
 
+/// What a lane knows of a topic it reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// It appeared after the route had started: all of it is wanted.
+    pub is_new: bool,
+    /// When this process first looked; partitions above are new.
+    pub partition_count: Option<usize>,
+}
+
 /// A route at work.
 pub struct Lane {
-    id: LaneId,
     parts: LaneParts,
+    gauge: Arc<Gauge>,
+    /// All topics of the route, whoever owns their partitions.
+    topics: BTreeMap<TopicName, Seen>,
     ledger: Ledger,
     buffer: Buffer,
     keys: BTreeMap<TopicPartition, PositionKey>,
@@ -156,9 +173,7 @@ pub struct Lane {
     /// Dead letters were written and are not durable yet.
     has_letters: bool,
     summary: Summary,
-    control: mpsc::Receiver<Control>,
-    chunks: mpsc::Receiver<Chunk>,
-    reports: mpsc::Sender<(LaneId, Report)>,
+    ends: Ends,
 }
 
 enum State {
@@ -173,17 +188,14 @@ enum State {
 }
 
 impl Lane {
-    pub fn new(id: LaneId, parts: LaneParts, reports: mpsc::Sender<(LaneId, Report)>) -> (Self, LaneHandle) {
-        let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
-        let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
-        let handle = LaneHandle {
-            route: parts.route.clone(),
-            control: control_tx,
-            chunks: chunk_tx,
-            gauge: parts.gauge.clone(),
-        };
-        let lane = Self {
-            id,
+    fn new(
+        parts: LaneParts,
+        gauge: Arc<Gauge>,
+        ends: Ends,
+        topics: BTreeMap<TopicName, Seen>,
+        to_resume: BTreeMap<TopicPartition, Committed>,
+    ) -> Self {
+        Self {
             ledger: Ledger::new(parts.sinks.len()),
             buffer: Buffer::new(parts.limits),
             keys: BTreeMap::new(),
@@ -192,22 +204,22 @@ impl Lane {
             staged: None,
             lookup: None,
             expired: Vec::new(),
-            to_resume: BTreeMap::new(),
+            to_resume,
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
             bad_logged: None,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
             parts,
-            control,
-            chunks,
-            reports,
-        };
-        (lane, handle)
+            gauge,
+            topics,
+            ends,
+        }
     }
 
     /// Works until it is drained or the engine is gone.
-    pub async fn run(mut self) -> Summary {
+    async fn run(mut self) -> Summary {
+        self.advance().await;
         loop {
             let due = self.next_due();
             let timer = async {
@@ -219,7 +231,7 @@ impl Lane {
             let takes_chunks = matches!(self.state, State::Running) || self.is_stopped();
             let is_drained = tokio::select! {
                 biased;
-                control = self.control.recv() => match control {
+                control = self.ends.control.recv() => match control {
                     Some(control) => self.obey(control).await,
                     None => true,
                 },
@@ -227,7 +239,7 @@ impl Lane {
                     self.learn(learnt);
                     false
                 }
-                chunk = self.chunks.recv(), if takes_chunks => {
+                chunk = self.ends.chunks.recv(), if takes_chunks => {
                     if let Some(chunk) = chunk {
                         self.take(chunk).await;
                     }
@@ -287,15 +299,14 @@ impl Lane {
                     self.resume().await;
                 }
             }
+            Control::Topics(topics) => self.topics.extend(topics),
             Control::Assigned(assignments) => self.assigned(assignments).await,
+            Control::Lost { source, stop } => self.lost(source, stop).await,
             Control::Revoke { partitions, is_lost } => {
                 self.give_up(&partitions, is_lost).await;
                 self.report(Report::Released(partitions)).await;
             }
-            Control::Fail(stop) => {
-                self.flush_all().await;
-                self.stop(stop.message, stop.hint).await;
-            }
+            Control::Fail(stop) => self.fail(stop).await,
             Control::Drain => {
                 self.flush_all().await;
                 self.report(Report::Drained).await;
@@ -303,6 +314,23 @@ impl Lane {
             }
         }
         false
+    }
+
+    /// Stops after everything that was taken is durable.
+    async fn fail(&mut self, stop: Stop) {
+        self.flush_all().await;
+        self.stop(stop.message, stop.hint).await;
+    }
+
+    /// The brokers do not have what is wanted next. Going on begins with a look at what they have.
+    async fn lost(&mut self, source: TopicPartition, stop: Stop) {
+        match self.parts.on_data_loss {
+            OnDataLoss::Stop => self.fail(stop).await,
+            OnDataLoss::Continue => {
+                self.give_up(std::slice::from_ref(&source), false).await;
+                self.report(Report::Rewind(vec![source])).await;
+            }
+        }
     }
 
     /// Expects chunks of these assignments. A sink may have been thrown back since the lane said where it
@@ -522,10 +550,7 @@ impl Lane {
     }
 
     async fn report(&mut self, report: Report) {
-        // The engine is gone only when the process ends.
-        if self.reports.send((self.id, report)).await.is_err() {
-            debug!(route = self.parts.route, "nobody listens to this lane any more");
-        }
+        self.ends.report(report).await;
     }
 
     fn resume_offsets<'a>(

@@ -1,6 +1,6 @@
 //! From a taken batch to rows in sinks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use crate::codec::{Decoded, Rejected, letters, meta};
 use crate::config::plan::BadRecords;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
-use crate::model::{Batch, Move, Offset, Position, Reason, RecordRef, ranges};
+use crate::model::{Batch, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges};
 
 use super::{Feed, Lane, State};
 
@@ -56,7 +56,7 @@ impl Lane {
         while matches!(self.state, State::Running) && self.lookup.is_none() {
             let taken = match self.staged.take() {
                 Some(taken) => taken,
-                None if self.buffer.is_ready(Instant::now()) || self.parts.gauge.is_full() => {
+                None if self.buffer.is_ready(Instant::now()) || self.gauge.is_full() => {
                     match self.buffer.take(&self.ledger) {
                         Some(taken) => taken,
                         None => break,
@@ -272,9 +272,8 @@ impl Lane {
     }
 
     fn moves(&self, taken: &Taken) -> Vec<Move> {
-        let names = |part: &crate::engine::batching::Part| {
-            self.keys.iter().find(|(_, key)| **key == part.key).map(|(source, _)| source.topic.clone())
-        };
+        let names: BTreeMap<&PositionKey, &TopicName> =
+            self.keys.iter().map(|(source, key)| (key, &source.topic)).collect();
         taken
             .parts
             .iter()
@@ -282,7 +281,7 @@ impl Lane {
                 let records = part.records().count() as u64;
                 Some(Move {
                     key: part.key,
-                    topic: names(part)?,
+                    topic: (*names.get(&part.key)?).clone(),
                     start: Some(part.start),
                     end: Position { next: part.end, epoch: part.epoch },
                     reason: if records > 0 { Reason::Data } else { Reason::Idle },

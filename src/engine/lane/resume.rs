@@ -6,19 +6,30 @@ use std::time::Instant;
 
 use arrow::datatypes::Schema;
 use arrow::record_batch::RecordBatch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
+use crate::config::plan::OnDataLoss;
 use crate::engine::message::{Committed, Report};
 use crate::engine::{chain, retry};
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
-    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName, TopicPartition,
+    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName,
+    TopicPartition, ranges,
 };
 
 use crate::sink::Store;
 
-use super::{Lane, State};
+use super::{Lane, Seen, State};
+
+/// Partitions that were asked for, with what the group has for them.
+type Asked<'a> = BTreeMap<&'a TopicPartition, &'a Committed>;
+
+/// What the brokers say of topics.
+type Infos = BTreeMap<TopicName, TopicInfo>;
+
+/// Positions of a first sight that are shown; a pattern may match thousands of topics.
+const SHOWN_MAX: usize = 8;
 
 /// Why resuming did not go through.
 enum Setback {
@@ -46,8 +57,7 @@ impl Lane {
             return;
         }
         let asked = self.to_resume.clone();
-        let unknown: BTreeMap<&TopicPartition, &Committed> =
-            asked.iter().filter(|(source, _)| !self.keys.contains_key(source)).collect();
+        let unknown: Asked<'_> = asked.iter().filter(|(source, _)| !self.keys.contains_key(source)).collect();
         let result = if unknown.is_empty() { Ok(()) } else { self.take_up(&unknown).await };
         match result {
             Ok(()) => {
@@ -75,47 +85,17 @@ impl Lane {
         }
     }
 
-    async fn take_up(&mut self, asked: &BTreeMap<&TopicPartition, &Committed>) -> Result<(), Setback> {
+    async fn take_up(&mut self, asked: &Asked<'_>) -> Result<(), Setback> {
         for index in 0..self.parts.sinks.len() {
             self.read_positions(index).await?;
         }
         self.check_logs(asked)?;
-        let topics: BTreeSet<&TopicName> = asked.keys().map(|source| &source.topic).collect();
-        for topic in topics {
-            let info = self.parts.cluster.topic(topic).await?;
-            self.restore(asked, topic, &info);
-            let given: BTreeSet<Partition> =
-                asked.keys().filter(|source| source.topic == *topic).map(|source| source.partition).collect();
-            self.first_sight(topic, &info, &given).await?;
-            for source in asked.keys().filter(|source| source.topic == *topic) {
-                self.take_up_one(source, &info).await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives sinks without a store of their own the positions that the group has for them.
-    fn restore(
-        &mut self,
-        asked: &BTreeMap<&TopicPartition, &Committed>,
-        topic: &TopicName,
-        info: &TopicInfo,
-    ) {
-        for (sink, stored) in self.parts.sinks.iter_mut().zip(&mut self.stored) {
-            if sink.sink.store() == Store::Own {
-                continue;
-            }
-            let identity = IdentityHash::of(&sink.identity);
-            for (source, committed) in asked.iter().filter(|(source, _)| source.topic == *topic) {
-                // Without an entry of its own it stands where the group does.
-                if let Some(next) = committed.metadata.position(&identity).or(committed.offset) {
-                    let position = Position { next, epoch: None };
-                    let key = key(info, source.partition);
-                    sink.sink.restore(key, topic, position);
-                    stored.restore(key, topic.clone(), position);
-                }
-            }
-        }
+        let infos = self.describe(asked).await?;
+        self.restore(asked, &infos);
+        let recreated = self.recreated(&infos)?;
+        self.first_sight(asked, &infos, &recreated).await?;
+        self.restate_start(asked, &infos).await?;
+        self.enter(asked, &infos).await
     }
 
     async fn read_positions(&mut self, index: usize) -> Result<(), Setback> {
@@ -132,7 +112,7 @@ impl Lane {
     }
 
     /// A partition that comes from another instance with another commit log was written somewhere else.
-    fn check_logs(&self, asked: &BTreeMap<&TopicPartition, &Committed>) -> Result<(), Setback> {
+    fn check_logs(&self, asked: &Asked<'_>) -> Result<(), Setback> {
         for (source, committed) in asked {
             for sink in &self.parts.sinks {
                 let theirs = committed.metadata.log(&IdentityHash::of(&sink.identity));
@@ -154,40 +134,119 @@ impl Lane {
         Ok(())
     }
 
-    /// Gives every sink that has not seen the topic a position in all of its partitions, before any data.
+    /// All topics of the route that exist, and those that were asked for.
+    async fn describe(&mut self, asked: &Asked<'_>) -> Result<Infos, Setback> {
+        let mut names: BTreeSet<TopicName> = self.topics.keys().cloned().collect();
+        names.extend(asked.keys().map(|source| source.topic.clone()));
+        let mut infos = Infos::new();
+        for (topic, described) in self.parts.cluster.describe(&names).await? {
+            match described {
+                Ok(info) => {
+                    let fresh = Seen { is_new: false, partition_count: None };
+                    let seen = self.topics.entry(topic.clone()).or_insert(fresh);
+                    seen.partition_count.get_or_insert(info.partition_count);
+                    infos.insert(topic, info);
+                }
+                Err(error) if asked.keys().any(|source| source.topic == topic) => return Err(error.into()),
+                // It is seen when it is there.
+                Err(error) => debug!(route = self.parts.route, error = chain(&error), "a topic is not there"),
+            }
+        }
+        Ok(infos)
+    }
+
+    /// Gives sinks without a store of their own the positions that the group has for them.
+    fn restore(&mut self, asked: &Asked<'_>, infos: &Infos) {
+        for (sink, stored) in self.parts.sinks.iter_mut().zip(&mut self.stored) {
+            if sink.sink.store() == Store::Own {
+                continue;
+            }
+            let identity = IdentityHash::of(&sink.identity);
+            for (source, committed) in asked {
+                // Without an entry of its own it stands where the group does.
+                let next = committed.metadata.position(&identity).or(committed.offset);
+                if let (Some(next), Some(info)) = (next, infos.get(&source.topic)) {
+                    let position = Position { next, epoch: None };
+                    let key = key(info, source.partition);
+                    sink.sink.restore(key, &source.topic, position);
+                    stored.restore(key, source.topic.clone(), position);
+                }
+            }
+        }
+    }
+
+    /// Topics that were deleted and created again: their offsets mean other records now.
+    fn recreated(&self, infos: &Infos) -> Result<BTreeSet<TopicName>, Setback> {
+        let mut recreated = BTreeSet::new();
+        for (topic, info) in infos {
+            for (sink, stored) in self.parts.sinks.iter().zip(&self.stored) {
+                let Some(former) = stored.former_id(topic, info.id) else {
+                    continue;
+                };
+                let message = format!(
+                    "topic `{topic}` was deleted and created again: sink `{}` has positions of {former}, the brokers have {}",
+                    sink.name, info.id
+                );
+                match self.parts.on_data_loss {
+                    OnDataLoss::Continue => {
+                        warn!(route = self.parts.route, "{message}; it is read from its beginning");
+                        recreated.insert(topic.clone());
+                    }
+                    OnDataLoss::Stop => {
+                        return Err(Setback::Stop {
+                            message,
+                            hint: "its offsets mean other records now; read it with another `group.id` and other \
+                                   paths, or set `on_data_loss: continue` to read what is there",
+                        });
+                    }
+                }
+            }
+        }
+        Ok(recreated)
+    }
+
+    /// Gives every sink a position in all partitions of all topics it has not seen, before any data: one move
+    /// for each, all in one commit.
     ///
-    /// A sink without a store of its own gets positions only in the `given` partitions: the others belong
-    /// to members whose commits we do not see.
+    /// A sink without a store of its own gets positions only in the partitions that were asked for: the others
+    /// belong to members whose commits we do not see.
     async fn first_sight(
         &mut self,
-        topic: &TopicName,
-        info: &TopicInfo,
-        given: &BTreeSet<Partition>,
+        asked: &Asked<'_>,
+        infos: &Infos,
+        recreated: &BTreeSet<TopicName>,
     ) -> Result<(), Setback> {
-        let partitions: Vec<Partition> =
-            (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX)).map(Partition).collect();
+        // Before any of them is changed here.
+        let is_unchanged =
+            self.stored.iter().any(|stored| stored.start_hash() == Some(&self.parts.start_hash));
+        let all: Vec<(TopicPartition, PositionKey)> = infos
+            .iter()
+            .flat_map(|(topic, info)| {
+                let count = i32::try_from(info.partition_count).unwrap_or(i32::MAX);
+                let each = (0..count).map(Partition);
+                each.map(move |partition| (TopicPartition::new(topic, partition), key(info, partition)))
+            })
+            .collect();
         for index in 0..self.parts.sinks.len() {
-            if let Some(former) = self.stored[index].former_id(topic, info.id) {
-                return Err(Setback::Stop {
-                    message: format!(
-                        "topic `{topic}` was deleted and created again: sink `{}` has positions of {former}, the brokers have {}",
-                        self.parts.sinks[index].name, info.id
-                    ),
-                    hint: "its offsets mean other records now; read it with another `group.id` and other paths",
-                });
-            }
-            let missing: Vec<Partition> = partitions
+            let is_own = self.parts.sinks[index].sink.store() == Store::Own;
+            let missing: Vec<&(TopicPartition, PositionKey)> = all
                 .iter()
-                .copied()
-                .filter(|partition| self.stored[index].get(&key(info, *partition)).is_none())
-                .filter(|partition| {
-                    self.parts.sinks[index].sink.store() == Store::Own || given.contains(partition)
+                .filter(|(source, key)| {
+                    self.stored[index].get(key).is_none() && (is_own || asked.contains_key(source))
                 })
                 .collect();
-            if !missing.is_empty() {
-                let starts = self.starts(index, topic, info, &missing).await?;
-                self.store_starts(index, topic, info, &starts).await?;
+            if missing.is_empty() {
+                continue;
             }
+            let moves = self.starts(index, &missing, is_unchanged, recreated).await?;
+            info!(
+                route = self.parts.route,
+                sink = self.parts.sinks[index].name,
+                partitions = moves.len(),
+                starts = ranges(&moves[..moves.len().min(SHOWN_MAX)]),
+                "first sight"
+            );
+            self.store_moves(index, moves).await?;
         }
         Ok(())
     }
@@ -196,110 +255,184 @@ impl Lane {
     async fn starts(
         &mut self,
         index: usize,
-        topic: &TopicName,
-        info: &TopicInfo,
-        missing: &[Partition],
-    ) -> Result<BTreeMap<Partition, Offset>, Setback> {
-        let is_known = self.stored[index].knows(info.id);
-        // A partition that appeared later was empty when it did: all of it is wanted.
-        let start = if is_known { &Start::Earliest } else { &self.parts.start };
-        let resolved = self.parts.cluster.resolve(topic, info.partition_count, start).await?;
-        let starts = missing.iter().filter_map(|partition| {
+        missing: &[&(TopicPartition, PositionKey)],
+        is_unchanged: bool,
+        recreated: &BTreeSet<TopicName>,
+    ) -> Result<Vec<Move>, Setback> {
+        let mut wanted: Vec<(TopicPartition, &Start)> = Vec::new();
+        let mut starts: BTreeMap<&TopicPartition, Offset> = BTreeMap::new();
+        for (source, key) in missing {
+            let seen = self.topics.get(&source.topic);
+            // A partition that appeared later was empty when it did: all of it is wanted.
+            let is_added = match self.parts.sinks[index].sink.store() {
+                Store::Own => self.stored[index].knows(key.topic_id),
+                Store::Group => {
+                    let count = seen.and_then(|seen| seen.partition_count);
+                    let number = usize::try_from(source.partition.0).unwrap_or_default();
+                    count.is_some_and(|count| number >= count)
+                }
+            };
             // A sink added to a living route begins where its siblings stand.
-            let siblings = self
-                .stored
-                .iter()
-                .filter_map(|stored| stored.get(&key(info, *partition)))
-                .map(|position| position.next)
-                .min();
-            let offset = siblings.filter(|_| !is_known).or_else(|| resolved.get(partition).copied())?;
-            Some((*partition, offset))
-        });
-        Ok(starts.collect())
-    }
-
-    async fn store_starts(
-        &mut self,
-        index: usize,
-        topic: &TopicName,
-        info: &TopicInfo,
-        starts: &BTreeMap<Partition, Offset>,
-    ) -> Result<(), Setback> {
-        let moves: Vec<Move> = starts
-            .iter()
-            .map(|(partition, offset)| Move {
-                key: key(info, *partition),
-                topic: topic.clone(),
+            let siblings = self.stored.iter().filter_map(|stored| stored.get(key));
+            let sibling = siblings.map(|position| position.next).min().filter(|_| !is_added);
+            if let Some(next) = sibling {
+                starts.insert(source, next);
+                continue;
+            }
+            // So is a topic that appeared while topics and start were the same.
+            let is_new = is_unchanged || seen.is_some_and(|seen| seen.is_new);
+            let is_whole = is_added || is_new || recreated.contains(&source.topic);
+            wanted.push((source.clone(), if is_whole { &Start::Earliest } else { &self.parts.start }));
+        }
+        let resolved = self.parts.cluster.resolve(&wanted).await?;
+        let moves = missing.iter().filter_map(|(source, key)| {
+            let next = *starts.get(source).or_else(|| resolved.get(source))?;
+            Some(Move {
+                key: *key,
+                topic: source.topic.clone(),
                 start: None,
-                end: Position { next: *offset, epoch: None },
+                end: Position { next, epoch: None },
                 reason: Reason::Start { hash: self.parts.start_hash.clone() },
                 records: 0,
             })
-            .collect();
-        info!(
-            route = self.parts.route,
-            sink = self.parts.sinks[index].name,
-            %topic,
-            starts = ?starts.iter().map(|(partition, offset)| (partition.0, offset.get())).collect::<Vec<_>>(),
-            "first sight of a topic"
-        );
+        });
+        Ok(moves.collect())
+    }
+
+    /// Stores that `topics:` or `start:` were edited, so that topics which appear from now on are known to be
+    /// new. Any position does for that, as it is.
+    async fn restate_start(&mut self, asked: &Asked<'_>, infos: &Infos) -> Result<(), Setback> {
+        for index in 0..self.parts.sinks.len() {
+            let stored = &self.stored[index];
+            if stored.start_hash().is_none_or(|hash| *hash == self.parts.start_hash) {
+                continue;
+            }
+            let standing = asked.keys().find_map(|source| {
+                let key = key(infos.get(&source.topic)?, source.partition);
+                Some((*source, key, stored.get(&key)?))
+            });
+            let Some((source, key, position)) = standing else {
+                continue;
+            };
+            info!(
+                route = self.parts.route,
+                sink = self.parts.sinks[index].name,
+                "`topics:` or `start:` was edited: topics that are stored go on where they stand"
+            );
+            let step = Move {
+                key,
+                topic: source.topic.clone(),
+                start: Some(position.next),
+                end: position,
+                reason: Reason::Start { hash: self.parts.start_hash.clone() },
+                records: 0,
+            };
+            self.store_moves(index, vec![step]).await?;
+        }
+        Ok(())
+    }
+
+    async fn store_moves(&mut self, index: usize, moves: Vec<Move>) -> Result<(), Setback> {
         let batch = Batch { moves, rows: RecordBatch::new_empty(Arc::new(Schema::empty())) };
         let sink = &mut self.parts.sinks[index].sink;
         let written = match sink.write(&batch).await {
             Ok(()) => sink.flush().await,
             Err(error) => Err(error),
         };
+        // Losing the race for these says nothing about another deployment.
+        self.conflicts[index] = 0;
         match written {
             Ok(positions) => {
-                self.conflicts[index] = 0;
                 self.ledger.settle(index, &positions);
                 self.stored[index] = positions;
                 Ok(())
             }
             Err(error) => {
-                // Losing the race for first positions says nothing about another deployment.
-                self.conflicts[index] = 0;
                 self.sink_failed(index, error).await;
                 Err(Setback::Sink)
             }
         }
     }
 
-    /// Checks a partition's positions against what the brokers have, and enters it in the ledger.
-    async fn take_up_one(&mut self, source: &TopicPartition, info: &TopicInfo) -> Result<(), Setback> {
-        let key = key(info, source.partition);
-        let (first, end) = self.parts.cluster.bounds(source).await?;
-        let mut durable = Vec::with_capacity(self.stored.len());
-        for (sink, stored) in self.parts.sinks.iter().zip(&self.stored) {
-            let Some(position) = stored.get(&key) else {
-                return Err(Setback::Stop {
-                    message: format!("sink `{}` has no position for {source}", sink.name),
-                    hint: "this is a defect of sidestream; please report it",
-                });
+    /// Checks positions against what the brokers have, and enters them in the ledger.
+    async fn enter(&mut self, asked: &Asked<'_>, infos: &Infos) -> Result<(), Setback> {
+        let sources: Vec<TopicPartition> = asked.keys().map(|source| (*source).clone()).collect();
+        let bounds = self.parts.cluster.bounds(&sources).await?;
+        let mut lost: BTreeMap<usize, Vec<Move>> = BTreeMap::new();
+        for source in &sources {
+            let (Some(info), Some(bounds)) = (infos.get(&source.topic), bounds.get(source)) else {
+                continue;
             };
-            if position.next < first {
-                return Err(Setback::Stop {
-                    message: format!(
-                        "{source}: offsets {} to {first} are lost: sink `{}` has not read them, and the brokers have deleted them (retention)",
-                        position.next, sink.name
-                    ),
-                    hint: "give the topic a longer retention; to go on without them, use another `group.id` and other paths",
-                });
+            let key = key(info, source.partition);
+            for (index, stored) in self.stored.iter().enumerate() {
+                let position = stored.get(&key).map(|position| position.next);
+                if let Some(step) = self.check_position(index, source, key, position, *bounds)? {
+                    lost.entry(index).or_default().push(step);
+                }
             }
-            if position.next > end {
-                return Err(Setback::Stop {
-                    message: format!(
-                        "{source}: sink `{}` stands at offset {}, and the brokers have only {end}: the partition was truncated (unclean leader election)",
-                        sink.name, position.next
-                    ),
-                    hint: "records were replaced; find out what was lost before reading on",
-                });
-            }
-            durable.push(position.next);
         }
-        self.ledger.assign(key, &durable);
-        self.keys.insert(source.clone(), key);
+        for (index, moves) in lost {
+            self.store_moves(index, moves).await?;
+        }
+        for source in &sources {
+            let Some(info) = infos.get(&source.topic) else {
+                continue;
+            };
+            let key = key(info, source.partition);
+            let durable: Option<Vec<Offset>> =
+                self.stored.iter().map(|stored| Some(stored.get(&key)?.next)).collect();
+            if let Some(durable) = durable {
+                self.ledger.assign(key, &durable);
+                self.keys.insert(source.clone(), key);
+            }
+        }
         Ok(())
+    }
+
+    /// The move over what the brokers have lost, if the route goes on without it.
+    fn check_position(
+        &self,
+        index: usize,
+        source: &TopicPartition,
+        key: PositionKey,
+        position: Option<Offset>,
+        (first, end): (Offset, Offset),
+    ) -> Result<Option<Move>, Setback> {
+        let name = &self.parts.sinks[index].name;
+        let Some(next) = position else {
+            return Err(Setback::Stop {
+                message: format!("sink `{name}` has no position for {source}"),
+                hint: "this is a defect of sidestream; please report it",
+            });
+        };
+        let (message, hint, to) = if next < first {
+            let message = format!(
+                "{source}: offsets {next} to {first} are lost: sink `{name}` has not read them, and the brokers have deleted them (retention)"
+            );
+            let hint =
+                "give the topic a longer retention; to go on without them, set `on_data_loss: continue`";
+            (message, hint, first)
+        } else if next > end {
+            let message = format!(
+                "{source}: sink `{name}` stands at offset {next}, and the brokers have only {end}: the partition was truncated (unclean leader election)"
+            );
+            let hint = "records were replaced; find out what was lost before reading on with `on_data_loss: continue`";
+            (message, hint, end)
+        } else {
+            return Ok(None);
+        };
+        if self.parts.on_data_loss == OnDataLoss::Stop {
+            return Err(Setback::Stop { message, hint });
+        }
+        warn!(route = self.parts.route, "{message}; going on at {to}");
+        Ok(Some(Move {
+            key,
+            topic: source.topic.clone(),
+            start: Some(next),
+            end: Position { next: to, epoch: None },
+            reason: Reason::Lost,
+            records: 0,
+        }))
     }
 }
 

@@ -55,6 +55,11 @@ impl Engine {
                 }
                 Ok(())
             }
+            Answer::Names(Ok(names)) => self.follow(&names, true).await,
+            Answer::Names(Err(error)) => {
+                self.say(format!("topics could not be listed: {}", chain(&error)));
+                Ok(())
+            }
             Answer::Others(committed) => {
                 for (source, (offset, _)) in committed {
                     let end = self.until.as_ref().and_then(|until| until.get(&source));
@@ -89,6 +94,11 @@ impl Engine {
             let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
             let lanes = self.lanes_of(&source.topic);
             self.group.own(source.clone(), &lanes, committed.clone());
+            for (index, route) in self.routes.iter().enumerate() {
+                if route.topics.is_pattern() && self.followed.contains(&(index, source.topic.clone())) {
+                    self.group.started(&source, &route.name, &route.start_hash);
+                }
+            }
             asked.insert(source, committed);
         }
         self.ask(asked).await

@@ -40,7 +40,11 @@ impl Engine {
         let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
         let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()) };
         for lane in self.live_lanes_of(&source.topic) {
-            self.tell(lane, Control::Fail(stop.clone())).await;
+            let control = match verdict {
+                Verdict::DataLost => Control::Lost { source: source.clone(), stop: stop.clone() },
+                _ => Control::Fail(stop.clone()),
+            };
+            self.tell(lane, control).await;
         }
         Ok(())
     }

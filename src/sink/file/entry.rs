@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::model::metadata::hex;
-use crate::model::{ClusterId, Move, Position, PositionKey, Positions, TopicName};
+use crate::model::{ClusterId, Move, Position, PositionKey, Positions, StartHash, TopicName};
 
 /// The version written. A reader refuses a higher one: it would misread the progress.
 pub const VERSION: u32 = 1;
@@ -63,6 +63,9 @@ pub struct Checkpoint {
     pub hash: String,
     pub created: Created,
     pub positions: Vec<StoredPosition>,
+    /// Of the last `start` move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_hash: Option<StartHash>,
     /// Files committed since the checkpoint before.
     pub files: Vec<DataFile>,
 }
@@ -82,6 +85,7 @@ impl Checkpoint {
         for stored in &self.positions {
             positions.restore(stored.key, stored.topic.clone(), stored.position);
         }
+        positions.restore_start_hash(self.start_hash.clone());
         positions
     }
 }

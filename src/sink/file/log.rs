@@ -273,6 +273,7 @@ impl Log {
                     position: *position,
                 })
                 .collect(),
+            start_hash: self.positions.start_hash().cloned(),
             files: std::mem::take(&mut self.files),
         };
         create(&self.root, &checkpoint_path(&self.root, self.last), &checkpoint)?;

@@ -5,11 +5,13 @@
 //! - reading a header whose name is not UTF-8 panics;
 //! - a rebalance has to be answered inside a callback; here it is an event like any other;
 //! - asynchronous commits never tell their result; `rd_kafka_commit_queue` does;
-//! - topic ids (KIP-516) and leader epochs are not exposed.
+//! - topic ids (KIP-516), leader epochs and the bulk look-up of offsets are not exposed.
 //!
 //! Rules kept here: an event is destroyed exactly once, by [`NativeEvent`]'s drop; nothing borrowed from an
 //! event outlives it; pointers from librdkafka are checked for null before use; the queue is released
 //! before the consumer is dropped, because [`Poller`] borrows the consumer's lifetime through `Arc`.
+
+mod admin;
 
 use std::ffi::{CStr, CString, c_char};
 use std::fmt;
@@ -23,9 +25,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
-use crate::model::{
-    Incoming, LeaderEpoch, Offset, Partition, TimestampType, TopicId, TopicName, TopicPartition,
-};
+use crate::model::{Incoming, LeaderEpoch, Offset, Partition, TimestampType, TopicName, TopicPartition};
+
+pub use admin::{Described, describe_topics, list_offsets, mock_bootstrap};
 
 unsafe extern "C" {
     /// The binding returns an enum, and brokers may send codes that this version of it does not have.
@@ -379,118 +381,4 @@ fn text(raw: *const c_char) -> String {
     }
     // SAFETY: librdkafka's texts are null-terminated; the callers hold what owns them.
     unsafe { CStr::from_ptr(raw) }.to_string_lossy().into_owned()
-}
-
-/// What DescribeTopics says of one topic.
-#[derive(Debug, Clone)]
-pub struct Described {
-    pub id: TopicId,
-    pub partition_count: usize,
-}
-
-/// Asks `broker` for topic ids and partition counts, in the order of `topics`. A topic that does not exist
-/// is `None`. Any broker can answer; librdkafka's default, the controller, does not exist on its mock
-/// cluster.
-///
-/// # Errors
-/// What the client or the broker said.
-pub fn describe_topics<C: ConsumerContext>(
-    consumer: &BaseConsumer<C>,
-    broker: i32,
-    topics: &[TopicName],
-    timeout: Duration,
-) -> Result<Vec<Option<Described>>, String> {
-    let names: Vec<CString> = topics
-        .iter()
-        .map(|topic| CString::new(topic.as_str()).map_err(|error| error.to_string()))
-        .collect::<Result<_, _>>()?;
-    let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-    let client = consumer.client().native_ptr();
-    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    let mut complaint = [0 as c_char; 256];
-    // SAFETY: all objects are created here, used while they live, and destroyed once below; the client
-    // copies names and options before DescribeTopics returns.
-    let event = unsafe {
-        let collection = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let options = sys::rd_kafka_AdminOptions_new(
-            client,
-            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-        );
-        sys::rd_kafka_AdminOptions_set_request_timeout(
-            options,
-            millis,
-            complaint.as_mut_ptr(),
-            complaint.len(),
-        );
-        sys::rd_kafka_AdminOptions_set_broker(options, broker, complaint.as_mut_ptr(), complaint.len());
-        let queue = sys::rd_kafka_queue_new(client);
-        sys::rd_kafka_DescribeTopics(client, collection, options, queue);
-        // The operation itself ends within the timeout; this waits a little longer for its result.
-        let event = sys::rd_kafka_queue_poll(queue, millis.saturating_add(1000));
-        sys::rd_kafka_queue_destroy(queue);
-        sys::rd_kafka_AdminOptions_destroy(options);
-        sys::rd_kafka_TopicCollection_destroy(collection);
-        event
-    };
-    if event.is_null() {
-        return Err("timed out".to_owned());
-    }
-    read_descriptions(&NativeEvent(event), topics)
-}
-
-fn read_descriptions(event: &NativeEvent, topics: &[TopicName]) -> Result<Vec<Option<Described>>, String> {
-    let ok = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
-    let unknown = [
-        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
-    ];
-    let mut described = vec![None; topics.len()];
-    // SAFETY: the result and everything in it belong to the event, which lives through this function.
-    unsafe {
-        if event_error_code(event.0) != Code::NO_ERROR.0 {
-            return Err(text(sys::rd_kafka_event_error_string(event.0)));
-        }
-        let result = sys::rd_kafka_event_DescribeTopics_result(event.0);
-        if result.is_null() {
-            return Err("an answer of another kind".to_owned());
-        }
-        let mut count = 0;
-        let list = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
-        for index in 0..count {
-            let topic = *list.add(index);
-            let error = sys::rd_kafka_TopicDescription_error(topic);
-            let code = sys::rd_kafka_error_code(error);
-            let name = text(sys::rd_kafka_TopicDescription_name(topic));
-            if unknown.contains(&code) {
-                continue;
-            }
-            if code != ok {
-                return Err(format!("topic `{name}`: {}", RDKafkaErrorCode::from(code)));
-            }
-            let id = sys::rd_kafka_TopicDescription_topic_id(topic);
-            let high = sys::rd_kafka_Uuid_most_significant_bits(id) as u64;
-            let low = sys::rd_kafka_Uuid_least_significant_bits(id) as u64;
-            let mut partition_count = 0;
-            sys::rd_kafka_TopicDescription_partitions(topic, &mut partition_count);
-            if let Some(at) = topics.iter().position(|topic| topic.as_str() == name) {
-                described[at] =
-                    Some(Described { id: TopicId(uuid::Uuid::from_u64_pair(high, low)), partition_count });
-            }
-        }
-    }
-    Ok(described)
-}
-
-/// The bootstrap address of the mock cluster that a client with `test.mock.num.brokers` runs, with the
-/// wait before a group's first rebalance taken away (3 s by default). `None` if it runs none.
-pub fn mock_bootstrap(client: *mut sys::rd_kafka_t) -> Option<String> {
-    // SAFETY: the client is alive, and so is its mock cluster; the address is copied.
-    unsafe {
-        let cluster = sys::rd_kafka_handle_mock_cluster(client);
-        if cluster.is_null() {
-            return None;
-        }
-        sys::rd_kafka_mock_group_initial_rebalance_delay_ms(cluster, 0);
-        Some(text(sys::rd_kafka_mock_cluster_bootstraps(cluster)))
-    }
 }

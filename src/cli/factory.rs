@@ -1,0 +1,173 @@
+//! What lanes are made of: a route's schema, its views bound to it, its sinks.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::stream::{self, StreamExt};
+use tokio::sync::Semaphore;
+use tracing::warn;
+
+use crate::codec::{Codec, letters};
+use crate::config::Problem;
+use crate::config::plan::{Route, Sink};
+use crate::engine::lane::{Feed, LaneFactory, LaneParts, LaneSink};
+use crate::engine::message::Stop;
+use crate::engine::{chain, retry};
+use crate::kafka::Cluster;
+use crate::model::{Classify, ClusterId, Fault};
+use crate::registry::{Registry, RegistryError};
+
+use super::build::{self, ReaderError};
+use super::load::Loaded;
+
+/// Routes that ask the registry at the same time: a pattern may match thousands of topics.
+const ASKING_MAX: usize = 16;
+
+/// So long a start waits for all schemas, to tell every mistake of the file at once and end. Routes whose schema
+/// has not come by then go on waiting by themselves.
+const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
+
+pub struct Factory {
+    loaded: Arc<Loaded>,
+    registry: Option<Arc<dyn Registry>>,
+    cluster: Arc<dyn Cluster>,
+    cluster_id: ClusterId,
+    asking: Semaphore,
+    /// What the first look has made, by route.
+    ready: Mutex<HashMap<String, LaneParts>>,
+}
+
+/// Why a lane cannot be made.
+enum Failure {
+    Reader(ReaderError),
+    Problems(Vec<Problem>),
+    Sink(anyhow::Error),
+}
+
+impl Factory {
+    pub fn new(
+        loaded: Arc<Loaded>,
+        registry: Option<Arc<dyn Registry>>,
+        cluster: Arc<dyn Cluster>,
+        cluster_id: ClusterId,
+    ) -> Self {
+        let asking = Semaphore::new(ASKING_MAX);
+        Self { loaded, registry, cluster, cluster_id, asking, ready: Mutex::default() }
+    }
+
+    /// Makes what can be made at once, and returns what is wrong in the file.
+    pub async fn first_look(&self, routes: &[Route]) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let all = stream::iter(routes)
+            .map(|route| async move { (route, self.attempt(route).await) })
+            .buffer_unordered(ASKING_MAX);
+        let collect = async {
+            let mut all = std::pin::pin!(all);
+            while let Some((route, made)) = all.next().await {
+                match made {
+                    Ok(parts) => {
+                        let mut ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner);
+                        ready.insert(route.name.clone(), parts);
+                    }
+                    Err(Failure::Problems(found)) => problems.extend(found),
+                    // The route's lane meets it again, and tells.
+                    Err(Failure::Reader(_) | Failure::Sink(_)) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(FIRST_LOOK_MAX, collect).await.is_err() {
+            warn!("not all schemas came in time; their routes go on waiting");
+        }
+        problems
+    }
+
+    async fn attempt(&self, route: &Route) -> Result<LaneParts, Failure> {
+        let codec = {
+            let needed = build::needs_registry(route);
+            // Closed only when this is dropped.
+            let _permit = if needed { self.asking.acquire().await.ok() } else { None };
+            build::codec(route, self.registry.as_deref()).await.map_err(Failure::Reader)?
+        };
+        self.assemble(route, codec).await
+    }
+
+    async fn assemble(&self, route: &Route, codec: Box<dyn Codec>) -> Result<LaneParts, Failure> {
+        let bound = build::bind(route, codec).await.map_err(Failure::Problems)?;
+        let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster_id };
+        let lane_sink = |sink: &Sink, feed, schema| {
+            let built = build::sink(sink, schema, around)?;
+            Ok(LaneSink { name: sink.name.clone(), identity: sink.identity.clone(), feed, sink: built })
+        };
+        let outputs = route.sinks.iter().map(|sink| {
+            let feed = sink.from.map_or(Feed::Fields, Feed::View);
+            lane_sink(sink, feed, bound.schema(sink))
+        });
+        let letters =
+            route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema()));
+        let sinks = outputs.chain(letters).collect::<anyhow::Result<Vec<_>>>().map_err(Failure::Sink)?;
+        Ok(LaneParts {
+            route: route.name.clone(),
+            sinks,
+            codec: bound.codec,
+            handler: Box::new(bound.views),
+            meta: bound.meta,
+            registry: self.registry.clone(),
+            cluster: self.cluster.clone(),
+            key: route.key,
+            limits: route.batch,
+            start: route.start.clone(),
+            start_hash: route.start_hash.clone(),
+            on_data_loss: route.on_data_loss,
+            bad_records: route.bad_records,
+        })
+    }
+
+    fn stop(&self, failure: &Failure) -> Stop {
+        match failure {
+            Failure::Reader(error) => {
+                let hint = match error {
+                    ReaderError::Registry { source, .. } => source.hint().map(|hint| hint.into_owned()),
+                    ReaderError::Unusable { .. } => None,
+                };
+                Stop { message: chain(error), hint }
+            }
+            Failure::Problems(problems) => Stop {
+                message: self.loaded.render(problems),
+                hint: Some("see `sidestream check`".to_owned()),
+            },
+            Failure::Sink(error) => Stop { message: format!("{error:#}"), hint: None },
+        }
+    }
+}
+
+#[async_trait]
+impl LaneFactory for Factory {
+    async fn parts(&self, route: &Route) -> Result<LaneParts, Stop> {
+        let ready = self.ready.lock().unwrap_or_else(PoisonError::into_inner).remove(&route.name);
+        if let Some(parts) = ready {
+            return Ok(parts);
+        }
+        let mut attempt = 0;
+        loop {
+            match self.attempt(route).await {
+                Ok(parts) => return Ok(parts),
+                Err(Failure::Reader(ReaderError::Registry { source, .. }))
+                    if source.fault() == Fault::Transient =>
+                {
+                    attempt += 1;
+                    if attempt == 1 {
+                        warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
+                    }
+                    let asked = match source {
+                        RegistryError::Unavailable { retry_after, .. } => retry_after,
+                        _ => None,
+                    };
+                    tokio::time::sleep(asked.unwrap_or_default().max(retry::pause(attempt))).await;
+                }
+                Err(failure) => return Err(self.stop(&failure)),
+            }
+        }
+    }
+}

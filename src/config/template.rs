@@ -1,0 +1,197 @@
+//! `{topic}` and the pattern's groups, filled in for each topic of a `per_topic` route.
+
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use super::plan::{ReaderSchema, Route, Sink, Target, ValueForm};
+use super::topics::Topics;
+use crate::model::TopicName;
+
+/// The placeholder every `per_topic` route has.
+const TOPIC: &str = "topic";
+
+/// What a topic's name makes of a template is of no use.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{template}` becomes `{filled}` for topic `{topic}`: {problem}")]
+pub struct TemplateError {
+    template: String,
+    filled: String,
+    topic: TopicName,
+    problem: &'static str,
+}
+
+/// The names between braces in a template.
+pub fn placeholders(template: &str) -> Vec<&str> {
+    let mut names = Vec::new();
+    let mut rest = template;
+    while let Some((_, after)) = rest.split_once('{') {
+        if let Some((name, _)) = after.split_once('}')
+            && is_name(name)
+        {
+            names.push(name);
+        }
+        rest = after;
+    }
+    names
+}
+
+fn is_name(text: &str) -> bool {
+    let is_letter = |char: char| char.is_ascii_alphanumeric() || char == '_';
+    !text.is_empty() && text.chars().all(is_letter)
+}
+
+/// The placeholders that templates of a route with these topics may use.
+pub fn known(topics: &Topics) -> Vec<String> {
+    let mut known = topics.groups();
+    known.push(TOPIC.to_owned());
+    known
+}
+
+impl Route {
+    /// The route of one topic of a `per_topic` route.
+    ///
+    /// # Errors
+    /// If a path would leave its place, or a topic's name would be none.
+    pub fn instance(&self, topic: &TopicName) -> Result<Route, TemplateError> {
+        let mut values = self.topics.captured(topic);
+        values.insert(TOPIC.to_owned(), topic.as_str().to_owned());
+        let filler = Filler { topic, values };
+        let mut route = self.clone();
+        route.name = format!("{}/{topic}", self.name);
+        route.topics = Topics::Named(vec![topic.clone()]);
+        route.is_per_topic = false;
+        match &mut route.value {
+            ValueForm::Json(path) | ValueForm::Registry(ReaderSchema::File(path)) => {
+                *path = filler.path(path)?
+            }
+            ValueForm::Registry(_) | ValueForm::Raw(_) => {}
+        }
+        for sink in route.sinks.iter_mut().chain(&mut route.dead_letters) {
+            filler.sink(sink)?;
+        }
+        Ok(route)
+    }
+
+    /// Does each topic have a schema of its own?
+    pub fn is_schema_of_topic(&self) -> bool {
+        match &self.value {
+            ValueForm::Registry(ReaderSchema::Latest | ReaderSchema::Version(_)) => true,
+            ValueForm::Registry(ReaderSchema::Id(_)) | ValueForm::Raw(_) => false,
+            ValueForm::Registry(ReaderSchema::File(path)) | ValueForm::Json(path) => {
+                !placeholders(&path.to_string_lossy()).is_empty()
+            }
+        }
+    }
+
+    /// The topics this route writes to, as far as the file names them.
+    pub fn outputs(&self) -> Vec<TopicName> {
+        let sinks = self.sinks.iter().chain(&self.dead_letters);
+        sinks
+            .filter_map(|sink| match &sink.target {
+                Target::Kafka { topic, .. } => topic.clone(),
+                Target::Files { .. } | Target::Console { .. } => None,
+            })
+            .collect()
+    }
+}
+
+struct Filler<'a> {
+    topic: &'a TopicName,
+    values: BTreeMap<String, String>,
+}
+
+impl Filler<'_> {
+    fn sink(&self, sink: &mut Sink) -> Result<(), TemplateError> {
+        sink.identity = self.text(&sink.identity);
+        match &mut sink.target {
+            Target::Files { path, .. } => *path = self.path(path)?,
+            Target::Kafka { topic: Some(topic), .. } => {
+                let filled = self.text(topic.as_str());
+                if filled.is_empty() || filled.len() > 249 {
+                    return Err(self.error(topic.as_str(), filled, "that is no topic name"));
+                }
+                *topic = TopicName::new(&filled);
+            }
+            Target::Kafka { topic: None, .. } | Target::Console { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn text(&self, template: &str) -> String {
+        let mut filled = template.to_owned();
+        for (name, value) in &self.values {
+            filled = filled.replace(&format!("{{{name}}}"), value);
+        }
+        filled
+    }
+
+    /// A group may be empty, `.` or `..`: the path must stay as deep as its template, and below it.
+    fn path(&self, template: &Path) -> Result<PathBuf, TemplateError> {
+        let shown = template.display().to_string();
+        let filled = self.text(&shown);
+        let path = PathBuf::from(&filled);
+        let depth =
+            |path: &Path| path.components().filter(|part| matches!(part, Component::Normal(_))).count();
+        if depth(&path) != depth(template) || path.components().count() != template.components().count() {
+            return Err(self.error(&shown, filled, "that is another directory than was meant"));
+        }
+        Ok(path)
+    }
+
+    fn error(&self, template: &str, filled: String, problem: &'static str) -> TemplateError {
+        TemplateError { template: template.to_owned(), filled, topic: self.topic.clone(), problem }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, read};
+
+    fn route(text: &str) -> Route {
+        let text = format!(
+            "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\n\
+             dead_letters: {{q: {{jsonl: {{path: out/bad}}}}}}\nroutes:\n  r: {text}\n"
+        );
+        read(&text, &Environment::new([], Path::new("."))).unwrap().routes.remove(0)
+    }
+
+    #[test]
+    fn each_topic_has_its_own_sinks() {
+        let route = route(
+            "{topics: {pattern: 'shop\\.(?<table>\\w+)'}, per_topic: true, value: bytes, \
+             bad_records: {dead_letter: q}, sinks: {\
+             files: {parquet: {path: 'out/{table}/x'}}, copy: {kafka: {topic: '{topic}.copy'}}}}",
+        );
+        let instance = route.instance(&TopicName::new("shop.users")).unwrap();
+        assert_eq!(instance.name, "r/shop.users");
+        assert_eq!(instance.topics.named(), [TopicName::new("shop.users")]);
+        let identities: Vec<&str> =
+            instance.sinks.iter().chain(&instance.dead_letters).map(|sink| sink.identity.as_str()).collect();
+        assert_eq!(identities, ["r/shop.users/files", "r/shop.users/copy", "r/shop.users/dead_letter/q"]);
+        assert!(format!("{:?}", instance.sinks[0].target).contains("\"out/users/x\""));
+        assert!(format!("{:?}", instance.dead_letters[0].target).contains("\"out/bad/r/shop.users\""));
+        assert_eq!(instance.outputs(), [TopicName::new("shop.users.copy")]);
+        assert_eq!(instance.start_hash, route.start_hash);
+    }
+
+    #[test]
+    fn a_group_never_leads_elsewhere() {
+        let route = route(
+            "{topics: {pattern: 'shop(?<rest>.*)'}, per_topic: true, value: bytes, \
+             sinks: {files: {csv: {path: 'out/{rest}'}}}}",
+        );
+        for bad in ["shop", "shop.", "shop.."] {
+            let error = route.instance(&TopicName::new(bad)).unwrap_err();
+            assert!(error.to_string().contains("another directory"), "{error}");
+        }
+        route.instance(&TopicName::new("shop...")).unwrap();
+    }
+
+    #[test]
+    fn placeholders_are_names_between_braces() {
+        assert_eq!(placeholders("a/{topic}-{x_1}/{}/{not one}"), ["topic", "x_1"]);
+        assert_eq!(placeholders("{{topic}}"), ["topic"]);
+        assert!(placeholders("}{").is_empty());
+    }
+}

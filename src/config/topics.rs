@@ -1,0 +1,195 @@
+//! `topics:` of a route: names, or a pattern that is matched against the names the cluster has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regex::Regex;
+
+use super::mapping::{Context, Mapping, text, written};
+use super::plan::Route;
+use super::tree::{Node, Value};
+use super::{Problem, keys};
+use crate::model::TopicName;
+
+/// What a route reads.
+#[derive(Debug, Clone)]
+pub enum Topics {
+    Named(Vec<TopicName>),
+    Pattern(TopicPattern),
+}
+
+/// Matches whole names.
+#[derive(Debug, Clone)]
+pub struct TopicPattern {
+    regex: Regex,
+    exclude: Vec<Regex>,
+}
+
+impl PartialEq for Topics {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest() == other.digest()
+    }
+}
+
+impl Topics {
+    /// The topics that are named; none for a pattern.
+    pub fn named(&self) -> &[TopicName] {
+        match self {
+            Self::Named(names) => names,
+            Self::Pattern(_) => &[],
+        }
+    }
+
+    pub fn is_pattern(&self) -> bool {
+        matches!(self, Self::Pattern(_))
+    }
+
+    /// Two texts that are the same only for the same topics and excludes.
+    pub fn digest(&self) -> [String; 2] {
+        match self {
+            Self::Named(names) => {
+                let names: Vec<&str> = names.iter().map(TopicName::as_str).collect();
+                [names.join(","), String::new()]
+            }
+            Self::Pattern(TopicPattern { regex, exclude }) => {
+                let exclude: Vec<&str> = exclude.iter().map(Regex::as_str).collect();
+                [format!("pattern {}", regex.as_str()), exclude.join("\n")]
+            }
+        }
+    }
+
+    /// As in the file, for people.
+    pub fn shown(&self) -> String {
+        match self {
+            Self::Named(names) => names.iter().map(TopicName::as_str).collect::<Vec<_>>().join(", "),
+            Self::Pattern(pattern) => format!("pattern {}", pattern.regex.as_str()),
+        }
+    }
+
+    /// The names of the pattern's groups.
+    pub fn groups(&self) -> Vec<String> {
+        match self {
+            Self::Named(_) => Vec::new(),
+            Self::Pattern(pattern) => pattern.regex.capture_names().flatten().map(str::to_owned).collect(),
+        }
+    }
+
+    /// What the pattern's groups are in a topic's name; a group that took no part is empty.
+    pub fn captured(&self, topic: &TopicName) -> BTreeMap<String, String> {
+        let Self::Pattern(pattern) = self else {
+            return BTreeMap::new();
+        };
+        let captures = pattern.regex.captures(topic.as_str());
+        let text = |group: &str| {
+            let found = captures.as_ref().and_then(|captures| captures.name(group));
+            found.map_or_else(String::new, |found| found.as_str().to_owned())
+        };
+        self.groups().into_iter().map(|group| (group.clone(), text(&group))).collect()
+    }
+
+    fn matches(&self, name: &TopicName) -> bool {
+        match self {
+            Self::Named(names) => names.contains(name),
+            // Names like `__consumer_offsets` belong to the brokers.
+            Self::Pattern(pattern) => {
+                !name.as_str().starts_with("__")
+                    && pattern.regex.is_match(name.as_str())
+                    && !pattern.exclude.iter().any(|exclude| exclude.is_match(name.as_str()))
+            }
+        }
+    }
+}
+
+/// The topics of every route, by its place: all that are named, and of the names the cluster has those that a
+/// pattern matches. What any route writes to is never matched: it would come back.
+pub fn matched(routes: &[Route], names: &BTreeSet<TopicName>) -> Vec<BTreeSet<TopicName>> {
+    let candidates: Vec<BTreeSet<TopicName>> = routes
+        .iter()
+        .map(|route| names.iter().filter(|name| route.topics.matches(name)).cloned().collect())
+        .collect();
+    let mut written: BTreeSet<TopicName> = BTreeSet::new();
+    for (route, topics) in routes.iter().zip(&candidates) {
+        if route.is_per_topic {
+            written.extend(
+                topics.iter().filter_map(|topic| route.instance(topic).ok()).flat_map(|it| it.outputs()),
+            );
+        } else {
+            written.extend(route.outputs());
+        }
+    }
+    let pairs = routes.iter().zip(candidates);
+    pairs
+        .map(|(route, candidates)| match &route.topics {
+            Topics::Named(names) => names.iter().cloned().collect(),
+            Topics::Pattern(_) => candidates.into_iter().filter(|topic| !written.contains(topic)).collect(),
+        })
+        .collect()
+}
+
+/// Reads `topics:`.
+pub fn read(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Topics> {
+    let node = mapping.require("topics", context)?;
+    match &node.value {
+        Value::List(items) => named(node, items, context).map(Topics::Named),
+        Value::Map(_) => pattern(node, context).map(Topics::Pattern),
+        _ => {
+            let message =
+                format!("expected a list of topic names or `{{pattern: …}}`, found {}", node.kind());
+            context.problem(node.span, message);
+            None
+        }
+    }
+}
+
+fn named(node: &Node, items: &[Node], context: &mut Context<'_>) -> Option<Vec<TopicName>> {
+    let mut topics: Vec<TopicName> = Vec::new();
+    for item in items {
+        let Some(name) = text(item, context) else {
+            continue;
+        };
+        let is_legal = |char: char| char.is_ascii_alphanumeric() || "._-".contains(char);
+        if name.is_empty() || name.len() > 249 || !name.chars().all(is_legal) {
+            let problem = Problem::new(item.span, format!("`{}` is no topic name", written(item)));
+            context.problems.push(problem.hint("for several topics: `topics: {pattern: 'shop\\..*'}`"));
+        } else if topics.iter().any(|topic| topic.as_str() == name) {
+            context.problem(item.span, format!("topic `{}` is named twice", written(item)));
+        } else {
+            topics.push(TopicName::new(&name));
+        }
+    }
+    if items.is_empty() {
+        context.problem(node.span, "a route reads at least one topic");
+    }
+    Some(topics)
+}
+
+fn pattern(node: &Node, context: &mut Context<'_>) -> Option<TopicPattern> {
+    let mapping = Mapping::open(node, &keys::TOPIC_PATTERN, context)?;
+    let regex = mapping.require("pattern", context).and_then(|node| whole(node, context));
+    let mut exclude = Vec::new();
+    if let Some(node) = mapping.get("exclude") {
+        match &node.value {
+            Value::List(items) => exclude.extend(items.iter().filter_map(|item| whole(item, context))),
+            _ => context.problem(node.span, format!("expected a list of patterns, found {}", node.kind())),
+        }
+    }
+    Some(TopicPattern { regex: regex?, exclude })
+}
+
+/// A pattern for whole names.
+fn whole(node: &Node, context: &mut Context<'_>) -> Option<Regex> {
+    let given = text(node, context)?;
+    // By itself first: `a)(b` must not become one by what is put around it.
+    match Regex::new(&given).and_then(|_| Regex::new(&format!("^(?:{given})$"))) {
+        Ok(regex) => Some(regex),
+        Err(error) => {
+            // The last line says what is wrong; those above draw the pattern, which a variable may hold.
+            let reason = error.to_string();
+            let reason = reason.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+            let problem = Problem::new(node.span, format!("`{}` is no pattern: {reason}", written(node)));
+            context
+                .problems
+                .push(problem.hint("a regular expression for whole names, for example `shop\\..*`"));
+            None
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! A lane before it can work: its schema is fetched, its views are bound. Meanwhile it answers the engine, so
+//! that nobody waits for it; and if what it needs is of no use it stops like any other.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use crate::config::plan::Route;
+use crate::engine::message::{Control, LaneId, Report, Stop};
+use crate::kafka::Gauge;
+use crate::model::Chunk;
+
+use super::{CHUNKS_MAX, CONTROLS_MAX, Lane, LaneHandle, LaneParts, Summary};
+
+/// Makes what lanes are made of.
+#[async_trait]
+pub trait LaneFactory: Send + Sync {
+    /// What a route needs. Waits for what is away; an error needs a person.
+    async fn parts(&self, route: &Route) -> Result<LaneParts, Stop>;
+}
+
+/// The lane's ends of the channels to the engine and from the source.
+pub struct Ends {
+    pub id: LaneId,
+    pub control: mpsc::Receiver<Control>,
+    pub chunks: mpsc::Receiver<Chunk>,
+    pub reports: mpsc::Sender<(LaneId, Report)>,
+}
+
+impl Ends {
+    pub async fn report(&self, report: Report) {
+        // The engine is gone only when the process ends.
+        if self.reports.send((self.id, report)).await.is_err() {
+            debug!(lane = self.id.0, "nobody listens to this lane any more");
+        }
+    }
+}
+
+/// A lane's whole life.
+pub type Life = Pin<Box<dyn Future<Output = Summary> + Send>>;
+
+/// A lane that works as soon as its `parts` are there.
+pub fn lane(
+    id: LaneId,
+    route: &str,
+    gauge: Arc<Gauge>,
+    reports: mpsc::Sender<(LaneId, Report)>,
+    parts: impl Future<Output = Result<LaneParts, Stop>> + Send + 'static,
+) -> (Life, LaneHandle) {
+    let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
+    let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
+    let handle =
+        LaneHandle { route: route.to_owned(), control: control_tx, chunks: chunk_tx, gauge: gauge.clone() };
+    let ends = Ends { id, control, chunks, reports };
+    (Box::pin(live(ends, route.to_owned(), gauge, parts)), handle)
+}
+
+async fn live(
+    mut ends: Ends,
+    route: String,
+    gauge: Arc<Gauge>,
+    parts: impl Future<Output = Result<LaneParts, Stop>> + Send,
+) -> Summary {
+    let mut parts = Box::pin(parts);
+    let mut summary = Summary { route, ..Summary::default() };
+    let (mut topics, mut to_resume) = (BTreeMap::new(), BTreeMap::new());
+    loop {
+        let stop = tokio::select! {
+            biased;
+            control = ends.control.recv() => match control {
+                Some(Control::Topics(more)) => {
+                    topics.extend(more);
+                    None
+                }
+                Some(Control::Resume(partitions)) => {
+                    to_resume.extend(partitions);
+                    None
+                }
+                Some(Control::Revoke { partitions, .. }) => {
+                    to_resume.retain(|source, _| !partitions.contains(source));
+                    ends.report(Report::Released(partitions)).await;
+                    None
+                }
+                // Nothing is fetched before the lane has said where it stands.
+                Some(Control::Assigned(_)) => None,
+                Some(Control::Fail(stop) | Control::Lost { stop, .. }) => Some(stop),
+                Some(Control::Drain) => {
+                    ends.report(Report::Drained).await;
+                    return summary;
+                }
+                None => return summary,
+            },
+            made = &mut parts, if summary.stop.is_none() => match made {
+                Ok(parts) => {
+                    let lane = Lane::new(parts, gauge, ends, topics, to_resume);
+                    return Box::pin(lane.run()).await;
+                }
+                Err(stop) => Some(stop),
+            },
+            // Taken and dropped: another lane of the topic may be fed.
+            _ = ends.chunks.recv() => None,
+        };
+        if let Some(stop) = stop.filter(|_| summary.stop.is_none()) {
+            summary.stop = Some(stop.clone());
+            ends.report(Report::Stopped(stop)).await;
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Which topics are read: the lanes of what is named, and of what patterns match now and later.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tracing::info;
+
+use super::{Answer, Engine, EngineError};
+use crate::config::topics::matched;
+use crate::engine::lane::{self, LaneParts, Seen};
+use crate::engine::message::{Committed, Control, LaneId, Stop};
+use crate::kafka::{Command, Gauge, Outlet};
+use crate::model::{TopicName, TopicPartition};
+
+impl Engine {
+    /// Starts the lanes of all routes, and subscribes to their topics.
+    pub(super) async fn start(
+        &mut self,
+        names: &BTreeSet<TopicName>,
+        missing: BTreeMap<TopicName, Stop>,
+    ) -> Result<(), EngineError> {
+        for index in 0..self.routes.len() {
+            if !self.routes[index].is_per_topic {
+                let route = self.routes[index].clone();
+                let factory = self.factory.clone();
+                let name = route.name.clone();
+                let lane = self.start_lane(&name, async move { factory.parts(&route).await });
+                self.route_lanes.insert(index, lane);
+            }
+        }
+        self.follow(names, false).await?;
+        for (topic, stop) in missing {
+            for lane in self.lanes_of(&topic) {
+                self.tell(lane, Control::Fail(stop.clone())).await;
+            }
+        }
+        Ok(())
+    }
+
+    fn start_lane(
+        &mut self,
+        name: &str,
+        parts: impl Future<Output = Result<LaneParts, Stop>> + Send + 'static,
+    ) -> LaneId {
+        let id = LaneId(self.lanes.len());
+        let gauge = Gauge::new(&self.budget);
+        let (life, handle) = lane::lane(id, name, gauge, self.report_tx.clone(), parts);
+        let task = self.tasks.spawn(async move { (id, life.await) });
+        self.by_task.insert(task.id(), id);
+        self.lanes.push(handle);
+        self.names.push(name.to_owned());
+        id
+    }
+
+    /// Asks which topics there are; the loop goes on meanwhile.
+    pub(super) fn ask_names(&mut self) {
+        let cluster = self.cluster.clone();
+        self.questions.spawn(async move { Answer::Names(cluster.names().await) });
+    }
+
+    /// Takes up the topics that are new, and gives up those that patterns matched and that are gone.
+    pub(super) async fn follow(
+        &mut self,
+        names: &BTreeSet<TopicName>,
+        is_later: bool,
+    ) -> Result<(), EngineError> {
+        let matched = matched(&self.routes, names);
+        let mut found: BTreeMap<LaneId, BTreeMap<TopicName, Seen>> = BTreeMap::new();
+        let mut outlets: Vec<(TopicName, Box<dyn Outlet>)> = Vec::new();
+        let mut shared: BTreeMap<TopicPartition, Committed> = BTreeMap::new();
+        for (index, topics) in matched.iter().enumerate() {
+            let is_new = is_later || self.ran_before.contains(&index);
+            for topic in topics {
+                if !self.followed.insert((index, topic.clone())) {
+                    continue;
+                }
+                let lane = self.lane_of(index, topic);
+                let seen = Seen { is_new, partition_count: None };
+                found.entry(lane).or_default().insert(topic.clone(), seen);
+                outlets.push((topic.clone(), self.lanes[lane.0].outlet()));
+                self.by_topic.entry(topic.clone()).or_default().push(lane);
+                // Another route may read it already; then it is read again from where the slower one stands.
+                let owned: Vec<TopicPartition> =
+                    self.group.owned().filter(|source| source.topic == *topic).cloned().collect();
+                for source in owned {
+                    self.group.add_lane(&source, lane);
+                    shared.insert(source, Committed::default());
+                }
+            }
+        }
+        for (lane, topics) in found {
+            if is_later {
+                let topics: Vec<&str> = topics.keys().map(TopicName::as_str).collect();
+                info!(route = self.names[lane.0], ?topics, "topics that are new");
+            }
+            self.tell(lane, Control::Topics(topics)).await;
+        }
+        if !outlets.is_empty() {
+            self.source.send(Command::Connect(outlets))?;
+        }
+        let wanted: BTreeSet<TopicName> = matched.into_iter().flatten().collect();
+        if wanted != self.subscribed {
+            self.source.send(Command::Subscribe(wanted.iter().cloned().collect()))?;
+            self.subscribed = wanted;
+        }
+        self.ask(shared).await
+    }
+
+    fn lane_of(&mut self, index: usize, topic: &TopicName) -> LaneId {
+        if let Some(lane) = self.route_lanes.get(&index) {
+            return *lane;
+        }
+        let route = &self.routes[index];
+        let factory = self.factory.clone();
+        match route.instance(topic) {
+            Ok(instance) => {
+                let name = instance.name.clone();
+                self.start_lane(&name, async move { factory.parts(&instance).await })
+            }
+            Err(error) => {
+                let stop = Stop {
+                    message: error.to_string(),
+                    hint: Some("leave the topic out with `exclude`, or change the template".to_owned()),
+                };
+                let name = format!("{}/{topic}", route.name);
+                self.start_lane(&name, std::future::ready(Err(stop)))
+            }
+        }
+    }
+}
