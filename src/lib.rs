@@ -7,8 +7,8 @@
 //! kafka → engine → registry → codec → handler → sink → engine (commit) → kafka
 //! ```
 //!
-//! `model` holds the nouns that flow, `config` turns `routes.yaml` into a plan, `cli` builds concrete
-//! things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
+//! `model` holds the nouns that flow, `render` shows values as text, `config` turns `routes.yaml` into a
+//! plan, `cli` builds concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
 pub mod model;
 
@@ -19,6 +19,7 @@ pub mod kafka;
 pub mod codec;
 pub mod handler;
 pub mod registry;
+pub mod render;
 pub mod sink;
 
 pub mod engine;

@@ -1,24 +1,25 @@
 //! From a plan to concrete things.
 
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use arrow::datatypes::{Field, SchemaRef};
+use arrow::record_batch::RecordBatch;
 
 use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
-use crate::codec::{Codec, Raw, RegisteredAvro, TypedJson};
-use crate::config::plan::{FileFormat, Kafka, Plan, ReaderSchema, Route, Sink, Target, ValueForm};
+use crate::codec::{Codec, Decoder, JsonKeys, Raw, RegisteredAvro, Side, TypedJson};
+use crate::config::plan::{FileFormat, Kafka, KeyForm, Plan, ReaderSchema, Route, Sink, Target, ValueForm};
 use crate::config::{Problem, Span};
-use crate::handler::{Handler, Views};
+use crate::handler::{Expressions, Handler, Views};
 use crate::kafka::{self, ClusterError};
 use crate::model::{Classify, ClusterId, Hint};
-use crate::registry::{Registry, RegistryError};
+use crate::registry::{Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
-    CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
+    CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
 };
 use crate::sink::kafka::{KafkaSink, KafkaSinkOptions};
 use crate::sink::{self, SinkError};
@@ -42,18 +43,22 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
     classified.into_iter().flatten().find_map(|error| error.hint())
 }
 
-/// The subject of a topic's values (TopicNameStrategy).
-pub fn subject(route: &Route) -> String {
+/// The subject of a topic's values or keys (TopicNameStrategy).
+fn subject(route: &Route, side: Side) -> String {
     let topic = route.topics.named().first().map_or("", |topic| topic.as_str());
-    format!("{topic}-value")
+    match side {
+        Side::Value => format!("{topic}-value"),
+        Side::Key => format!("{topic}-key"),
+    }
 }
 
-/// Fetches a route's reader schema.
+/// Fetches a route's reader schema of values or keys.
 ///
 /// # Errors
 /// [`ReaderError`]
 async fn reader(
     route: &Route,
+    side: Side,
     schema: &ReaderSchema,
     registry: Option<&dyn Registry>,
 ) -> Result<Node, ReaderError> {
@@ -67,8 +72,8 @@ async fn reader(
     };
     let fetched = match schema {
         ReaderSchema::File(path) => return schema_file(route, path),
-        ReaderSchema::Latest => registry.by_subject(&subject(route), None).await,
-        ReaderSchema::Version(version) => registry.by_subject(&subject(route), Some(*version)).await,
+        ReaderSchema::Latest => registry.by_subject(&subject(route, side), None).await,
+        ReaderSchema::Version(version) => registry.by_subject(&subject(route, side), Some(*version)).await,
         ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
     };
     let schema = fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
@@ -89,42 +94,67 @@ fn schema_file(route: &Route, path: &Path) -> Result<Node, ReaderError> {
     Node::parse(&text, &[]).map_err(|error| unusable(error.to_string()))
 }
 
-/// The codec of a route's values.
+/// The decoder of a route's values and keys.
 ///
 /// # Errors
 /// [`ReaderError`]
-pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
+pub async fn decoder(route: &Route, registry: Option<&dyn Registry>) -> Result<Decoder, ReaderError> {
+    let value = value_codec(route, registry).await?;
+    let key = key_codec(route, registry).await?;
+    Ok(match route.value {
+        ValueForm::Raw(_) => Decoder::raw(value, key),
+        ValueForm::Json(_) | ValueForm::Registry(_) => Decoder::typed(value, key),
+    })
+}
+
+async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
+    let unusable = |error: SchemaError| ReaderError::Unusable {
+        route: route.name.clone(),
+        what: "the schema of its keys".to_owned(),
+        problem: error.to_string(),
+    };
+    Ok(match &route.key {
+        KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
+        KeyForm::Json(path) => Box::new(JsonKeys::new(schema_file(route, path)?).map_err(unusable)?),
+        KeyForm::Registry => {
+            let node = reader(route, Side::Key, &ReaderSchema::Latest, registry).await?;
+            Box::new(RegisteredAvro::for_keys(node).map_err(unusable)?)
+        }
+    })
+}
+
+async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
     let unusable = |error: SchemaError| ReaderError::Unusable {
         route: route.name.clone(),
         what: "its schema".to_owned(),
         problem: error.to_string(),
     };
     Ok(match &route.value {
-        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.key, route.tombstones)),
+        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.tombstones)),
         ValueForm::Json(path) => {
             let node = schema_file(route, path)?;
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
         }
         ValueForm::Registry(schema) => {
-            let node = reader(route, schema, registry).await?;
+            let node = reader(route, Side::Value, schema, registry).await?;
             Box::new(RegisteredAvro::new(node, route.tombstones).map_err(unusable)?)
         }
     })
 }
 
-/// Is a route's reader schema in the registry?
+/// Is a reader schema of a route in the registry?
 pub fn needs_registry(route: &Route) -> bool {
-    match &route.value {
+    let of_values = match &route.value {
         ValueForm::Registry(schema) => !matches!(schema, ReaderSchema::File(_)),
         ValueForm::Raw(_) | ValueForm::Json(_) => false,
-    }
+    };
+    of_values || route.key == KeyForm::Registry
 }
 
-/// A route's codec and views, bound to one another.
+/// A route's decoder and views, bound to one another.
 pub struct Bound {
-    pub codec: Box<dyn Codec>,
+    pub decoder: Decoder,
     pub views: Views,
-    pub meta: Vec<MetaColumn>,
 }
 
 impl Bound {
@@ -132,7 +162,7 @@ impl Bound {
     pub fn schema(&self, sink: &Sink) -> SchemaRef {
         match sink.from {
             Some(view) => self.views.schema(view).clone(),
-            None => self.codec.schema().clone(),
+            None => self.decoder.schema().clone(),
         }
     }
 }
@@ -141,23 +171,17 @@ impl Bound {
 ///
 /// # Errors
 /// Problems with their places in the file.
-pub async fn bind(route: &Route, codec: Box<dyn Codec>) -> Result<Bound, Vec<Problem>> {
+pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>> {
     let whole = Span { line: 1, column: 1 };
     let problem = |message: String| vec![Problem::new(whole, format!("route `{}`: {message}", route.name))];
-    let fields = codec.schema().fields();
-    let is_taken = |column: &MetaColumn| fields.iter().any(|field| field.name() == column.name());
-    let mut all = MetaColumn::all(route.key).to_vec();
-    if matches!(route.value, ValueForm::Raw(_)) {
-        // They are columns of the value here.
-        all.retain(|column| !is_taken(column));
-    } else if let Some(column) = all.iter().find(|column| is_taken(column)) {
-        return Err(problem(format!(
-            "the schema's field `{}` has the name of a column of ours",
-            column.name()
-        )));
+    let offered = decoder.offered();
+    let fields = decoder.schema().fields();
+    let clash = offered.iter().find(|column| fields.iter().any(|field| field.name() == column.name()));
+    if let Some(column) = clash {
+        let name = column.name();
+        return Err(problem(format!("the schema's field `{name}` has the name of a column of ours")));
     }
-    let fields: Vec<Field> = all.iter().map(|column| column.field()).collect();
-    let bound = Views::bind(codec.schema(), &fields, &route.views).await;
+    let bound = Views::bind(decoder.schema(), &offered, &route.views).await;
     let views = bound.map_err(|errors| {
         let problems = errors.into_iter().map(|error| {
             let view = &route.views[error.view];
@@ -167,9 +191,49 @@ pub async fn bind(route: &Route, codec: Box<dyn Codec>) -> Result<Bound, Vec<Pro
         });
         problems.collect::<Vec<_>>()
     })?;
-    let named: BTreeMap<&str, MetaColumn> = all.iter().map(|column| (column.name(), *column)).collect();
-    let meta = views.meta().iter().filter_map(|field| named.get(field.name().as_str()).copied()).collect();
-    Ok(Bound { codec, views, meta })
+    let decoder = decoder.with_meta(views.meta());
+    let bound = Bound { decoder, views };
+    let partitions = route.sinks.iter().map(|sink| expressions(sink, &bound.schema(sink)));
+    let problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
+    if problems.is_empty() { Ok(bound) } else { Err(problems) }
+}
+
+/// What the files of a sink are partitioned by, bound to the schema of its rows.
+///
+/// # Errors
+/// Problems with their places in the file.
+fn expressions(sink: &Sink, rows: &SchemaRef) -> Result<Option<Expressions>, Vec<Problem>> {
+    let Target::Files { partition_by, .. } = &sink.target else {
+        return Ok(None);
+    };
+    let Some(first) = partition_by.first() else {
+        return Ok(None);
+    };
+    let is_partition = |field: &Arc<Field>| partition_by.iter().any(|level| level.name == *field.name());
+    if rows.fields().iter().all(is_partition) {
+        let message =
+            format!("sink `{}`: every column is a partition, nothing is left for its files", sink.name);
+        let problem = Problem::new(first.content.place(1, 1), message);
+        return Err(vec![problem.hint("give a partition another name than that of its column")]);
+    }
+    let bound = Expressions::bind(rows, partition_by).map_err(|errors| {
+        let problems = errors.into_iter().map(|error| {
+            let level = &partition_by[error.index];
+            let (line, column) = error.place.unwrap_or((1, 1));
+            let message = format!("sink `{}`: partition `{}`: {}", sink.name, level.name, error.message);
+            let problem = Problem::new(level.content.place(line, column), message);
+            // Views can name these columns; a sink has only what it reads.
+            let is_missing =
+                |column: &str| level.sql.contains(column) && rows.field_with_name(column).is_err();
+            if is_missing("_key") || MetaColumn::ALL.iter().any(|column| is_missing(column.name())) {
+                problem.hint("let the sink read a view that selects the `_` column")
+            } else {
+                problem
+            }
+        });
+        problems.collect::<Vec<_>>()
+    })?;
+    Ok(Some(bound))
 }
 
 /// What sinks need besides their plan.
@@ -185,13 +249,26 @@ pub struct Surroundings<'a> {
 /// If a client cannot be made.
 pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow::Result<Box<dyn sink::Sink>> {
     Ok(match &plan.target {
-        Target::Files { format, path, roll } => {
+        Target::Files { format, path, partition_by, roll } => {
             let owner = Owner {
                 cluster: around.cluster.clone(),
                 group: around.kafka.group.clone(),
                 identity: plan.identity.clone(),
             };
-            let options = FileSinkOptions { root: path.clone(), owner, schema, roll: *roll };
+            // What is wrong with them was reported when the route was bound.
+            let expressions = expressions(plan, &schema).map_err(|problems| {
+                let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
+                anyhow!(messages.join("; "))
+            })?;
+            let partitioning = expressions.map(|expressions| {
+                let names = partition_by.iter().map(|level| level.name.clone()).collect();
+                let values = move |rows: &RecordBatch| {
+                    let values = expressions.evaluate(rows);
+                    values.map_err(|error| Box::new(error) as Box<dyn Error + Send + Sync>)
+                };
+                Partitioning::new(names, &schema, Box::new(values))
+            });
+            let options = FileSinkOptions { root: path.clone(), owner, schema, roll: *roll, partitioning };
             let format: Box<dyn Format> = match format {
                 FileFormat::Parquet => Box::new(ParquetFormat),
                 FileFormat::JsonLines => Box::new(JsonLinesFormat),
@@ -199,9 +276,11 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
             };
             Box::new(FileSink::new(options, format))
         }
-        Target::Console { rows_max } => {
-            Box::new(Console::new(plan.identity.clone(), *rows_max, Box::new(std::io::stdout())))
-        }
+        Target::Console { rows_max } => Box::new(Console::new(
+            plan.identity.clone(),
+            *rows_max,
+            Box::new(super::progress::Above(std::io::stdout())),
+        )),
         Target::Kafka { topic, key, value } => {
             let options = KafkaSinkOptions {
                 identity: plan.identity.clone(),
@@ -214,13 +293,81 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
     })
 }
 
-/// The registry of a plan, if it has one; `check` has seen to it that routes which need one have one.
+/// The registry of a plan as it is now, if it has one; `check` has seen to it that routes which need one have
+/// one.
 ///
 /// # Errors
 /// If its settings are of no use.
 pub fn registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
     Ok(match &plan.registry {
-        Some(settings) => Some(Arc::new(crate::registry::RegistryClient::new(settings)?)),
+        Some(settings) => Some(Arc::new(RegistryClient::new(settings)?)),
         None => None,
     })
+}
+
+/// As [`registry`], with what its cache on disk knows: for `run`, which also starts while the registry is away.
+///
+/// # Errors
+/// If its settings are of no use.
+pub fn cached_registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
+    Ok(match &plan.registry {
+        Some(settings) => Some(Arc::new(RegistryClient::with_cache(settings)?)),
+        None => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Environment, read, render};
+
+    const TEXT: &str = "\
+version: 1
+kafka: {bootstrap.servers: b, group.id: g}
+routes:
+  r:
+    topics: [t]
+    value: string
+    views:
+      days: SELECT to_date(_timestamp) AS day FROM batch
+    sinks:
+      good: {csv: {path: out/good, partition_by: {day: to_date(_timestamp), topic: _topic}}}
+      bad:
+        csv:
+          path: out/bad
+          partition_by:
+            day: upper(valu)
+            id: _schema_id
+            total: |
+              1 +
+                sum(_offset)
+      none: {from: days, csv: {path: out/none, partition_by: {day: day}}}
+";
+
+    async fn problems(text: &str) -> String {
+        let plan = read(text, &Environment::new([], Path::new("."))).unwrap();
+        let decoder = decoder(&plan.routes[0], None).await.unwrap();
+        match bind(&plan.routes[0], decoder).await {
+            Ok(_) => String::new(),
+            Err(problems) => render("routes.yaml", text, &problems),
+        }
+    }
+
+    #[tokio::test]
+    async fn expressions_of_partitions_are_checked_with_their_places() {
+        let shown = problems(TEXT).await;
+        for expected in [
+            "routes.yaml:15:24: sink `bad`: partition `day`: No field named",
+            "routes.yaml:16:17: sink `bad`: partition `id`: No field named",
+            "hint: let the sink read a view that selects the `_` column",
+            "routes.yaml:18:15: sink `bad`: partition `total`: an aggregate does not fit here",
+            "routes.yaml:20:68: sink `none`: every column is a partition",
+        ] {
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+        assert_eq!(shown.matches("routes.yaml:").count(), 4, "{shown}");
+        assert_eq!(shown.matches("hint: ").count(), 2, "{shown}");
+        let good: Vec<&str> = TEXT.lines().take(10).collect();
+        assert_eq!(problems(&good.join("\n")).await, "");
+    }
 }

@@ -14,7 +14,7 @@ pub struct Options {
     /// The routes file.
     #[arg(default_value = super::DEFAULT_FILE)]
     file: PathBuf,
-    /// Do not ask the registry: bind only routes with a `reader_schema: {file: …}`.
+    /// Do not ask the registry: bind only routes with no schema in it.
     #[arg(long)]
     offline: bool,
 }
@@ -45,8 +45,8 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         let mut is_bound = true;
         for instance in &instances {
             let bound = runtime.block_on(async {
-                let codec = build::codec(instance, registry.as_deref()).await?;
-                Ok::<_, build::ReaderError>(build::bind(instance, codec).await)
+                let decoder = build::decoder(instance, registry.as_deref()).await?;
+                Ok::<_, build::ReaderError>(build::bind(instance, decoder).await)
             });
             match bound {
                 Ok(Ok(_)) => continue,

@@ -4,27 +4,43 @@
 //! records are interleaved. Records of `shop.users.json.avsc` are plain JSON. A seed makes the same records again.
 
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use clap::Args;
 use rdkafka::ClientConfig;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::client::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use serde_json::{Map, Value, json};
 
 use crate::codec::avro::encode;
 use crate::codec::avro::node::{Kind, Logical, Node};
 use crate::codec::frame;
+use crate::engine::Watcher;
 use crate::kafka;
-use crate::model::SchemaId;
+use crate::model::{Hint, SchemaId};
 use crate::registry::Registry;
 
+use super::progress::Progress;
 use super::{Failure, build, load};
 
-/// For the last records to reach the broker.
-const FLUSH_MAX: Duration = Duration::from_secs(60);
+/// Records that the brokers have not answered for: three full requests (`batch.num.messages`) keep them
+/// busy, and more would only take memory.
+const IN_FLIGHT_MAX: usize = 30_000;
+
+/// A record that has not arrived by then has failed. As in a Kafka sink; by default it would be 5 minutes.
+const DELIVERY_MAX: Duration = Duration::from_secs(60);
+
+/// Every record is answered for within [`DELIVERY_MAX`], and a second or two until librdkafka looks at its clock.
+const ANSWERS_MAX: Duration = Duration::from_secs(70);
+
+/// How long to wait for answers before looking again: whether there is room, and how far things are.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Of `datagen`, and of `demo`, which brings a broker and a registry of its own.
 #[derive(Debug, Args)]
@@ -83,10 +99,10 @@ struct Version {
     node: Node,
 }
 
-/// Registers the schemas of `dir` and fills their topics. Answers what was written.
+/// Registers the schemas of `dir` and fills their topics. Answers what the brokers have taken.
 ///
 /// # Errors
-/// Whatever file, registry or broker refuse.
+/// Whatever file, registry or broker refuse; one record that does not arrive is enough.
 pub async fn fill(
     config: &ClientConfig,
     registry: &dyn Registry,
@@ -96,19 +112,10 @@ pub async fn fill(
     let topics = topics(registry, dir).await?;
     let mut config = config.clone();
     config.set("compression.type", "lz4").set("linger.ms", "20");
-    let producer: ThreadedProducer<DefaultProducerContext> =
-        config.create().context("failed to create the Kafka producer")?;
-    let mut written = BTreeMap::new();
-    for (topic, versions) in &topics {
-        let mut random = fastrand::Rng::with_seed(amount.seed);
-        for number in 0..amount.records {
-            let version = &versions[usize::try_from(number).unwrap_or_default() % versions.len()];
-            write(&producer, topic, number, version, amount, &mut random)?;
-        }
-        written.insert(topic.clone(), amount.records);
-    }
-    producer.flush(FLUSH_MAX).context("failed to write all records")?;
-    Ok(written)
+    config.set("queue.buffering.max.messages", IN_FLIGHT_MAX.to_string());
+    config.set("message.timeout.ms", DELIVERY_MAX.as_millis().to_string());
+    let mut progress = Progress::new("generating");
+    write(&config, &topics, amount, &mut progress)
 }
 
 async fn topics(registry: &dyn Registry, dir: &Path) -> anyhow::Result<BTreeMap<String, Vec<Version>>> {
@@ -151,46 +158,201 @@ fn topic_of(stem: &str) -> (&str, bool) {
     }
 }
 
+/// Writes the records of all topics, up to the first that does not arrive, and waits for all answers.
 fn write(
-    producer: &ThreadedProducer<DefaultProducerContext>,
-    topic: &str,
+    config: &ClientConfig,
+    topics: &BTreeMap<String, Vec<Version>>,
+    amount: &Amount,
+    watcher: &mut dyn Watcher,
+) -> anyhow::Result<BTreeMap<String, u64>> {
+    let producer: ThreadedProducer<Answers> = config
+        .create_with_context(Answers::new(topics.len()))
+        .context("failed to create the Kafka producer")?;
+    watcher.expect(amount.records.saturating_mul(topics.len() as u64));
+    let mut sender = Sender { producer, watcher };
+    'topics: for (index, (topic, versions)) in topics.iter().enumerate() {
+        let mut random = fastrand::Rng::with_seed(amount.seed);
+        for number in 0..amount.records {
+            let version = &versions[usize::try_from(number).unwrap_or_default() % versions.len()];
+            let value = value(number, version, amount, &mut random)?;
+            sender.send(index, topic, &(number % 1000).to_string(), value.as_deref());
+            if sender.producer.context().has_failed() {
+                break 'topics;
+            }
+        }
+    }
+    sender.wait()?;
+    Ok(sender.producer.context().outcome(topics, amount.records)?)
+}
+
+/// The value of a record; `None`: a tombstone.
+fn value(
     number: u64,
     version: &Version,
     amount: &Amount,
     random: &mut fastrand::Rng,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Option<Vec<u8>>> {
     let is_every = |every: u64| every > 0 && number % every == every - 1;
-    let key = format!("{}", number % 1000);
     // A bad record wins over a tombstone: multiples meet.
-    let value = if is_every(amount.bad_every) {
-        Some(b"{\"not\": \"framed\"}".to_vec())
-    } else if is_every(amount.tombstone_every) {
-        None
-    } else {
-        let json = generate(&version.node, "", number, random);
-        let mut bytes = Vec::new();
-        match version.id {
-            Some(id) => {
-                frame::write_prefix(id, &mut bytes);
-                bytes.extend(encode::value(&version.node, &json)?);
-            }
-            None => bytes = json.to_string().into_bytes(),
-        }
-        Some(bytes)
+    if is_every(amount.bad_every) {
+        return Ok(Some(b"{\"not\": \"framed\"}".to_vec()));
+    }
+    if is_every(amount.tombstone_every) {
+        return Ok(None);
+    }
+    let json = generate(&version.node, "", number, random);
+    let Some(id) = version.id else {
+        return Ok(Some(json.to_string().into_bytes()));
     };
-    let mut record: BaseRecord<'_, str, [u8]> = BaseRecord::to(topic).key(&key);
-    record.payload = value.as_deref();
-    loop {
-        match producer.send(record) {
-            Ok(()) => return Ok(()),
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), again)) => {
-                record = again;
-                // Waits until some are delivered; a timeout here only means to look again.
-                producer.flush(Duration::from_millis(50)).ok();
+    let mut bytes = Vec::new();
+    frame::write_prefix(id, &mut bytes);
+    bytes.extend(encode::value(&version.node, &json)?);
+    Ok(Some(bytes))
+}
+
+/// Sends records and says how many were answered for.
+struct Sender<'a> {
+    producer: ThreadedProducer<Answers>,
+    watcher: &'a mut dyn Watcher,
+}
+
+impl Sender<'_> {
+    /// Hands a record over, waiting for room. What fails at once is an answer too.
+    fn send(&mut self, index: usize, topic: &str, key: &str, value: Option<&[u8]>) {
+        let mut record: BaseRecord<'_, str, [u8], usize> = BaseRecord::with_opaque_to(topic, index).key(key);
+        record.payload = value;
+        loop {
+            self.look();
+            match self.producer.send(record) {
+                Ok(()) => return,
+                // There is room after DELIVERY_MAX at the latest, when records are given up.
+                Err((KafkaError::MessageProduction(Code::QueueFull), again)) => {
+                    record = again;
+                    // A timeout only means to look again.
+                    self.producer.flush(LOOK_INTERVAL).ok();
+                }
+                Err((error, _)) => return self.producer.context().refuse(index, &error),
             }
-            Err((error, _)) => return Err(error).context(format!("failed to write to `{topic}`")),
         }
     }
+
+    /// Waits for all answers.
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let deadline = Instant::now() + ANSWERS_MAX;
+        while self.producer.flush(LOOK_INTERVAL).is_err() {
+            self.look();
+            if Instant::now() >= deadline {
+                let missing = self.producer.in_flight_count();
+                bail!("the brokers have not answered for {missing} records within {ANSWERS_MAX:?}");
+            }
+        }
+        self.look();
+        Ok(())
+    }
+
+    fn look(&mut self) {
+        self.watcher.reached(self.producer.context().taken());
+    }
+}
+
+/// What the brokers said of the records; told by the producer's thread, which knows topics by their place.
+struct Answers {
+    taken: Vec<AtomicU64>,
+    first: Mutex<Option<(usize, KafkaError)>>,
+}
+
+impl Answers {
+    fn new(topic_count: usize) -> Self {
+        Self { taken: (0..topic_count).map(|_| AtomicU64::new(0)).collect(), first: Mutex::new(None) }
+    }
+
+    fn refuse(&self, index: usize, error: &KafkaError) {
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        first.get_or_insert_with(|| (index, error.clone()));
+    }
+
+    fn has_failed(&self) -> bool {
+        self.first.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken.iter().map(|taken| taken.load(Ordering::SeqCst)).sum()
+    }
+
+    /// What each topic got, or why the first record that did not arrive did not.
+    fn outcome<T>(
+        &self,
+        topics: &BTreeMap<String, T>,
+        wanted: u64,
+    ) -> Result<BTreeMap<String, u64>, DeliveryError> {
+        let first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((index, error)) = first.as_ref()
+            && let Some(topic) = topics.keys().nth(*index)
+        {
+            return Err(DeliveryError::new(topic, self.taken[*index].load(Ordering::SeqCst), wanted, error));
+        }
+        let taken = self.taken.iter().map(|taken| taken.load(Ordering::SeqCst));
+        Ok(topics.keys().cloned().zip(taken).collect())
+    }
+}
+
+impl ClientContext for Answers {}
+
+impl ProducerContext for Answers {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, index: usize) {
+        match result {
+            Ok(_) => {
+                self.taken[index].fetch_add(1, Ordering::SeqCst);
+            }
+            Err((error, _)) => self.refuse(index, error),
+        }
+    }
+}
+
+/// A record that did not arrive.
+#[derive(Debug, thiserror::Error)]
+#[error("failed to write to `{topic}`, which has {taken} of {wanted} records: {reason}")]
+struct DeliveryError {
+    topic: String,
+    taken: u64,
+    wanted: u64,
+    code: Option<Code>,
+    reason: String,
+}
+
+impl DeliveryError {
+    fn new(topic: &str, taken: u64, wanted: u64, error: &KafkaError) -> Self {
+        let code = error.rdkafka_error_code();
+        let reason = code.map_or_else(|| error.to_string(), |code| code.to_string());
+        Self { topic: topic.to_owned(), taken, wanted, code, reason }
+    }
+
+    fn hint(&self) -> Option<Hint> {
+        Some(match self.code? {
+            Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+                "create the topic, or let the brokers do it (`auto.create.topics.enable`)".into()
+            }
+            Code::InvalidTopic => "topics are named after the schemas' files: rename the file".into(),
+            Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
+                "give this user the right to write the topic".into()
+            }
+            Code::MessageSizeTooLarge => {
+                "raise `message.max.bytes` of the topic and under `kafka:`, or make the schema smaller".into()
+            }
+            Code::MessageTimedOut => {
+                "check `bootstrap.servers`, and that the brokers can be reached at the names they give out"
+                    .into()
+            }
+            _ => return None,
+        })
+    }
+}
+
+/// The hint of an error of this module.
+pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
+    error.downcast_ref::<DeliveryError>()?.hint()
 }
 
 /// A value for `node` that looks like what its field is called.
@@ -242,5 +404,81 @@ fn generate_logical(node: &Node, logical: Logical, random: &mut fastrand::Rng) -
         (Logical::Uuid, Kind::String) => json!(uuid::Uuid::from_u128(random.u128(..)).to_string()),
         (_, Kind::Fixed { size, .. }) => json!("\u{1}".repeat(*size)),
         _ => json!("\u{1}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::*;
+
+    const AMOUNT: Amount = Amount { records: 300, seed: 1, bad_every: 7, tombstone_every: 5 };
+
+    #[derive(Default)]
+    struct Seen {
+        total: u64,
+        done: u64,
+    }
+
+    impl Watcher for Seen {
+        fn expect(&mut self, total: u64) {
+            self.total = total;
+        }
+
+        fn reached(&mut self, done: u64) {
+            assert!(self.done <= done, "fewer than before");
+            self.done = done;
+        }
+    }
+
+    /// Topics of plain JSON.
+    fn topics(names: &[&str]) -> BTreeMap<String, Vec<Version>> {
+        let schema = r#"{"type": "record", "name": "r", "fields": [{"name": "id", "type": "long"}]}"#;
+        let version = || Version { id: None, node: Node::parse(schema, &[]).unwrap() };
+        names.iter().map(|name| ((*name).to_owned(), vec![version(), version()])).collect()
+    }
+
+    fn config(bootstrap: String) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", bootstrap).set("log_level", "0");
+        config
+    }
+
+    #[test]
+    fn what_is_counted_is_what_the_broker_took() {
+        let broker = MockCluster::new(1).unwrap();
+        let mut seen = Seen::default();
+        // Less room than records: it has to be waited for.
+        let mut config = config(broker.bootstrap_servers());
+        config.set("queue.buffering.max.messages", "50");
+        let taken = write(&config, &topics(&["a", "b"]), &AMOUNT, &mut seen).unwrap();
+        assert_eq!(taken, BTreeMap::from([("a".to_owned(), 300), ("b".to_owned(), 300)]));
+        assert_eq!((seen.done, seen.total), (600, 600));
+    }
+
+    #[test]
+    fn a_record_that_is_refused_is_an_error_with_its_topic_and_a_remedy() {
+        let broker = MockCluster::new(1).unwrap();
+        let refusal = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+        // More than there can be requests: none gets through.
+        broker.request_errors(RDKafkaApiKey::Produce, &[refusal; 1000]);
+        let mut seen = Seen::default();
+        let config = config(broker.bootstrap_servers());
+        let error = write(&config, &topics(&["a"]), &AMOUNT, &mut seen).unwrap_err();
+        let text = error.to_string();
+        assert!(text.starts_with("failed to write to `a`, which has 0 of 300 records: "), "{text}");
+        assert_eq!(error.chain().find_map(hint).unwrap(), "give this user the right to write the topic");
+        assert_eq!(seen.done, 0);
+    }
+
+    #[test]
+    fn brokers_that_are_away_are_an_error_in_time() {
+        // Nobody listens on port 1.
+        let mut config = config("127.0.0.1:1".to_owned());
+        config.set("message.timeout.ms", "200").set("linger.ms", "0");
+        let error = write(&config, &topics(&["a"]), &AMOUNT, &mut Seen::default()).unwrap_err();
+        assert!(error.chain().find_map(hint).unwrap().starts_with("check `bootstrap.servers`"), "{error:#}");
     }
 }

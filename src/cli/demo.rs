@@ -33,8 +33,7 @@ pub fn demo(options: &Options) -> Result<(), Failure> {
         ("bootstrap.servers".to_owned(), broker.bootstrap().to_owned()),
         ("group.id".to_owned(), loaded.plan.kafka.group.clone()),
     ]);
-    loaded.plan.registry =
-        Some(Registry { url: registry.url(), basic_auth: None, timeout: Duration::from_secs(10) });
+    loaded.plan.registry = Some(Registry::at(registry.url(), Duration::from_secs(10)));
     // Every demo is a new cluster, whose positions mean nothing in the files of the one before.
     let out = PathBuf::from("demo-out").join(&uuid::Uuid::new_v4().simple().to_string()[..8]);
     loaded.plan.write_below(&out);

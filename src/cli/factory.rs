@@ -9,7 +9,7 @@ use futures::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
 use tracing::warn;
 
-use crate::codec::{Codec, letters};
+use crate::codec::{Decoder, letters};
 use crate::config::Problem;
 use crate::config::plan::{Route, Sink};
 use crate::engine::lane::{Feed, LaneFactory, LaneParts, LaneSink};
@@ -84,17 +84,17 @@ impl Factory {
     }
 
     async fn attempt(&self, route: &Route) -> Result<LaneParts, Failure> {
-        let codec = {
+        let decoder = {
             let needed = build::needs_registry(route);
             // Closed only when this is dropped.
             let _permit = if needed { self.asking.acquire().await.ok() } else { None };
-            build::codec(route, self.registry.as_deref()).await.map_err(Failure::Reader)?
+            build::decoder(route, self.registry.as_deref()).await.map_err(Failure::Reader)?
         };
-        self.assemble(route, codec).await
+        self.assemble(route, decoder).await
     }
 
-    async fn assemble(&self, route: &Route, codec: Box<dyn Codec>) -> Result<LaneParts, Failure> {
-        let bound = build::bind(route, codec).await.map_err(Failure::Problems)?;
+    async fn assemble(&self, route: &Route, decoder: Decoder) -> Result<LaneParts, Failure> {
+        let bound = build::bind(route, decoder).await.map_err(Failure::Problems)?;
         let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster_id };
         let lane_sink = |sink: &Sink, feed, schema| {
             let built = build::sink(sink, schema, around)?;
@@ -110,12 +110,10 @@ impl Factory {
         Ok(LaneParts {
             route: route.name.clone(),
             sinks,
-            codec: bound.codec,
+            decoder: bound.decoder,
             handler: Box::new(bound.views),
-            meta: bound.meta,
             registry: self.registry.clone(),
             cluster: self.cluster.clone(),
-            key: route.key,
             limits: route.batch,
             start: route.start.clone(),
             start_hash: route.start_hash.clone(),

@@ -7,6 +7,7 @@ mod datagen;
 mod demo;
 mod factory;
 mod load;
+mod progress;
 mod run;
 mod table;
 
@@ -86,15 +87,16 @@ const DEFAULT_FILE: &str = "routes.yaml";
 #[expect(clippy::print_stderr, reason = "errors go to stderr, once, at the end")]
 fn print_error(error: &anyhow::Error) {
     eprintln!("error: {error:#}");
-    if let Some(hint) = error.chain().find_map(build::hint) {
+    if let Some(hint) = error.chain().find_map(|error| build::hint(error).or_else(|| datagen::hint(error))) {
         eprintln!("\nhint: {hint}");
     }
 }
 
-/// Logs go to stderr: text on a terminal, JSON otherwise. `RUST_LOG` chooses.
+/// Logs go to stderr: text on a terminal, above the bar if there is one, JSON otherwise. `RUST_LOG` chooses.
 fn start_logging() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let writer = || progress::Above(std::io::stderr());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     if std::io::stderr().is_terminal() {
         builder.with_target(false).init();
     } else {

@@ -15,12 +15,13 @@ use crate::config::topics::matched;
 use crate::engine::lane::Summary;
 use crate::engine::message::Stop;
 use crate::engine::run::{EngineError, EngineParts, Until};
-use crate::engine::{self, chain, retry};
+use crate::engine::{self, Watcher, chain, retry};
 use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
 
 use super::factory::Factory;
+use super::progress::Progress;
 use super::{Failure, build, load, table};
 
 #[derive(Debug, Args)]
@@ -128,7 +129,7 @@ fn listen_for_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
 /// Asks brokers and registry what has to be known before records flow, waiting for the brokers if they are away.
 async fn prepare(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<EngineParts, Failure> {
     let plan = &loaded.plan;
-    let registry = build::registry(plan)?;
+    let registry = build::cached_registry(plan)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
@@ -161,6 +162,7 @@ async fn prepare(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<En
         names,
         ran_before,
         topic_refresh: plan.topic_refresh,
+        watcher: until.is_some().then(|| Box::new(Progress::new("reading")) as Box<dyn Watcher>),
         until,
     })
 }

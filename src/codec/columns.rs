@@ -13,8 +13,8 @@ use arrow::array::{
 use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Decimal256Type, FieldRef, Float32Type,
-    Float64Type, Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType, TimeUnit,
-    TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, UInt32Type, i256,
+    Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType,
+    TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, UInt32Type, i256,
 };
 use arrow::error::ArrowError;
 
@@ -31,6 +31,8 @@ pub struct Column {
 pub enum Data {
     Null(usize),
     Boolean(BooleanBufferBuilder),
+    I8(Vec<i8>),
+    I16(Vec<i16>),
     I32(Vec<i32>),
     U32(Vec<u32>),
     I64(Vec<i64>),
@@ -71,6 +73,8 @@ impl Column {
         let data = match field.data_type() {
             DataType::Null => Data::Null(0),
             DataType::Boolean => Data::Boolean(BooleanBufferBuilder::new(0)),
+            DataType::Int8 => Data::I8(Vec::new()),
+            DataType::Int16 => Data::I16(Vec::new()),
             DataType::Int32 | DataType::Date32 | DataType::Time32(TimeUnit::Millisecond) => {
                 Data::I32(Vec::new())
             }
@@ -107,6 +111,8 @@ impl Column {
         match &self.data {
             Data::Null(len) | Data::Struct { len, .. } => *len,
             Data::Boolean(values) => values.len(),
+            Data::I8(values) => values.len(),
+            Data::I16(values) => values.len(),
             Data::I32(values) => values.len(),
             Data::U32(values) => values.len(),
             Data::I64(values) => values.len(),
@@ -136,6 +142,8 @@ impl Column {
         match &mut self.data {
             Data::Null(count) => *count = len,
             Data::Boolean(values) => values.truncate(len),
+            Data::I8(values) => values.truncate(len),
+            Data::I16(values) => values.truncate(len),
             Data::I32(values) => values.truncate(len),
             Data::U32(values) => values.truncate(len),
             Data::I64(values) => values.truncate(len),
@@ -176,6 +184,8 @@ impl Column {
         match &mut self.data {
             Data::Null(len) => *len += 1,
             Data::Boolean(values) => values.append(false),
+            Data::I8(values) => values.push(0),
+            Data::I16(values) => values.push(0),
             Data::I32(values) => values.push(0),
             Data::U32(values) => values.push(0),
             Data::I64(values) => values.push(0),
@@ -199,15 +209,23 @@ impl Column {
     /// # Errors
     /// If the columns of a struct have different lengths: a bug of a codec, caught here.
     pub fn finish(self) -> Result<ArrayRef, ArrowError> {
+        self.finish_below(None)
+    }
+
+    /// What is below a null struct is null itself. Arrow does not ask for it, but DataFusion's field access
+    /// does not look at the struct (apache/datafusion#25120): `s['n']` would be the placeholder.
+    fn finish_below(self, parent: Option<&NullBuffer>) -> Result<ArrayRef, ArrowError> {
         let len = self.len();
-        let nulls = self
-            .validity
-            .map(|mut validity| NullBuffer::new(validity.finish()))
-            .filter(|nulls| nulls.null_count() > 0);
+        let own = self.validity.map(|mut validity| NullBuffer::new(validity.finish()));
+        // Other lengths are refused by the struct.
+        let parent = parent.filter(|parent| parent.len() == len);
+        let nulls = NullBuffer::union(own.as_ref(), parent);
         let data_type = self.field.data_type().clone();
         Ok(match self.data {
             Data::Null(_) => Arc::new(NullArray::new(len)),
             Data::Boolean(mut values) => Arc::new(BooleanArray::new(values.finish(), nulls)),
+            Data::I8(values) => primitive::<Int8Type>(values, nulls, data_type)?,
+            Data::I16(values) => primitive::<Int16Type>(values, nulls, data_type)?,
             Data::I32(values) => match data_type {
                 DataType::Date32 => primitive::<Date32Type>(values, nulls, data_type)?,
                 DataType::Time32(_) => primitive::<Time32MillisecondType>(values, nulls, data_type)?,
@@ -260,7 +278,8 @@ fn finish_struct(
     let DataType::Struct(types) = data_type else {
         return Err(ArrowError::SchemaError("not a struct".to_owned()));
     };
-    let arrays = fields.into_iter().map(Column::finish).collect::<Result<Vec<_>, _>>()?;
+    let arrays = fields.into_iter().map(|field| field.finish_below(nulls.as_ref()));
+    let arrays = arrays.collect::<Result<Vec<_>, _>>()?;
     Ok(Arc::new(StructArray::try_new_with_length(types, arrays, nulls, len)?))
 }
 
@@ -349,6 +368,7 @@ mod tests {
         let structs = array.as_any().downcast_ref::<StructArray>().unwrap();
         let numbers = structs.column(0).as_any().downcast_ref::<PrimitiveArray<Int64Type>>().unwrap();
         assert_eq!(numbers.values(), &[1, 0, 3]);
+        assert!(!numbers.is_valid(1), "a field of a null struct is null, though its type has no null");
         let lists = structs.column(1).as_any().downcast_ref::<ListArray>().unwrap();
         assert_eq!(lists.values().len(), 2);
     }

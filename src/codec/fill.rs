@@ -8,7 +8,7 @@ use crate::config::plan::Tombstones;
 use crate::model::{RecordRef, SchemaId};
 
 use super::columns::Column;
-use super::{Decoded, Rejected};
+use super::{Decoded, Rejected, Side};
 
 /// Why a record is no row.
 pub struct Rejection {
@@ -17,11 +17,25 @@ pub struct Rejection {
     pub schema_id: Option<SchemaId>,
 }
 
-/// Appends every record with `append`; what it left of a bad one is cut off again.
+/// Appends the value of every record with `append`; what it left of a bad one is cut off again.
 ///
 /// # Errors
 /// Only for defects of ours: columns that do not fit together.
 pub fn fill(
+    schema: &SchemaRef,
+    tombstones: Tombstones,
+    records: &[RecordRef<'_>],
+    append: impl FnMut(&RecordRef<'_>, &[u8], &mut [Column]) -> Result<(), Rejection>,
+) -> Result<Decoded, ArrowError> {
+    fill_side(Side::Value, schema, tombstones, records, append)
+}
+
+/// As [`fill`], with values or keys.
+///
+/// # Errors
+/// Likewise.
+pub fn fill_side(
+    side: Side,
     schema: &SchemaRef,
     tombstones: Tombstones,
     records: &[RecordRef<'_>],
@@ -32,7 +46,7 @@ pub fn fill(
     let mut rejected = Vec::new();
     let mut dropped = 0;
     for (index, record) in records.iter().enumerate() {
-        let Some(value) = record.value() else {
+        let Some(bytes) = side.bytes(record) else {
             match tombstones {
                 Tombstones::Skip => dropped += 1,
                 Tombstones::Keep => {
@@ -42,7 +56,7 @@ pub fn fill(
             }
             continue;
         };
-        match append(record, value, &mut columns) {
+        match append(record, bytes, &mut columns) {
             Ok(()) => rows.push(index as u32),
             Err(Rejection { code, message, schema_id }) => {
                 columns.iter_mut().for_each(|column| column.truncate(rows.len()));

@@ -5,10 +5,13 @@
 
 use crate::model::{RecordRef, SchemaId};
 
+use super::Side;
+
 /// Header names that carry a schema id beside the value or the key.
 pub const VALUE_ID_HEADER: &[u8] = b"__value_schema_id";
+pub const KEY_ID_HEADER: &[u8] = b"__key_schema_id";
 
-/// Why a value has no usable frame.
+/// Why a value or a key has no usable frame.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FrameError {
     #[error("{0} bytes are too few for the magic byte and the schema id")]
@@ -30,15 +33,23 @@ impl FrameError {
     }
 }
 
-/// The schema id and the payload of a record's value.
+/// The schema id and the payload of a record's value or key, which is `bytes`.
 ///
 /// # Errors
 /// [`FrameError`]
-pub fn parse<'a>(record: &RecordRef<'a>, value: &'a [u8]) -> Result<(SchemaId, &'a [u8]), FrameError> {
-    if record.headers().any(|(name, _)| name == VALUE_ID_HEADER) {
+pub fn parse<'a>(
+    side: Side,
+    record: &RecordRef<'_>,
+    bytes: &'a [u8],
+) -> Result<(SchemaId, &'a [u8]), FrameError> {
+    let id_header = match side {
+        Side::Value => VALUE_ID_HEADER,
+        Side::Key => KEY_ID_HEADER,
+    };
+    if record.headers().any(|(name, _)| name == id_header) {
         return Err(FrameError::Header);
     }
-    prefix(value)
+    prefix(bytes)
 }
 
 /// The schema id and the payload behind a prefix.

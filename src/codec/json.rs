@@ -4,8 +4,11 @@
 //! base64, decimals are numbers or text. A field that is missing takes its default, else null; fields that the
 //! schema does not have are ignored.
 
+use std::sync::Arc;
+
+use arrow::array::ArrayRef;
 use arrow::compute::kernels::cast_utils::parse_decimal;
-use arrow::datatypes::{Decimal128Type, Decimal256Type, SchemaRef};
+use arrow::datatypes::{DataType, Decimal128Type, Decimal256Type, Field, SchemaRef};
 use arrow::error::ArrowError;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -61,6 +64,53 @@ impl Codec for TypedJson {
             put_fields(&self.record, &json, columns).map_err(|misfit| reject(misfit.to_string()))
         })
     }
+}
+
+/// JSON texts read by one type into one column: what SQL's `from_json` does.
+#[derive(Debug)]
+pub struct JsonColumn {
+    node: Node,
+    column: Column,
+}
+
+impl JsonColumn {
+    /// `data_type` is the Arrow type of `node`; for an `int` it may also be one of 8 or 16 bits.
+    ///
+    /// # Errors
+    /// If no codec makes this type.
+    pub fn new(node: Node, data_type: DataType) -> Result<Self, ArrowError> {
+        let column = Column::new(&Arc::new(Field::new("value", data_type, true)))?;
+        Ok(Self { node, column })
+    }
+
+    /// Appends what `text` says; null if there is none, or if it is not JSON of this type.
+    pub fn push(&mut self, text: Option<&[u8]>) {
+        let row_count = self.column.len();
+        let json = text.and_then(|text| serde_json::from_slice::<Value>(text).ok());
+        let is_read = json.is_some_and(|json| put(&self.node, &json, &mut self.column).is_ok());
+        if !is_read {
+            self.column.truncate(row_count);
+            self.column.push_null();
+        }
+    }
+
+    /// # Errors
+    /// If the columns below do not fit together: a bug of ours, caught here.
+    pub fn finish(self) -> Result<ArrayRef, ArrowError> {
+        self.column.finish()
+    }
+}
+
+/// Appends one JSON text of any type to a column.
+///
+/// # Errors
+/// What does not fit; then the column may hold parts of it and has to be truncated.
+pub fn put_whole(node: &Node, text: &[u8], column: &mut Column) -> Result<(), String> {
+    let json: Value = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
+    put(node, &json, column).map_err(|misfit| match misfit.path.as_slice() {
+        [] => format!("{} is not {}", misfit.found, misfit.expected),
+        _ => misfit.to_string(),
+    })
 }
 
 /// A value that does not fit its type. Values are not shown: they are the user's data.
@@ -123,6 +173,13 @@ fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Mi
     }
     match (&node.kind, json, data) {
         (Kind::Boolean, Value::Bool(value), Data::Boolean(values)) => values.append(*value),
+        // The narrow ones are of `from_json`: Avro has no such types.
+        (Kind::Int, Value::Number(number), Data::I8(values)) => {
+            values.push(i8::try_from(number.as_i64()?).ok()?);
+        }
+        (Kind::Int, Value::Number(number), Data::I16(values)) => {
+            values.push(i16::try_from(number.as_i64()?).ok()?);
+        }
         (Kind::Int, Value::Number(number), Data::I32(values)) => {
             values.push(i32::try_from(number.as_i64()?).ok()?);
         }
@@ -200,7 +257,7 @@ fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> 
         (Logical::Decimal { precision, scale }, data) => {
             let text = match json {
                 Value::Number(number) => number.to_string(),
-                Value::String(text) => text.clone(),
+                Value::String(text) if can_be_decimal(text) => text.clone(),
                 _ => return None,
             };
             match data {
@@ -223,6 +280,16 @@ fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> 
             Some(())
         }
         _ => None,
+    }
+}
+
+/// Whether arrow may parse `text`. It counts digits in 8 bits and exponents in 16 and does not see them overflow,
+/// so that `1e65536` would be 1. No decimal of 76 digits needs more; with an exponent, 18 digits can be shifted by
+/// all their places within 128 bits.
+fn can_be_decimal(text: &str) -> bool {
+    match text.split_once(['e', 'E']) {
+        Some((digits, exponent)) => digits.len() <= 18 && exponent.len() <= 4,
+        None => text.len() <= 128,
     }
 }
 
@@ -263,8 +330,8 @@ fn time(logical: Logical, json: &Value) -> Option<i64> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
+    use arrow::array::{Array, AsArray};
+    use arrow::datatypes::Int8Type;
     use arrow::record_batch::RecordBatch;
     use arrow::util::pretty::pretty_format_batches;
     use serde_json::json;
@@ -338,5 +405,44 @@ mod tests {
         assert_eq!(rejected[1], "field `xs`: this number is not string");
         assert_eq!(rejected[2], "field `a.n`: null is not int");
         assert!(rejected[4].contains("not JSON: trailing characters"), "{rejected:?}");
+    }
+
+    #[test]
+    fn decimals_as_text_cannot_overflow_the_parser() {
+        let schema = json!({"type": "record", "name": "R", "fields": [
+            {"name": "n", "type": {"type": "bytes", "logicalType": "decimal", "precision": 38, "scale": 2}}
+        ]});
+        let row = |text: &str| json!({"n": text}).to_string();
+        let digits = "1".repeat(400);
+        let bad = [row("1e65536"), row("1e99999e5"), row(&digits), row(&format!("0.{digits}e-400")), row("")];
+        let good = [row("-1.5e3"), row("123456789012345678901234567890.12")];
+        let values: Vec<&str> = bad.iter().chain(&good).map(String::as_str).collect();
+        let (rows, rejected) = decode(&schema, &values);
+        assert_eq!(rejected.len(), bad.len(), "{rows}");
+        assert!(rows.contains("-1500.00"), "{rows}");
+        assert!(rows.contains("123456789012345678901234567890.12"), "{rows}");
+    }
+
+    #[test]
+    fn a_column_of_texts_has_null_for_what_does_not_fit() {
+        let optional = |node| Node { kind: Kind::Union(vec![plain(Kind::Null), node]), logical: None };
+        let node = optional(plain(Kind::Array(Box::new(optional(plain(Kind::Int))))));
+        let item = Arc::new(Field::new("item", DataType::Int8, true));
+        let mut column = JsonColumn::new(node, DataType::List(item)).unwrap();
+        let deep = "[".repeat(100_000);
+        let texts = ["[1, null]", "[2, 128]", "{", deep.as_str(), "null", "[-128]"];
+        for text in texts {
+            column.push(Some(text.as_bytes()));
+        }
+        column.push(None);
+        let array = column.finish().unwrap();
+        let nulls: Vec<bool> = (0..array.len()).map(|row| array.is_null(row)).collect();
+        assert_eq!(nulls, [false, true, true, true, true, false, true]);
+        let items = array.as_list::<i32>().values().as_primitive::<Int8Type>();
+        assert_eq!(items.iter().collect::<Vec<_>>(), [Some(1), None, Some(-128)]);
+    }
+
+    fn plain(kind: Kind) -> Node {
+        Node { kind, logical: None }
     }
 }

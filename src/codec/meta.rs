@@ -1,6 +1,6 @@
 //! The `_` columns: what Spark's Kafka source calls key, topic, partition, offset, timestamp, headers.
 //!
-//! They are built only for the views that name them.
+//! They are built only for the views that name them. The key's is the work of a codec.
 
 use std::sync::Arc;
 
@@ -10,15 +10,16 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 
-use crate::config::plan::KeyForm;
 use crate::model::{RecordRef, TimestampType};
 
 use super::frame;
 
-/// One of the `_` columns.
+/// The column of keys.
+pub const KEY: &str = "_key";
+
+/// One of the `_` columns besides [`KEY`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetaColumn {
-    Key(KeyForm),
     Topic,
     Partition,
     Offset,
@@ -29,23 +30,18 @@ pub enum MetaColumn {
 }
 
 impl MetaColumn {
-    /// All of them, with the route's key form.
-    pub fn all(key: KeyForm) -> [MetaColumn; 8] {
-        [
-            MetaColumn::Key(key),
-            MetaColumn::Topic,
-            MetaColumn::Partition,
-            MetaColumn::Offset,
-            MetaColumn::Timestamp,
-            MetaColumn::TimestampType,
-            MetaColumn::Headers,
-            MetaColumn::SchemaId,
-        ]
-    }
+    pub const ALL: [MetaColumn; 7] = [
+        MetaColumn::Topic,
+        MetaColumn::Partition,
+        MetaColumn::Offset,
+        MetaColumn::Timestamp,
+        MetaColumn::TimestampType,
+        MetaColumn::Headers,
+        MetaColumn::SchemaId,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
-            Self::Key(_) => "_key",
             Self::Topic => "_topic",
             Self::Partition => "_partition",
             Self::Offset => "_offset",
@@ -58,8 +54,6 @@ impl MetaColumn {
 
     pub fn field(self) -> Field {
         let (data_type, is_nullable) = match self {
-            Self::Key(KeyForm::Bytes) => (DataType::Binary, true),
-            Self::Key(KeyForm::String) => (DataType::Utf8, true),
             Self::Topic => (DataType::Utf8, false),
             Self::Partition => (DataType::Int32, false),
             Self::Offset => (DataType::Int64, false),
@@ -74,22 +68,9 @@ impl MetaColumn {
         Field::new(self.name(), data_type, is_nullable)
     }
 
-    /// The column for `records`. Text that is not UTF-8 was rejected before, except in header names,
-    /// where it is replaced.
+    /// The column for `records`. Bytes of header names that are not UTF-8 are replaced.
     pub fn build(self, records: &[RecordRef<'_>]) -> ArrayRef {
         match self {
-            Self::Key(KeyForm::Bytes) => {
-                let mut keys = BinaryBuilder::new();
-                records.iter().for_each(|record| keys.append_option(record.key()));
-                Arc::new(keys.finish())
-            }
-            Self::Key(KeyForm::String) => {
-                let mut keys = StringBuilder::new();
-                for record in records {
-                    keys.append_option(record.key().map(String::from_utf8_lossy));
-                }
-                Arc::new(keys.finish())
-            }
             Self::Topic => {
                 let mut topics = StringBuilder::new();
                 for record in records {
@@ -151,10 +132,4 @@ fn build_headers(records: &[RecordRef<'_>]) -> ArrayRef {
         lists.append(true);
     }
     Arc::new(lists.finish())
-}
-
-/// A text key that is not UTF-8 makes its record bad.
-pub fn key_problem(form: KeyForm, record: &RecordRef<'_>) -> Option<&'static str> {
-    let is_bad = form == KeyForm::String && record.key().is_some_and(|key| std::str::from_utf8(key).is_err());
-    is_bad.then_some("the key is not UTF-8 text; set `key: bytes`, or find out who wrote it")
 }

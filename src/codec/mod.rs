@@ -1,13 +1,16 @@
 //! Bytes to Arrow. Synchronous, without I/O: the engine fetches schemas and hands them in.
 //!
 //! Every record of a batch ends in exactly one place: a row, the rejected, or the dropped. A bad record
-//! never spoils its neighbours. New formats are a file here and an arm in `cli::build`.
+//! never spoils its neighbours. New formats are a file here and an arm in `cli::build`. A [`Decoder`] puts what
+//! codecs make of values and of keys together.
 
 pub mod avro;
 pub mod columns;
+mod decoder;
 mod fill;
 pub mod frame;
 mod json;
+mod key;
 pub mod letters;
 pub mod meta;
 mod raw;
@@ -19,7 +22,9 @@ use arrow::error::ArrowError;
 
 use crate::model::{RecordRef, SchemaId};
 
-pub use json::TypedJson;
+pub use decoder::{DecodedBatch, Decoder};
+pub use json::{JsonColumn, TypedJson};
+pub use key::JsonKeys;
 pub use raw::Raw;
 pub use registered::RegisteredAvro;
 
@@ -40,6 +45,22 @@ pub trait Codec: Send + Sync {
     /// # Errors
     /// Only for defects of ours: columns that do not fit together.
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError>;
+}
+
+/// Which bytes of a record a codec reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    Value,
+    Key,
+}
+
+impl Side {
+    fn bytes<'a>(self, record: &RecordRef<'a>) -> Option<&'a [u8]> {
+        match self {
+            Self::Value => record.value(),
+            Self::Key => record.key(),
+        }
+    }
 }
 
 /// What the registry said of an id.

@@ -1,7 +1,6 @@
-//! `value: bytes | string | json`: the record as Spark's Kafka source gives it, undecoded.
+//! `bytes | string | json`: values or keys as they are, undecoded.
 //!
-//! `json` is validated JSON text. The columns are `_key, value, _topic, _partition, _offset, _timestamp,
-//! _timestamp_type, _headers`, and `*` means all of them.
+//! `json` is validated JSON text.
 
 use std::sync::Arc;
 
@@ -10,61 +9,68 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use serde::de::IgnoredAny;
 
-use crate::config::plan::{KeyForm, RawForm, Tombstones};
+use crate::config::plan::{RawForm, Tombstones};
 use crate::model::{RecordRef, SchemaId};
 
-use super::meta::{MetaColumn, key_problem};
-use super::{Codec, Decoded, Learnt, Rejected};
+use super::meta::KEY;
+use super::{Codec, Decoded, Learnt, Rejected, Side};
 
-/// Lands records as they are.
+/// Lands values or keys as they are: one column.
 #[derive(Debug)]
 pub struct Raw {
+    side: Side,
     form: RawForm,
-    key: KeyForm,
     tombstones: Tombstones,
     schema: SchemaRef,
 }
 
 impl Raw {
-    pub fn new(form: RawForm, key: KeyForm, tombstones: Tombstones) -> Self {
+    /// The column `value`.
+    pub fn new(form: RawForm, tombstones: Tombstones) -> Self {
+        Self::of(Side::Value, form, tombstones)
+    }
+
+    /// The column `_key`, null where there is no key.
+    pub fn for_keys(form: RawForm) -> Self {
+        Self::of(Side::Key, form, Tombstones::Keep)
+    }
+
+    fn of(side: Side, form: RawForm, tombstones: Tombstones) -> Self {
+        let name = match side {
+            Side::Value => "value",
+            Side::Key => KEY,
+        };
         let data_type = match form {
             RawForm::Bytes => DataType::Binary,
             RawForm::String | RawForm::Json => DataType::Utf8,
         };
-        let mut fields = vec![MetaColumn::Key(key).field(), Field::new("value", data_type, true)];
-        fields.extend(AFTER.iter().map(|column| column.field()));
-        Self { form, key, tombstones, schema: Arc::new(Schema::new(fields)) }
+        let schema = Arc::new(Schema::new(vec![Field::new(name, data_type, true)]));
+        Self { side, form, tombstones, schema }
     }
 
-    fn problem(&self, record: &RecordRef<'_>) -> Option<(&'static str, String)> {
-        if let Some(problem) = key_problem(self.key, record) {
-            return Some(("invalid_utf8", problem.to_owned()));
-        }
-        let value = record.value()?;
+    fn problem(&self, bytes: &[u8]) -> Option<(&'static str, String)> {
         if self.form == RawForm::Bytes {
             return None;
         }
         // serde_json does not look at the text of what it skips.
-        if std::str::from_utf8(value).is_err() {
-            return Some(("invalid_utf8", "the value is not UTF-8 text; set `value: bytes`".to_owned()));
+        if std::str::from_utf8(bytes).is_err() {
+            let message = match self.side {
+                Side::Value => "the value is not UTF-8 text; set `value: bytes`",
+                Side::Key => "not UTF-8 text; set `key: bytes`, or find out who wrote it",
+            };
+            return Some(("invalid_utf8", message.to_owned()));
         }
         if self.form == RawForm::String {
             return None;
         }
-        let error = serde_json::from_slice::<IgnoredAny>(value).err()?;
-        Some(("type_mismatch", format!("the value is not JSON: {error}")))
+        let error = serde_json::from_slice::<IgnoredAny>(bytes).err()?;
+        let what = match self.side {
+            Side::Value => "the value is not JSON",
+            Side::Key => "not JSON",
+        };
+        Some(("type_mismatch", format!("{what}: {error}")))
     }
 }
-
-/// The columns behind `value`.
-const AFTER: [MetaColumn; 6] = [
-    MetaColumn::Topic,
-    MetaColumn::Partition,
-    MetaColumn::Offset,
-    MetaColumn::Timestamp,
-    MetaColumn::TimestampType,
-    MetaColumn::Headers,
-];
 
 impl Codec for Raw {
     fn schema(&self) -> &SchemaRef {
@@ -83,36 +89,35 @@ impl Codec for Raw {
         let (mut kept, mut rows, mut rejected) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
         let mut dropped = 0;
         for (index, record) in records.iter().enumerate() {
-            if record.value().is_none() && self.tombstones == Tombstones::Skip {
+            let bytes = self.side.bytes(record);
+            if bytes.is_none() && self.tombstones == Tombstones::Skip {
                 dropped += 1;
                 continue;
             }
-            match self.problem(record) {
+            match bytes.and_then(|bytes| self.problem(bytes)) {
                 Some((code, message)) => rejected.push(Rejected { index, code, message, schema_id: None }),
                 None => {
                     rows.push(index as u32);
-                    kept.push(*record);
+                    kept.push(bytes);
                 }
             }
         }
-        let value: ArrayRef = match self.form {
+        let column: ArrayRef = match self.form {
             RawForm::Bytes => {
-                let mut values = BinaryBuilder::new();
-                kept.iter().for_each(|record| values.append_option(record.value()));
-                Arc::new(values.finish())
+                let mut column = BinaryBuilder::new();
+                kept.iter().for_each(|bytes| column.append_option(*bytes));
+                Arc::new(column.finish())
             }
             RawForm::String | RawForm::Json => {
-                let mut values = StringBuilder::new();
-                for record in &kept {
+                let mut column = StringBuilder::new();
+                for bytes in kept {
                     // Checked above.
-                    values.append_option(record.value().map(String::from_utf8_lossy));
+                    column.append_option(bytes.map(String::from_utf8_lossy));
                 }
-                Arc::new(values.finish())
+                Arc::new(column.finish())
             }
         };
-        let mut columns = vec![MetaColumn::Key(self.key).build(&kept), value];
-        columns.extend(AFTER.iter().map(|column| column.build(&kept)));
-        Ok(Decoded { columns, rows, rejected, dropped })
+        Ok(Decoded { columns: vec![column], rows, rejected, dropped })
     }
 }
 
@@ -141,7 +146,7 @@ mod tests {
         let chunk = builder.finish(Offset::ZERO);
         let records: Vec<RecordRef<'_>> = chunk.records().collect();
         let decode = |form, tombstones| {
-            let decoded = Raw::new(form, KeyForm::Bytes, tombstones).decode(&records).unwrap();
+            let decoded = Raw::new(form, tombstones).decode(&records).unwrap();
             let codes: Vec<(usize, &str)> =
                 decoded.rejected.iter().map(|rejected| (rejected.index, rejected.code)).collect();
             (decoded.rows, codes, decoded.dropped)

@@ -1,4 +1,4 @@
-//! `value: registry`: Confluent-framed Avro, all writer versions read as one reader schema.
+//! `registry`: Confluent-framed Avro, all writer versions read as one reader schema. For values and for keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -14,8 +14,8 @@ use super::avro::arrow_type;
 use super::avro::node::{Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::Column;
-use super::fill::{Rejection, fill};
-use super::{Codec, Decoded, Learnt, frame};
+use super::fill::{Rejection, fill_side};
+use super::{Codec, Decoded, Learnt, Side, frame, key};
 
 /// How long an id counts as refused before the registry is asked again.
 const REFUSED_MAX: Duration = Duration::from_secs(60);
@@ -26,6 +26,8 @@ const WRITERS_MAX: usize = 10_000;
 /// Decodes framed Avro into the columns of the reader schema.
 #[derive(Debug)]
 pub struct RegisteredAvro {
+    side: Side,
+    /// Of keys: as the one field of a record.
     reader: Node,
     schema: SchemaRef,
     tombstones: Tombstones,
@@ -42,12 +44,35 @@ impl RegisteredAvro {
     /// # Errors
     /// [`SchemaError`] if the reader schema has no Arrow form.
     pub fn new(reader: Node, tombstones: Tombstones) -> Result<Self, SchemaError> {
+        Self::of(Side::Value, reader, tombstones)
+    }
+
+    /// For keys of any type: one column, null where there is no key.
+    ///
+    /// # Errors
+    /// [`SchemaError`] if the reader schema has no Arrow form.
+    pub fn for_keys(reader: Node) -> Result<Self, SchemaError> {
+        Self::of(Side::Key, key::as_field(reader), Tombstones::Keep)
+    }
+
+    fn of(side: Side, reader: Node, tombstones: Tombstones) -> Result<Self, SchemaError> {
         Ok(Self {
+            side,
             schema: arrow_type::schema(&reader, tombstones == Tombstones::Keep)?,
             reader,
             tombstones,
             writers: HashMap::new(),
         })
+    }
+
+    /// The program that reads what was written with this schema.
+    fn compile(&self, text: &str, references: &[String]) -> Result<Program, SchemaError> {
+        let writer = Node::parse(text, references)?;
+        let writer = match self.side {
+            Side::Value => writer,
+            Side::Key => key::as_field(writer),
+        };
+        compile(&writer, &self.reader)
     }
 
     /// A refusal is asked about again after a while: the registry may have learnt the id.
@@ -59,13 +84,13 @@ impl RegisteredAvro {
         }
     }
 
-    fn decode_value(
+    fn decode_one(
         &self,
         record: &RecordRef<'_>,
-        value: &[u8],
+        bytes: &[u8],
         columns: &mut [Column],
     ) -> Result<(), Rejection> {
-        let (id, payload) = frame::parse(record, value).map_err(|error| Rejection {
+        let (id, payload) = frame::parse(self.side, record, bytes).map_err(|error| Rejection {
             code: error.code(),
             message: error.to_string(),
             schema_id: None,
@@ -73,7 +98,9 @@ impl RegisteredAvro {
         let reject = |code, message| Rejection { code, message, schema_id: Some(id) };
         match self.writers.get(&id) {
             Some(Writer::Usable(program)) => program.decode(payload, columns).map_err(|bad| {
-                let path = bad.path.join(".");
+                // The first step of a key's path is the column that it was put into.
+                let skipped = usize::from(self.side == Side::Key).min(bad.path.len());
+                let path = bad.path[skipped..].join(".");
                 let at = if path.is_empty() { String::new() } else { format!("field `{path}`: ") };
                 reject(bad.problem.code(), format!("{at}{}", bad.problem))
             }),
@@ -93,7 +120,8 @@ impl Codec for RegisteredAvro {
         // Ids come in runs: comparing with the last one saves most look-ups.
         let mut last = None;
         for record in records {
-            let Some(Ok((id, _))) = record.value().map(|value| frame::parse(record, value)) else {
+            let framed = self.side.bytes(record).map(|bytes| frame::parse(self.side, record, bytes));
+            let Some(Ok((id, _))) = framed else {
                 continue;
             };
             if last != Some(id) && !self.is_known(id) && !missing.contains(&id) {
@@ -107,17 +135,13 @@ impl Codec for RegisteredAvro {
     fn learn(&mut self, id: SchemaId, schema: Learnt) {
         let refused = |code, message| Writer::Refused { code, message, at: Instant::now() };
         let writer = match schema {
-            Learnt::Avro { text, references } => {
-                let program =
-                    Node::parse(&text, &references).and_then(|writer| compile(&writer, &self.reader));
-                match program {
-                    Ok(program) => Writer::Usable(Arc::new(program)),
-                    Err(error) => refused(
-                        "refused_schema",
-                        format!("schema id {id} cannot be read as the route's reader schema: {error}"),
-                    ),
-                }
-            }
+            Learnt::Avro { text, references } => match self.compile(&text, &references) {
+                Ok(program) => Writer::Usable(Arc::new(program)),
+                Err(error) => refused(
+                    "refused_schema",
+                    format!("schema id {id} cannot be read as the route's reader schema: {error}"),
+                ),
+            },
             Learnt::Unknown => refused("unknown_id", format!("the registry has no schema id {id}")),
             Learnt::Unusable(why) => {
                 refused("refused_schema", format!("schema id {id} cannot be used: {why}"))
@@ -131,8 +155,8 @@ impl Codec for RegisteredAvro {
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
-        fill(&self.schema, self.tombstones, records, |record, value, columns| {
-            self.decode_value(record, value, columns)
+        fill_side(self.side, &self.schema, self.tombstones, records, |record, bytes, columns| {
+            self.decode_one(record, bytes, columns)
         })
     }
 }

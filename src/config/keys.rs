@@ -44,10 +44,11 @@ pub enum Kind {
     Scope(&'static Scope),
     /// A list of names, or a pattern.
     Topics,
-    /// `registry`, `bytes`, `string`, `json`, or `{json: {schema: {file: path}}}`.
+    /// The form of values or keys: `registry`, `bytes`, `string`, `json`, or `{json: {schema: {file: path}}}`.
     Value,
     Start,
     ReaderSchema,
+    /// Names to SQL.
     Sql,
 }
 
@@ -73,7 +74,7 @@ pub static ROOT: Scope = Scope {
             "schema_registry",
             Kind::Scope(&SCHEMA_REGISTRY),
             "",
-            "The Confluent-compatible schema registry. Required if a route reads `value: registry`.",
+            "The Confluent-compatible schema registry. Required if a route reads `value: registry` or `key: registry`.",
         ),
         key(
             "memory",
@@ -109,7 +110,37 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
     keys: &[
         required("url", Kind::Text, "Its base URL, for example `http://localhost:8081`."),
         key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
+        key(
+            "bearer_token",
+            Kind::Text,
+            "",
+            "A token instead of `basic_auth`. Take it from `${VAR}` or `${file:path}`. Never shown.",
+        ),
+        key(
+            "ca_file",
+            Kind::Text,
+            "",
+            "Certificates (PEM) of authorities that are trusted beside the system's. A path relative to the file.",
+        ),
+        key(
+            "client_cert_file",
+            Kind::Text,
+            "",
+            "Our certificate (PEM), followed by those that lead to its authority. Needs `client_key_file`.",
+        ),
+        key(
+            "client_key_file",
+            Kind::Text,
+            "",
+            "The key of `client_cert_file` (PEM: PKCS #8, PKCS #1 or SEC1), not encrypted.",
+        ),
         key("timeout", Kind::Duration, "10s", "For one call, connecting included."),
+        key(
+            "cache_dir",
+            Kind::Text,
+            "",
+            "A directory, relative to the working directory, where `run` keeps schemas: it then starts while the registry is away. Safe to delete.",
+        ),
     ],
 };
 
@@ -126,7 +157,7 @@ macro_rules! shared_route_keys {
     ($($own:expr),* $(,)?) => {
         &[
             $($own,)*
-            key("key", Kind::Choice(&["bytes", "string"]), "bytes", "The form of record keys, in column `_key`."),
+            key("key", Kind::Value, "bytes", "The form of record keys, in column `_key`. `bytes`, `string`, `json` (validated text): as they are. `registry`: Confluent-framed Avro, read as the newest schema of subject `<topic>-key`. `{json: {schema: {file: avro/key.avsc}}}`: plain JSON read as an Avro schema. Keys are looked at only if something reads `_key`."),
             key("value", Kind::Value, "registry", "The form of record values. `registry`: Confluent-framed Avro. `bytes`, `string`, `json` (validated text): as they are, in the columns `_key, value, _topic, _partition, _offset, _timestamp, _timestamp_type, _headers`. `{json: {schema: {file: avro/nest.avsc}}}`: plain JSON read as an Avro schema."),
             key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}`."),
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
@@ -228,7 +259,7 @@ pub static DEAD_LETTER: Scope = Scope {
         ),
         key(
             "jsonl",
-            Kind::Scope(&FILES),
+            Kind::Scope(&DEAD_LETTER_FILES),
             "",
             "JSON Lines files, exactly once, below `path/<route>`; key, value and header values are base64.",
         ),
@@ -278,23 +309,36 @@ pub static COLUMN: Scope = Scope {
     keys: &[required("column", Kind::Text, "Its name.")],
 };
 
+macro_rules! file_keys {
+    ($($own:expr),* $(,)?) => {
+        &[
+            required("path", Kind::Text, "The directory, relative to the working directory."),
+            $($own,)*
+            key("roll", Kind::Scope(&ROLL), "", "When open files are closed and committed: whichever limit is reached first."),
+        ]
+    };
+}
+
 pub static FILES: Scope = Scope {
     name: "parquet, jsonl, csv",
     about: "Files of one format in a directory. Readers glob `path/**/*.parquet` (`.jsonl`, `.csv`); `_sidestream/` holds the commit log.",
-    keys: &[
-        required("path", Kind::Text, "The directory, relative to the working directory."),
-        key(
-            "roll",
-            Kind::Scope(&ROLL),
-            "",
-            "When the open file is closed and committed: whichever limit is reached first.",
-        ),
-    ],
+    keys: file_keys!(key(
+        "partition_by",
+        Kind::Sql,
+        "",
+        "Directories by value below `path`, as Hive names them: `{day: \"to_date(created_at)\", country: country}` gives `day=2026-11-01/country=CH/`. One to eight names, outermost first, each with an SQL expression over a row. A column with the name of a partition is left out of the files: readers take it from the directory.",
+    )),
+};
+
+pub static DEAD_LETTER_FILES: Scope = Scope {
+    name: "dead_letters.<name>.jsonl",
+    about: "JSON Lines files for dead letters.",
+    keys: file_keys!(),
 };
 
 pub static ROLL: Scope = Scope {
     name: "roll",
-    about: "Limits of a file.",
+    about: "Limits of a file. Reaching one closes and commits all open files of the sink.",
     keys: &[
         key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
         key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),

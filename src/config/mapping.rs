@@ -83,6 +83,13 @@ impl<'t> Mapping<'t> {
         Self::find(self.entries, name).filter(|node| node.value != Value::Null)
     }
 
+    /// Where a key is written; the mapping's place if it is not.
+    pub fn place(&self, name: &str) -> Span {
+        self.table(name);
+        let key = self.entries.iter().find(|(key, _)| key.name == name);
+        key.map_or(self.span, |(key, _)| key.span)
+    }
+
     /// The node of a required key.
     pub fn require(&self, name: &str, context: &mut Context<'_>) -> Option<&'t Node> {
         let found = self.get(name);
@@ -133,6 +140,18 @@ impl<'t> Mapping<'t> {
     pub fn text(&self, name: &str, context: &mut Context<'_>) -> Option<String> {
         let node = self.get(name)?;
         text(node, context)
+    }
+
+    /// As [`Self::text`], for a value nobody may see: what is wrong with it is said at its key. The key's
+    /// line tells that it holds a secret, a line further down would not.
+    pub fn secret(&self, name: &str, context: &mut Context<'_>) -> Option<String> {
+        let known = context.problems.len();
+        let text = self.text(name, context);
+        let place = self.place(name);
+        for problem in &mut context.problems[known..] {
+            problem.span = place;
+        }
+        text
     }
 
     /// One of the words the table allows; the table's default if the key is missing.

@@ -25,6 +25,9 @@ pub struct Plan {
 impl Plan {
     /// Puts everything that is written to disk below `root`.
     pub fn write_below(&mut self, root: &Path) {
+        if let Some(dir) = self.registry.as_mut().and_then(|registry| registry.cache_dir.as_mut()) {
+            *dir = root.join(dir.as_path());
+        }
         let routes = self.routes.iter_mut();
         for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
@@ -49,23 +52,48 @@ impl fmt::Debug for Kafka {
     }
 }
 
+/// `schema_registry:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registry {
     pub url: String,
-    pub basic_auth: Option<BasicAuth>,
+    pub login: Option<Login>,
+    /// Certificates of authorities that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    pub client_certificate: Option<ClientCertificate>,
+    /// For one call.
     pub timeout: Duration,
+    /// Where schemas are kept for the next start.
+    pub cache_dir: Option<PathBuf>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
-pub struct BasicAuth {
-    pub username: String,
-    pub password: String,
-}
-
-impl fmt::Debug for BasicAuth {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("BasicAuth(…)")
+impl Registry {
+    /// A registry that needs no login and no certificates, without a cache on disk.
+    pub fn at(url: String, timeout: Duration) -> Self {
+        Self { url, login: None, ca_file: None, client_certificate: None, timeout, cache_dir: None }
     }
+}
+
+/// Who we are to the registry; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Login {
+    Basic { username: String, password: String },
+    Bearer { token: String },
+}
+
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Basic { .. } => "Basic(…)",
+            Self::Bearer { .. } => "Bearer(…)",
+        })
+    }
+}
+
+/// Two PEM files: the certificate with what leads to its authority, and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClientCertificate {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -89,10 +117,14 @@ pub struct Route {
 }
 
 /// `key:` of a route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyForm {
-    Bytes,
-    String,
+    /// Confluent-framed, read as the newest schema of the subject of keys.
+    Registry,
+    /// As it is.
+    Raw(RawForm),
+    /// Plain JSON, read as the Avro schema of this file.
+    Json(PathBuf),
 }
 
 /// `value:` of a route.
@@ -180,18 +212,14 @@ pub enum Target {
     Files {
         format: FileFormat,
         path: PathBuf,
+        /// From the outermost directory inwards; empty if there are none.
+        partition_by: Vec<PartitionBy>,
         roll: Roll,
     },
     /// A table on the screen.
-    Console {
-        rows_max: usize,
-    },
+    Console { rows_max: usize },
     /// Records of a topic; a `topic` column says which where this does not.
-    Kafka {
-        topic: Option<TopicName>,
-        key: Option<String>,
-        value: Option<String>,
-    },
+    Kafka { topic: Option<TopicName>, key: Option<String>, value: Option<String> },
 }
 
 /// How rows become bytes of a file.
@@ -202,7 +230,17 @@ pub enum FileFormat {
     Csv,
 }
 
-/// `roll:` of a file sink: when its open file is closed and committed.
+/// One level of `partition_by:` of a file sink: a directory `name=value` for each value.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PartitionBy {
+    pub name: String,
+    /// An expression over a row.
+    pub sql: String,
+    /// Where the SQL stands in the file.
+    pub content: Content,
+}
+
+/// `roll:` of a file sink: when its open files are closed and committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Roll {
     pub bytes_max: u64,

@@ -48,10 +48,12 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
 fn redact(line: &str) -> String {
     const SECRET: [&str; 5] = ["password", "secret", "token", "sasl.", "key.pem"];
     let lower = line.to_ascii_lowercase();
+    // `https://user:password@host`.
+    let authority = lower.split_once("://").and_then(|(_, rest)| rest.split(['/', ' ']).next());
+    let has_user = authority.is_some_and(|authority| authority.contains('@'));
+    let is_secret = has_user || SECRET.iter().any(|word| lower.contains(word));
     match line.split_once(':') {
-        Some((key, value)) if !value.trim().is_empty() && SECRET.iter().any(|word| lower.contains(word)) => {
-            format!("{key}: …")
-        }
+        Some((key, value)) if !value.trim().is_empty() && is_secret => format!("{key}: …"),
         _ => line.to_owned(),
     }
 }

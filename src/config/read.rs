@@ -1,13 +1,14 @@
 //! The file as a whole.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::model::{Offset, Partition, TopicName};
 
 use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text, written};
-use super::plan::{BasicAuth, Plan, Registry};
+use super::plan::{ClientCertificate, Login, Plan, Registry};
 use super::{Problem, kafka, route, sink, tree};
 
 /// The only version of the format.
@@ -100,6 +101,14 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
     root.get("schema_registry")?;
     let mapping = root.nested("schema_registry", &keys::SCHEMA_REGISTRY, context)?;
     mapping.require("url", context);
+    let login = login(&mapping, context);
+    let ca_file = input_file("ca_file", &mapping, context);
+    let client_certificate = client_certificate(&mapping, context);
+    let timeout = mapping.duration("timeout", context);
+    let cache_dir = mapping.text("cache_dir", context).map(PathBuf::from);
+    if cache_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
+        context.problem(mapping.place("cache_dir"), "`cache_dir` is empty");
+    }
     let url = mapping.text("url", context)?;
     let url = url.trim_end_matches('/').to_owned();
     if !url.starts_with("http://") && !url.starts_with("https://") {
@@ -112,16 +121,53 @@ fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
         let problem = Problem::new(span, "the registry's URL holds a user or a password");
         context.problems.push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
     }
-    let basic_auth = mapping.get("basic_auth").is_some().then(|| {
-        let auth = mapping.nested("basic_auth", &keys::BASIC_AUTH, context)?;
-        auth.require("username", context);
-        auth.require("password", context);
-        Some(BasicAuth {
-            username: auth.text("username", context)?,
-            password: auth.text("password", context)?,
-        })
-    });
-    Some(Registry { url, basic_auth: basic_auth.flatten(), timeout: mapping.duration("timeout", context)? })
+    Some(Registry { url, login, ca_file, client_certificate, timeout: timeout?, cache_dir })
+}
+
+fn login(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login> {
+    let basic = basic_auth(mapping, context);
+    let token = mapping.secret("bearer_token", context);
+    let place = mapping.place("bearer_token");
+    let is_token = |token: &String| !token.is_empty() && token.chars().all(|char| char.is_ascii_graphic());
+    if token.as_ref().is_some_and(|token| !is_token(token)) {
+        // It could not be sent: every call would fail as if the registry were away.
+        context.problem(place, "the token is empty, or holds a blank, a line break or the like");
+    }
+    if mapping.get("basic_auth").is_some() && mapping.get("bearer_token").is_some() {
+        context.problem(place, "`basic_auth` and `bearer_token` are two logins: keep one");
+    }
+    basic.or_else(|| token.map(|token| Login::Bearer { token }))
+}
+
+fn basic_auth(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login> {
+    mapping.get("basic_auth")?;
+    let auth = mapping.nested("basic_auth", &keys::BASIC_AUTH, context)?;
+    auth.require("username", context);
+    auth.require("password", context);
+    let (username, password) = (auth.text("username", context), auth.secret("password", context));
+    Some(Login::Basic { username: username?, password: password? })
+}
+
+fn client_certificate(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ClientCertificate> {
+    let names = ["client_cert_file", "client_key_file"];
+    let [certificate, key] = names.map(|name| input_file(name, mapping, context));
+    for (name, other) in [(names[0], names[1]), (names[1], names[0])] {
+        if mapping.get(name).is_some() && mapping.get(other).is_none() {
+            context.problem(mapping.place(name), format!("`{name}` is of no use without `{other}`"));
+        }
+    }
+    Some(ClientCertificate { certificate: certificate?, key: key? })
+}
+
+/// A file that is read, relative to `routes.yaml`. What is in it is looked at by who needs it.
+fn input_file(name: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<PathBuf> {
+    let given = mapping.text(name, context)?;
+    let path = context.environment.root().join(given);
+    if !path.is_file() {
+        let span = mapping.get(name).map_or(mapping.span, |node| node.span);
+        context.problem(span, format!("there is no file `{}`", path.display()));
+    }
+    Some(path)
 }
 
 #[cfg(test)]
@@ -129,6 +175,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::plan::{KeyForm, RawForm};
     use crate::config::render;
 
     const GOOD: &str = include_str!("../../routes.yaml");
@@ -174,6 +221,86 @@ mod tests {
             ("{kafka: {topic: bad}}", "{}", "`quarantine` says one target"),
         ] {
             let text = text.replace(from, to);
+            let shown = render("r", &text, &read(&text, &environment()).unwrap_err());
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn a_registry_takes_one_login_and_whole_certificates() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["ca.pem", "cert.pem", "key.pem"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let text = "version: 1\nkafka: {bootstrap.servers: b, group.id: g}\nschema_registry:\n  url: https://r/\n  \
+                    bearer_token: \"${T}\"\n  ca_file: ca.pem\n  client_cert_file: cert.pem\n  \
+                    client_key_file: key.pem\n  cache_dir: out/cache\nroutes:\n  \
+                    r: {topics: [t], sinks: {s: {csv: {path: out/s}}}}\n";
+        let environment = Environment::new([("T".to_owned(), "s3cr3t".to_owned())], dir.path());
+        let registry = read(text, &environment).unwrap().registry.unwrap();
+        assert_eq!(registry.url, "https://r");
+        assert_eq!(registry.login, Some(Login::Bearer { token: "s3cr3t".to_owned() }));
+        assert_eq!(registry.ca_file, Some(dir.path().join("ca.pem")));
+        let certificate = registry.client_certificate.clone().unwrap();
+        assert_eq!(certificate.certificate, dir.path().join("cert.pem"));
+        assert_eq!(certificate.key, dir.path().join("key.pem"));
+        // It is written, so it does not move with the file.
+        assert_eq!(registry.cache_dir, Some(PathBuf::from("out/cache")));
+        assert!(!format!("{registry:?}").contains("s3cr3t"));
+        for (from, to, expected) in [
+            (
+                "  ca_file",
+                "  basic_auth: {username: u, password: p}\n  ca_file",
+                "r:5:3: `basic_auth` and `bearer_token`",
+            ),
+            (
+                "  bearer_token: \"${T}\"",
+                "  bearer_token:\n    two s3cr3t words",
+                "r:5:3: the token is empty, or",
+            ),
+            ("\"${T}\"", "|\n    s3cr3t${T", "r:5:3: `${` without its `}`"),
+            ("ca.pem", "none.pem", "r:6:12: there is no file"),
+            (
+                "  client_key_file: key.pem\n",
+                "",
+                "r:7:3: `client_cert_file` is of no use without `client_key_file`",
+            ),
+            (
+                "  client_cert_file: cert.pem\n",
+                "",
+                "r:7:3: `client_key_file` is of no use without `client_cert_file`",
+            ),
+            ("out/cache", "\"${NONE:-}\"", "r:9:3: `cache_dir` is empty"),
+            ("https://r/", "https://me:s3cr3t@r/", "r:4:8: the registry's URL holds a user or a password"),
+        ] {
+            let text = text.replacen(from, to, 1);
+            let shown = render("r", &text, &read(&text, &environment).unwrap_err());
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+            assert!(!shown.contains("s3cr3t"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn keys_have_the_forms_of_values() {
+        let text = |key: &str| {
+            format!(
+                "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\nroutes:\n  \
+                 r: {{topics: [t], value: bytes, key: {key}, sinks: {{s: {{csv: {{path: out/s}}}}}}}}\n"
+            )
+        };
+        let form = |key: &str| read(&text(key), &environment()).unwrap().routes[0].key.clone();
+        assert_eq!(form("~"), KeyForm::Raw(RawForm::Bytes));
+        assert_eq!(form("json"), KeyForm::Raw(RawForm::Json));
+        let file = "avro/shop.users.json.avsc";
+        let typed = form(&format!("{{json: {{schema: {{file: {file}}}}}}}"));
+        assert!(matches!(&typed, KeyForm::Json(path) if path.ends_with(file)), "{typed:?}");
+        for (key, expected) in [
+            ("registry", "`schema_registry` is missing, and route `r` reads `key: registry`"),
+            ("strinq", "did you mean `string`?"),
+            ("{json: {schema: {file: no.avsc}}}", "there is no file `no.avsc`"),
+            ("{avro: x}", "`avro` is not a known key here"),
+        ] {
+            let text = text(key);
             let shown = render("r", &text, &read(&text, &environment()).unwrap_err());
             assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
         }

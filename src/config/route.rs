@@ -35,10 +35,7 @@ pub fn read(
     // Sinks of a topic's instance are told apart by the topic.
     let owner = if is_per_topic { format!("{}/{{topic}}", name.name) } else { name.name.clone() };
     let start = start(&mapping, context);
-    let key = match mapping.choice("key", context).as_str() {
-        "string" => KeyForm::String,
-        _ => KeyForm::Bytes,
-    };
+    let key = key(&mapping, context);
     let tombstones = match mapping.choice("tombstones", context).as_str() {
         "skip" => Tombstones::Skip,
         _ => Tombstones::Keep,
@@ -90,12 +87,7 @@ pub fn read(
 /// A pattern is known before its topics are: all of them are read as one schema, or each as its own.
 fn check_schema(route: &ReadRoute, context: &mut Context<'_>) {
     let plan = &route.plan;
-    let is_fixed = match &plan.value {
-        ValueForm::Registry(ReaderSchema::Latest | ReaderSchema::Version(_)) => false,
-        ValueForm::Registry(ReaderSchema::Id(_) | ReaderSchema::File(_)) => true,
-        ValueForm::Json(_) | ValueForm::Raw(_) => true,
-    };
-    if plan.topics.is_pattern() && !plan.is_per_topic && !is_fixed {
+    if plan.topics.is_pattern() && !plan.is_per_topic && plan.is_schema_of_topic() {
         let message = format!("route `{}`: the topics of a pattern have no schema in common", plan.name);
         let problem = Problem::new(route.span, message);
         context.problems.push(problem.hint(
@@ -184,6 +176,29 @@ pub fn offsets(node: &Node, context: &mut Context<'_>) -> BTreeMap<TopicName, BT
         offsets.insert(TopicName::new(&topic.name), of_topic);
     }
     offsets
+}
+
+/// The form of keys; the default where it is wrong, so that the rest of the route is looked at.
+fn key(mapping: &Mapping<'_>, context: &mut Context<'_>) -> KeyForm {
+    let form = mapping.get("key").and_then(|node| key_form(node, context));
+    form.unwrap_or(KeyForm::Raw(RawForm::Bytes))
+}
+
+fn key_form(node: &Node, context: &mut Context<'_>) -> Option<KeyForm> {
+    if matches!(node.value, Value::Map(_)) {
+        return json_schema_file(node, context).map(KeyForm::Json);
+    }
+    match text(node, context)?.as_str() {
+        "registry" => Some(KeyForm::Registry),
+        "bytes" => Some(KeyForm::Raw(RawForm::Bytes)),
+        "string" => Some(KeyForm::Raw(RawForm::String)),
+        "json" => Some(KeyForm::Raw(RawForm::Json)),
+        _ => {
+            let known = ["bytes", "string", "json", "registry", "{json: {schema: {file: …}}}"];
+            context.problems.push(unknown("value", node.span, written(node), &known));
+            None
+        }
+    }
 }
 
 /// The form of values; with it goes the schema they are read as.
@@ -410,10 +425,14 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
 }
 
 pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
-    let needs = |route: &&ReadRoute| matches!(route.plan.value, ValueForm::Registry(_));
-    if let Some(route) = routes.iter().find(needs) {
-        let message =
-            format!("`schema_registry` is missing, and route `{}` reads `value: registry`", route.plan.name);
+    let need = |route: &ReadRoute| match (&route.plan.value, &route.plan.key) {
+        (ValueForm::Registry(_), _) => Some("value"),
+        (_, KeyForm::Registry) => Some("key"),
+        _ => None,
+    };
+    let found = routes.iter().find_map(|route| Some((&route.plan.name, need(route)?)));
+    if let Some((route, side)) = found {
+        let message = format!("`schema_registry` is missing, and route `{route}` reads `{side}: registry`");
         context
             .problems
             .push(Problem::new(span, message).hint("schema_registry: {url: \"http://localhost:8081\"}"));

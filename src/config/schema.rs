@@ -133,7 +133,7 @@ fn row(key: &Key) -> String {
         Kind::Named(scope) => format!("names to `{}`", scope.name),
         Kind::Scope(scope) => format!("`{}`", scope.name),
         Kind::BadRecords => "bad records".to_owned(),
-        Kind::Value => "value form".to_owned(),
+        Kind::Value => "form".to_owned(),
         Kind::Start => "start".to_owned(),
         Kind::ReaderSchema => "schema".to_owned(),
         Kind::Sql => "names to SQL".to_owned(),

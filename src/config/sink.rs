@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use super::Problem;
 use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
-use super::plan::{FileFormat, Roll, Sink, Target, View};
+use super::plan::{FileFormat, PartitionBy, Roll, Sink, Target, View};
 use super::route::check_name;
 use crate::model::TopicName;
 
-use super::tree::{Key, Node, Span};
+use super::tree::{Key, Node, Span, Value};
+
+/// Levels of `partition_by`. Each may be a name of 255 bytes: eight of them fill half of the 4096 bytes that
+/// a path may have, and leave the rest for what is above and below them.
+const PARTITIONS_MAX: usize = 8;
 
 /// Reads all sinks, each with its place.
 pub fn read_all(
@@ -55,9 +59,12 @@ impl DeadLetter {
     /// The sink of one route's dead letters. A topic is shared by routes, a directory is not.
     pub fn sink(&self, route: &str) -> Sink {
         let target = match &self.target {
-            Target::Files { format, path, roll } => {
-                Target::Files { format: *format, path: path.join(route), roll: *roll }
-            }
+            Target::Files { format, path, partition_by, roll } => Target::Files {
+                format: *format,
+                path: path.join(route),
+                partition_by: partition_by.clone(),
+                roll: *roll,
+            },
             other => other.clone(),
         };
         let name = format!("dead_letter/{}", self.name);
@@ -75,7 +82,7 @@ pub fn dead_letters(root: &Mapping<'_>, context: &mut Context<'_>) -> Vec<DeadLe
         };
         let target = match (mapping.get("kafka").is_some(), mapping.get("jsonl").is_some()) {
             (true, false) => dead_letter_topic(&mapping, context),
-            (false, true) => files("jsonl", FileFormat::JsonLines, &mapping, context),
+            (false, true) => dead_letter_files(&mapping, context),
             _ => {
                 context.problem(key.span, format!("`{}` says one target: `kafka` or `jsonl`", key.name));
                 None
@@ -93,6 +100,12 @@ fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
     kafka.require("topic", context);
     let topic = kafka.text("topic", context)?;
     Some(Target::Kafka { topic: Some(TopicName::new(&topic)), key: None, value: None })
+}
+
+fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let files = mapping.nested("jsonl", &keys::DEAD_LETTER_FILES, context)?;
+    let (path, roll) = directory(&files, context)?;
+    Some(Target::Files { format: FileFormat::JsonLines, path, partition_by: Vec::new(), roll })
 }
 
 /// The one kind of target that is given.
@@ -127,10 +140,46 @@ fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
 
 fn files(name: &str, format: FileFormat, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let files = mapping.nested(name, &keys::FILES, context)?;
+    let partition_by = partition_by(&files, context);
+    let (path, roll) = directory(&files, context)?;
+    Some(Target::Files { format, path, partition_by, roll })
+}
+
+/// What all sinks that write files say.
+fn directory(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<(PathBuf, Roll)> {
     files.require("path", context);
     let path = files.text("path", context);
-    let roll = roll(&files, context);
-    Some(Target::Files { format, path: PathBuf::from(path?), roll: roll? })
+    let roll = roll(files, context);
+    Some((PathBuf::from(path?), roll?))
+}
+
+fn partition_by(files: &Mapping<'_>, context: &mut Context<'_>) -> Vec<PartitionBy> {
+    let mut levels = Vec::new();
+    for (key, node) in files.named("partition_by", context) {
+        check_name("partition", key, context);
+        if key.name.starts_with('_') {
+            let message = format!("a partition is not named `{}`", key.name);
+            let problem = Problem::new(key.span, message);
+            context.problems.push(problem.hint("readers pass over directories that begin with `_`"));
+        }
+        // SQL is not expanded: a dollar sign in it is SQL's.
+        match &node.value {
+            Value::Scalar(scalar) => levels.push(PartitionBy {
+                name: key.name.clone(),
+                sql: scalar.text.clone(),
+                content: scalar.content,
+            }),
+            _ => context.problem(node.span, format!("expected SQL, found {}", node.kind())),
+        }
+    }
+    if let Some(Node { span, value: Value::Map(entries) }) = files.get("partition_by")
+        && !(1..=PARTITIONS_MAX).contains(&entries.len())
+    {
+        let message =
+            format!("`partition_by` has 1 to {PARTITIONS_MAX} names, this one has {}", entries.len());
+        context.problem(*span, message);
+    }
+    levels
 }
 
 fn kafka(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
@@ -173,4 +222,69 @@ fn roll(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Roll> {
         rows_max: roll.integer("max_rows", context),
         age_max: roll.duration("max_age", context)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Environment, read, render};
+
+    const TEXT: &str = "\
+version: 1
+kafka: {bootstrap.servers: b, group.id: g}
+dead_letters: {bad: {jsonl: {path: out/bad}}}
+routes:
+  r:
+    topics: [t]
+    value: string
+    sinks:
+      s: {csv: {path: out/s, partition_by: {day: \"to_date(at)\", country: country}}}
+";
+
+    fn environment() -> Environment {
+        Environment::new([], Path::new("."))
+    }
+
+    #[test]
+    fn partitions_keep_their_order_and_know_their_place() {
+        let plan = read(TEXT, &environment()).unwrap();
+        let Target::Files { partition_by, .. } = &plan.routes[0].sinks[0].target else { panic!() };
+        let levels: Vec<(&str, &str)> =
+            partition_by.iter().map(|level| (level.name.as_str(), level.sql.as_str())).collect();
+        assert_eq!(levels, [("day", "to_date(at)"), ("country", "country")]);
+        assert_eq!(partition_by[0].content.place(1, 9), Span { line: 9, column: 59 });
+    }
+
+    #[test]
+    fn names_and_numbers_of_partitions_are_checked() {
+        let many: Vec<String> = (0..9).map(|level| format!("p{level}: id")).collect();
+        let many = format!("country: country, {}", many.join(", "));
+        for (from, to, expected) in [
+            (
+                "country: country",
+                "_country: country",
+                "routes.yaml:9:65: a partition is not named `_country`",
+            ),
+            ("country: country", "\"a/b\": country", "`a/b` is no name for a partition"),
+            ("country: country", "country: [country]", "expected SQL, found a list"),
+            ("country: country", "country: ~", "expected SQL, found nothing"),
+            ("country: country", many.as_str(), "`partition_by` has 1 to 8 names, this one has 11"),
+            (
+                "{day: \"to_date(at)\", country: country}",
+                "{}",
+                "`partition_by` has 1 to 8 names, this one has 0",
+            ),
+            (
+                "path: out/bad",
+                "path: out/bad, partition_by: {a: b}",
+                "`partition_by` is not a known key here",
+            ),
+        ] {
+            let text = TEXT.replace(from, to);
+            let shown = render("routes.yaml", &text, &read(&text, &environment()).unwrap_err());
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+    }
 }

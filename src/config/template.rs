@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::plan::{ReaderSchema, Route, Sink, Target, ValueForm};
+use super::plan::{KeyForm, ReaderSchema, Route, Sink, Target, ValueForm};
 use super::topics::Topics;
 use crate::model::TopicName;
 
@@ -66,6 +66,9 @@ impl Route {
             }
             ValueForm::Registry(_) | ValueForm::Raw(_) => {}
         }
+        if let KeyForm::Json(path) = &mut route.key {
+            *path = filler.path(path)?;
+        }
         for sink in route.sinks.iter_mut().chain(&mut route.dead_letters) {
             filler.sink(sink)?;
         }
@@ -74,13 +77,18 @@ impl Route {
 
     /// Does each topic have a schema of its own?
     pub fn is_schema_of_topic(&self) -> bool {
-        match &self.value {
+        let is_template = |path: &Path| !placeholders(&path.to_string_lossy()).is_empty();
+        let of_key = match &self.key {
+            KeyForm::Registry => true,
+            KeyForm::Json(path) => is_template(path),
+            KeyForm::Raw(_) => false,
+        };
+        let of_value = match &self.value {
             ValueForm::Registry(ReaderSchema::Latest | ReaderSchema::Version(_)) => true,
             ValueForm::Registry(ReaderSchema::Id(_)) | ValueForm::Raw(_) => false,
-            ValueForm::Registry(ReaderSchema::File(path)) | ValueForm::Json(path) => {
-                !placeholders(&path.to_string_lossy()).is_empty()
-            }
-        }
+            ValueForm::Registry(ReaderSchema::File(path)) | ValueForm::Json(path) => is_template(path),
+        };
+        of_key || of_value
     }
 
     /// The topics this route writes to, as far as the file names them.

@@ -13,6 +13,14 @@ pub mod run;
 
 use std::error::Error;
 
+/// Told by the engine of a bounded run; shown by the command line.
+pub trait Watcher: Send {
+    /// How much there is in all. Again when more of it is known: partitions come one after another.
+    fn expect(&mut self, total: u64);
+    /// How much of it is done. Often, and also when nothing has moved: the time has.
+    fn reached(&mut self, done: u64);
+}
+
 /// An error and what caused it, on one line: `a: b: c`.
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();

@@ -20,6 +20,7 @@ use crate::config::plan::Route;
 use crate::kafka::{Budget, Cluster, ClusterError, Command, Event, Source, SourceError};
 use crate::model::{Offset, TopicName, TopicPartition};
 
+use super::Watcher;
 use super::group::Group;
 use super::lane::{LaneFactory, LaneHandle, Summary};
 use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
@@ -62,6 +63,8 @@ pub struct EngineParts {
     pub topic_refresh: Duration,
     /// Of a bounded run.
     pub until: Option<Until>,
+    /// Is told how far it is.
+    pub watcher: Option<Box<dyn Watcher>>,
 }
 
 /// What a bounded run reads.
@@ -108,6 +111,8 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         report_tx,
         reports,
         until: is_bounded.then_some(until.ends),
+        watcher: parts.watcher,
+        expected: BTreeMap::new(),
         done: BTreeSet::new(),
         has_joined: false,
         group: Group::default(),
@@ -167,6 +172,9 @@ struct Engine {
     report_tx: mpsc::Sender<(LaneId, Report)>,
     reports: mpsc::Receiver<(LaneId, Report)>,
     until: Option<BTreeMap<TopicPartition, Offset>>,
+    watcher: Option<Box<dyn Watcher>>,
+    /// Offsets of each partition that a lane will have gone through.
+    expected: BTreeMap<(LaneId, TopicPartition), u64>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
     done: BTreeSet<(LaneId, TopicPartition)>,
     /// The group has told us what is ours; what is not belongs to others.
@@ -232,6 +240,7 @@ impl Engine {
                     self.commit()?;
                     self.release(Instant::now())?;
                     self.ask_others();
+                    self.tell_progress();
                 }
                 _ = refresh.tick(), if is_growing => self.ask_names(),
                 () = shutdown.cancelled() => return Ok(()),
@@ -275,6 +284,15 @@ impl Engine {
             // Unreadable: it is asked again at the next tick.
             Answer::Others(cluster.committed(&others).await.unwrap_or_default())
         });
+    }
+
+    fn tell_progress(&mut self) {
+        if let Some(watcher) = &mut self.watcher {
+            let total = self.expected.values().sum();
+            watcher.expect(total);
+            // What is read again after a setback was counted before.
+            watcher.reached(self.lanes.iter().map(LaneHandle::passed).sum::<u64>().min(total));
+        }
     }
 
     fn lanes_of(&self, topic: &TopicName) -> Vec<LaneId> {

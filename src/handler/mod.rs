@@ -1,7 +1,10 @@
-//! Batch to batches: the views of a route.
+//! Batch to batches: the views of a route, and the expressions that its files are partitioned by.
 //!
-//! A handler knows schemas, not topics, sinks or offsets. `check` calls [`Views::bind`] without any data.
+//! A handler knows schemas, not topics, sinks or offsets. `check` calls [`Views::bind`] and
+//! [`Expressions::bind`] without any data.
 
+mod expression;
+mod functions;
 mod rewrite;
 mod sql;
 
@@ -11,6 +14,7 @@ use arrow::datatypes::Field;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
+pub use expression::{BadExpression, ExpressionError, Expressions};
 pub use sql::{BindError, ViewError, Views};
 
 /// Computes the views of a route over one batch.

@@ -30,7 +30,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::config::plan::View;
 
-use super::{BATCH, Handler, rewrite};
+use super::{BATCH, Handler, functions, rewrite};
 
 /// Rows of DataFusion's pieces; ours come as one batch and need not be cut.
 const PIECE_ROWS: usize = 1 << 16;
@@ -225,7 +225,7 @@ impl Handler for Views {
     }
 }
 
-fn session() -> SessionState {
+pub(super) fn session() -> SessionState {
     let mut config = SessionConfig::new().with_target_partitions(1).with_batch_size(PIECE_ROWS);
     let options = config.options_mut();
     options.sql_parser.collect_spans = true;
@@ -234,13 +234,16 @@ fn session() -> SessionState {
     options.optimizer.enable_topk_dynamic_filter_pushdown = false;
     options.optimizer.enable_join_dynamic_filter_pushdown = false;
     options.optimizer.enable_aggregate_dynamic_filter_pushdown = false;
-    let mut state = SessionStateBuilder::new()
+    // It is for files; here it would parse `from_json(…)` once for each field that is named (datafusion#23655).
+    options.optimizer.enable_leaf_expression_pushdown = false;
+    let mut builder = SessionStateBuilder::new()
         .with_config(config)
         .with_default_features()
         .with_table_functions(Default::default())
         .with_file_formats(Vec::new())
-        .with_table_factories(Default::default())
-        .build();
+        .with_table_factories(Default::default());
+    builder.scalar_functions().get_or_insert_default().extend(functions::all());
+    let mut state = builder.build();
     // Without this, functions run with default options.
     let options = state.config_options().clone();
     state.execution_props_mut().config_options = Some(options);
@@ -256,7 +259,8 @@ fn register(context: &SessionContext, name: &str, slot: &Slot) -> Result<(), Dat
     Ok(())
 }
 
-type Misread = (String, Option<(usize, usize)>);
+/// What is wrong with a piece of SQL, and where.
+pub(super) type Misread = (String, Option<(usize, usize)>);
 
 fn parse(state: &SessionState, sql: &str) -> Result<Box<ast::Query>, Misread> {
     let statement =
@@ -312,15 +316,21 @@ fn has_time(plan: &LogicalPlan) -> Result<bool, DataFusionError> {
     plan.apply_with_subqueries(|node| {
         node.apply_expressions(|expr| {
             expr.apply(|expr| {
-                if let Expr::ScalarFunction(function) = expr {
-                    found |= function.func.signature().volatility == Volatility::Stable;
-                }
+                found |= is_time(expr);
                 Ok(TreeNodeRecursion::Continue)
             })
         })?;
         Ok(TreeNodeRecursion::Continue)
     })?;
     Ok(found)
+}
+
+/// Is this `now()` or its like: a constant of a batch, not of the plan?
+pub(super) fn is_time(expr: &Expr) -> bool {
+    let Expr::ScalarFunction(function) = expr else {
+        return false;
+    };
+    function.func.signature().volatility == Volatility::Stable
 }
 
 /// Text and bytes as sinks know them: DataFusion's functions may give string views.
@@ -355,7 +365,7 @@ fn bind_error(view: usize, error: &DataFusionError) -> BindError {
 }
 
 /// The message without DataFusion's prefixes, and without the place, which is told apart.
-fn message(error: &DataFusionError) -> String {
+pub(super) fn message(error: &DataFusionError) -> String {
     let text = match error.find_root() {
         DataFusionError::SQL(parser, _) => parser.to_string(),
         root => root.message().into_owned(),
@@ -365,7 +375,7 @@ fn message(error: &DataFusionError) -> String {
     text.trim_start_matches("sql parser error: ").to_owned()
 }
 
-fn place(error: &DataFusionError) -> Option<(usize, usize)> {
+pub(super) fn place(error: &DataFusionError) -> Option<(usize, usize)> {
     for error in error.iter() {
         if let Some(span) = error.diagnostic().and_then(|diagnostic| diagnostic.span) {
             let start = span.start;

@@ -122,7 +122,8 @@ mod tests {
                 held.push(Charge::new(lane.clone(), 10));
             }
         }
-        assert!(budget.used() <= 10_000, "{}", budget.used());
+        // Each may hold one chunk whatever the others hold.
+        assert!(budget.used() <= 10_000 + 50 * 10, "{}", budget.used());
         // Nothing is left: each may still hold one chunk, or a lane could starve.
         let late = Gauge::new(&budget);
         held.push(Charge::new(lanes[0].clone(), 10_000));

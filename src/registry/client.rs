@@ -1,5 +1,6 @@
 //! schema_registry_converter's calls under our own cache: bounded, and one call per id however many lanes
-//! ask. Its own caches keep failures for ever, which would turn an outage into bad records.
+//! ask; below it, files for the next start. Its own caches keep failures for ever, which would turn an outage
+//! into bad records.
 
 use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
@@ -7,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use reqwest::{Client, StatusCode, redirect};
+use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{
     SrSettings, get_referenced_schema, get_schema_by_id, get_schema_by_subject_and_version, post_schema,
 };
@@ -16,11 +17,14 @@ use schema_registry_converter::schema_registry_common::{
     RegisteredReference, RegisteredSchema as Answer, SchemaType, SuppliedSchema,
 };
 use tokio::sync::OnceCell;
+use tracing::warn;
 
 use crate::config::plan;
 use crate::model::SchemaId;
 
-use super::http::{Guard, Refusal};
+use super::connect::{SettingsError, connect};
+use super::disk::{Disk, asked};
+use super::http::{Refusal, root_cause};
 use super::{RegisteredSchema, Registry, RegistryError};
 
 /// Ids kept. Lanes keep what they compiled; this only saves calls, so it is simply emptied when full.
@@ -32,29 +36,67 @@ const REFERENCES_MAX: usize = 256;
 /// References of references.
 const REFERENCE_DEPTH_MAX: usize = 16;
 
+/// A subject is asked for again after this before its last answer stands in: what is over in a moment must not
+/// decide how a whole run reads its records.
+const SECOND_ASK_AFTER: Duration = Duration::from_millis(500);
+
 /// A client of one registry. Cheap to clone.
 #[derive(Clone)]
 pub struct RegistryClient {
     settings: Arc<SrSettings>,
     by_id: Arc<Mutex<HashMap<SchemaId, Arc<OnceCell<RegisteredSchema>>>>>,
+    disk: Option<Arc<Disk>>,
 }
 
 impl RegistryClient {
+    /// A client that keeps nothing for the next start.
+    ///
     /// # Errors
-    /// [`RegistryError::Unusable`] if no client can be made of the settings.
-    pub fn new(registry: &plan::Registry) -> Result<Self, RegistryError> {
-        let mut builder = SrSettings::new_builder(registry.url.clone());
-        builder.set_timeout(registry.timeout).with_middleware(Guard);
-        if let Some(auth) = &registry.basic_auth {
-            builder.set_basic_authorization(&auth.username, Some(&auth.password));
+    /// [`SettingsError`] if no client can be made of the settings.
+    pub fn new(registry: &plan::Registry) -> Result<Self, SettingsError> {
+        Ok(Self { settings: Arc::new(connect(registry)?), by_id: Arc::default(), disk: None })
+    }
+
+    /// As [`Self::new`], with the files of `cache_dir`, if the settings name one.
+    ///
+    /// # Errors
+    /// [`SettingsError`] if no client can be made of the settings.
+    pub fn with_cache(registry: &plan::Registry) -> Result<Self, SettingsError> {
+        let mut client = Self::new(registry)?;
+        client.disk = registry.cache_dir.as_ref().map(|dir| Arc::new(Disk::open(dir, &registry.url)));
+        Ok(client)
+    }
+
+    /// Reads or writes files, away from the threads that carry lanes. `None` without a cache on disk.
+    async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Disk) -> T + Send + 'static) -> Option<T> {
+        let disk = self.disk.clone()?;
+        tokio::task::spawn_blocking(move || work(disk.as_ref())).await.ok()
+    }
+
+    /// From disk or from the registry: an id never changes its schema.
+    async fn fetch(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
+        if let Some(schema) = self.on_disk(move |disk| disk.schema(id)).await.flatten() {
+            return Ok(schema);
         }
-        // A registry does not redirect; what it answers must not decide whom we send the password to.
-        let client = Client::builder().redirect(redirect::Policy::none());
-        let settings = builder.build_with(client).map_err(|error| RegistryError::Unusable {
-            what: "`schema_registry`".to_owned(),
-            problem: error.error,
-        })?;
-        Ok(Self { settings: Arc::new(settings), by_id: Arc::default() })
+        let what = format!("schema id {id}");
+        let answer = get_schema_by_id(id.0, &self.settings).await;
+        let schema = self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await?;
+        let kept = schema.clone();
+        self.on_disk(move |disk| disk.keep_schema(&kept)).await;
+        Ok(schema)
+    }
+
+    /// Asks the registry, and keeps what it answers for the next start.
+    async fn ask(&self, subject: &str, version: Option<u32>) -> Result<RegisteredSchema, RegistryError> {
+        let what = match version {
+            Some(version) => format!("version {version} of subject `{subject}`"),
+            None => format!("subject `{subject}`"),
+        };
+        let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
+        let schema = self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await?;
+        let (subject, kept) = (subject.to_owned(), schema.clone());
+        self.on_disk(move |disk| disk.keep_answer(&subject, version, &kept)).await;
+        Ok(schema)
     }
 
     fn cell(&self, id: SchemaId) -> Arc<OnceCell<RegisteredSchema>> {
@@ -123,14 +165,8 @@ impl RegistryClient {
 #[async_trait]
 impl Registry for RegistryClient {
     async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
-        let what = format!("schema id {id}");
-        let cell = self.cell(id);
         // A failed call leaves the cell empty: the next one asks again.
-        let fetch = || async {
-            let answer = get_schema_by_id(id.0, &self.settings).await;
-            self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
-        };
-        cell.get_or_try_init(fetch).await.cloned()
+        self.cell(id).get_or_try_init(|| self.fetch(id)).await.cloned()
     }
 
     async fn by_subject(
@@ -138,12 +174,26 @@ impl Registry for RegistryClient {
         subject: &str,
         version: Option<u32>,
     ) -> Result<RegisteredSchema, RegistryError> {
-        let what = match version {
-            Some(version) => format!("version {version} of subject `{subject}`"),
-            None => format!("subject `{subject}`"),
+        // Only an outage: who is refused, or asks for what is not there, has to know.
+        let first = self.ask(subject, version).await;
+        let Err(RegistryError::Unavailable { .. }) = first else {
+            return first;
         };
-        let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
-        self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await
+        let name = subject.to_owned();
+        let Some(last) = self.on_disk(move |disk| disk.answer(&name, version)).await.flatten() else {
+            return first;
+        };
+        tokio::time::sleep(SECOND_ASK_AFTER).await;
+        match self.ask(subject, version).await {
+            Err(error @ RegistryError::Unavailable { .. }) => {
+                warn!(
+                    subject, version = asked(version), id = %last.schema.id, age = format!("{:#}", last.age()),
+                    %error, "the schema registry is away: its last answer is used, from the schema cache"
+                );
+                Ok(last.schema)
+            }
+            other => other,
+        }
     }
 
     async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
@@ -180,7 +230,7 @@ fn explain(what: &str, error: &SRCError) -> RegistryError {
         }
         Some(refusal) => RegistryError::Unusable { what, problem: refusal.to_string() },
         // An answer that is no JSON comes from something in between, or from a registry that is starting.
-        None => unavailable(root_cause(error), None),
+        None => unavailable(error.source().map_or_else(|| error.error.clone(), root_cause), None),
     }
 }
 
@@ -196,18 +246,6 @@ fn refusal(error: &SRCError) -> Option<Refusal> {
         source = error.source();
     }
     None
-}
-
-/// The last error of the chain, without URLs: they may hold a password.
-fn root_cause(error: &SRCError) -> String {
-    let mut last: &dyn Error = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    if last.downcast_ref::<SRCError>().is_some() {
-        return error.error.clone();
-    }
-    last.to_string()
 }
 
 #[cfg(test)]

@@ -1,12 +1,13 @@
 //! A small registry in memory with the Confluent API: for the demo and for tests. It checks no
-//! compatibility and forgets everything when it ends.
+//! compatibility and forgets everything when it ends. It can ask for a login.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -58,13 +59,28 @@ impl EmbeddedRegistry {
     /// # Errors
     /// If no port can be had.
     pub async fn start() -> std::io::Result<Self> {
-        let app = Router::new()
+        Self::serve(None).await
+    }
+
+    /// As [`Self::start`]; whoever does not send exactly this `Authorization` header is refused.
+    ///
+    /// # Errors
+    /// If no port can be had.
+    pub async fn start_with_login(authorization: &str) -> std::io::Result<Self> {
+        Self::serve(Some(Arc::from(authorization))).await
+    }
+
+    async fn serve(authorization: Option<Arc<str>>) -> std::io::Result<Self> {
+        let mut app: Router = Router::new()
             .route("/subjects", get(subjects))
             .route("/subjects/{subject}/versions", post(register).get(versions))
             .route("/subjects/{subject}/versions/{version}", get(by_version))
             .route("/schemas/ids/{id}", get(by_id))
             .route("/schemas/guids/{guid}", get(by_guid))
             .with_state(Store::default());
+        if let Some(authorization) = authorization {
+            app = app.layer(middleware::from_fn_with_state(authorization, admit));
+        }
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let address = listener.local_addr()?;
         let mut server = JoinSet::new();
@@ -85,6 +101,15 @@ impl Store {
     fn lock(&self) -> MutexGuard<'_, Content> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+async fn admit(State(authorization): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let given = request.headers().get("authorization");
+    if given.is_some_and(|given| given.as_bytes() == authorization.as_bytes()) {
+        return next.run(request).await;
+    }
+    let answer = json!({"error_code": 40101, "message": "Unauthorized"});
+    (StatusCode::UNAUTHORIZED, Json(answer)).into_response()
 }
 
 fn not_found(code: u32, message: &str) -> Response {

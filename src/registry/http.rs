@@ -1,5 +1,6 @@
 //! A layer below schema_registry_converter's calls: bounded answers, and errors that keep their status.
 
+use std::error::Error;
 use std::time::Duration;
 
 use ::http::Extensions;
@@ -8,7 +9,7 @@ use reqwest::{Request, Response, StatusCode};
 use reqwest_middleware::{Middleware, Next};
 
 /// The largest answer that is read. Schemas are text written by people; more is a mistake or an attack.
-const BODY_BYTES_MAX: usize = 1 << 20;
+pub const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// Asked to wait longer than this, we ask again earlier.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
@@ -25,6 +26,15 @@ pub enum Refusal {
     },
     #[error("its answer is larger than {BODY_BYTES_MAX} bytes")]
     TooLarge,
+}
+
+/// The last error of a chain: without URLs, which may hold a password.
+pub fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
 }
 
 /// Turns refusals into typed errors before the client loses what they were.

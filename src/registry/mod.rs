@@ -4,6 +4,8 @@
 //! answer and a schema that cannot be used are four errors with four consequences.
 
 mod client;
+mod connect;
+mod disk;
 pub mod embedded;
 mod http;
 
@@ -14,6 +16,7 @@ use async_trait::async_trait;
 use crate::model::{Classify, Fault, Hint, SchemaId};
 
 pub use client::RegistryClient;
+pub use connect::SettingsError;
 
 /// A schema as the registry has it, with the texts of the schemas it references, referenced ones first.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,8 +75,12 @@ impl Classify for RegistryError {
                 "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`"
                     .into()
             }
-            Self::Unauthorised { .. } => "check `schema_registry.basic_auth` and its rights".into(),
-            Self::Unavailable { .. } => "check `schema_registry.url`, and that the registry is up".into(),
+            Self::Unauthorised { .. } => {
+                "check `basic_auth` or `bearer_token` of `schema_registry`, and their rights".into()
+            }
+            Self::Unavailable { .. } => {
+                "check `schema_registry.url` (with https also `ca_file`), and that the registry is up".into()
+            }
             Self::Unusable { .. } => "look at the schema in the registry".into(),
         })
     }

@@ -7,9 +7,9 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
 use crate::model::{Batch, Position, PositionKey, Positions, TopicName};
+use crate::render::Values;
 
 use super::pending::GroupPositions;
-use super::render::Values;
 use super::{Settled, Sink, SinkError, Store};
 
 /// A cell is cut at this width, as Spark does.

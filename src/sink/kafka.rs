@@ -21,9 +21,9 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use tokio::task::block_in_place;
 
 use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
+use crate::render::{JsonRows, Values};
 
 use super::pending::GroupPositions;
-use super::render::{JsonRows, Values};
 use super::{Settled, Sink, SinkError, Store};
 
 /// For records that are sent to reach the broker. Beyond it they are sent again: the broker drops copies

@@ -8,7 +8,6 @@ mod error;
 pub mod file;
 pub mod kafka;
 mod pending;
-mod render;
 
 use std::time::Instant;
 

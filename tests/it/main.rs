@@ -8,6 +8,9 @@ mod support;
 /// Records through the real program into files, read back and compared.
 mod pipeline;
 
+/// Topics by pattern, and what the cluster does to topics: new ones, new partitions, lost records.
+mod patterns;
+
 /// Broker and registry away, at the start and in the middle.
 mod outages;
 

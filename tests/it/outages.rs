@@ -1,5 +1,5 @@
 use crate::pipeline::{Orders, routes};
-use crate::support::program::{Workplace, eventually};
+use crate::support::program::{Workplace, eventually, files};
 use crate::support::{self, Services, data};
 
 const SINKS: &str = "
@@ -73,5 +73,44 @@ fn brokers_may_be_away_at_the_start_and_die_in_the_middle() {
     data::produce(&services, &topic, (100..200).map(|id| orders.record(id, 2)));
     eventually("all rows", || count(&place) == 200);
     assert_once(&place, 0..200);
+    assert_eq!(service.terminate(), Some(0), "{}", service.log());
+}
+
+/// With a cache on disk, a start needs no registry: the reader schema and the ids are those of the run before.
+#[test]
+fn a_start_with_a_cache_on_disk_needs_no_registry() {
+    let name = "a_start_with_a_cache_on_disk_needs_no_registry";
+    let _turn = support::turn();
+    let Some((_kafka, mut registry, services)) = support::own_services(name) else {
+        return;
+    };
+    let (topic, group) = (support::unique("outage"), support::unique("group"));
+    data::create_topic(&services, &topic, 2);
+    let orders = Orders::register(&services, &topic);
+    let routes = routes(&services, &group, &topic, SINKS);
+    let (from, to) = ("schema_registry: {url:", "schema_registry: {cache_dir: cache, url:");
+    assert!(routes.contains(from));
+    let place = Workplace::new(&routes.replace(from, to));
+    data::produce(&services, &topic, (0..100).map(|id| orders.record(id, 2)));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert_once(&place, 0..100);
+    // Both writer versions; one of them is the reader schema too.
+    assert_eq!(files(&place.path("cache"), ".json").len(), 3);
+
+    registry.stop();
+    data::produce(&services, &topic, (100..200).map(|id| orders.record(id, 2)));
+    let finished = place.run(&["run", "--until", "latest"]).expect_code(0);
+    assert!(finished.stderr.contains("its last answer is used"), "{}", finished.stderr);
+    assert!(finished.stderr.contains(&format!("{topic}-value")), "{}", finished.stderr);
+    assert_once(&place, 0..200);
+
+    // It was the cache, and it may be deleted: then the start waits for the registry.
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    data::produce(&services, &topic, (200..300).map(|id| orders.record(id, 2)));
+    let mut service = place.start(&["run"]);
+    eventually("it waits", || service.log().contains("waiting for the schema registry"));
+    registry.restart().unwrap();
+    eventually("all rows", || count(&place) == 300);
+    assert_once(&place, 0..300);
     assert_eq!(service.terminate(), Some(0), "{}", service.log());
 }

@@ -98,6 +98,7 @@ fn one_topic_of_two_versions_becomes_parquet_once() {
     sinks:
       archive: {parquet: {path: out/archive}}
       large: {from: large, parquet: {path: out/large}}
+      parts: {from: large, parquet: {path: out/parts, partition_by: {who: who, odd: 'id % 2 = 1'}}}
 ";
     let place = Workplace::new(&routes(&services, &group, &topic, extra));
     let finished = place.run(&["run", "--until", "latest"]).expect_code(0);
@@ -129,6 +130,19 @@ fn one_topic_of_two_versions_becomes_parquet_once() {
             assert_eq!(column("who").value(row), format!("C{}", id % 10));
         }
     }
+    // The same rows by directory, without the column that the directory says.
+    let mut parts: Vec<i64> = Vec::new();
+    for digit in 0..10 {
+        let dir = place.path(&format!("out/parts/who=C{digit}/odd={}", digit % 2 == 1));
+        let (rows, file_count) = data::parquet_rows(&dir);
+        let ids = data::numbers(&rows, "id");
+        assert!(ids.iter().all(|id| id % 10 == digit), "{}", dir.display());
+        assert!(rows.iter().all(|batch| batch.column_by_name("who").is_none()));
+        assert_eq!(file_count, 1, "{}", dir.display());
+        parts.extend(ids);
+    }
+    parts.sort_unstable();
+    assert_eq!(parts, (2000..5000).collect::<Vec<_>>());
     assert_no_lag(&services, &group, &topic);
 
     // A second run goes on where the first ended.
@@ -408,6 +422,66 @@ fn bad_records_become_dead_letters_byte_for_byte() {
     // A second run doubles nothing.
     place.run(&["run", "--until", "latest"]).expect_code(0);
     assert_eq!(data::consume(&services, &letters).len(), 3);
+}
+
+/// Keys of the registry are a struct that views take apart; one that cannot be read makes its record bad.
+#[test]
+fn keys_of_the_registry_are_taken_apart() {
+    let Some(services) = support::services("keys_of_the_registry_are_taken_apart") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("keyed"), support::unique("group"));
+    data::create_topic(&services, &topic, 2);
+    let orders = Orders::register(&services, &topic);
+    let schema = json!({"type": "record", "name": "OrderKey", "namespace": "shop", "fields": [
+        {"name": "id", "type": "long"}
+    ]});
+    let key_id = data::register(&services, &format!("{topic}-key"), &schema);
+    let key_schema = apache_avro::Schema::parse(&schema).unwrap();
+    let keyed = |id: i64| {
+        let key = data::framed(key_id, &key_schema, &json!({"id": id * 10}));
+        Record { key: Some(key), ..orders.record(id, 2) }
+    };
+    let mut records: Vec<Record> = (0..100).map(keyed).collect();
+    records.insert(30, Record { key: Some(b"plain".to_vec()), ..orders.record(1000, 2) });
+    records.insert(60, Record { key: None, ..orders.record(1001, 2) });
+    data::produce(&services, &topic, records);
+    let extra = "
+    bad_records: {dead_letter: files}
+    views:
+      keyed: SELECT id, _key['id'] AS key_id FROM batch
+    sinks:
+      keyed: {from: keyed, jsonl: {path: out/keyed}}
+";
+    let targets = "dead_letters:\n  files: {jsonl: {path: out/bad}}\nroutes:\n";
+    let text = routes(&services, &group, &topic, extra)
+        .replace("routes:\n", targets)
+        .replace("key: string", "key: registry");
+    let place = Workplace::new(&text);
+    place.run(&["check"]).expect_code(0);
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let lines = |dir: &str| -> Vec<Value> {
+        let texts =
+            files(&place.path(dir), ".jsonl").into_iter().map(|path| std::fs::read_to_string(path).unwrap());
+        texts
+            .flat_map(|text| {
+                text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()).collect::<Vec<_>>()
+            })
+            .collect()
+    };
+    let mut rows: Vec<(i64, Option<i64>)> =
+        lines("out/keyed").iter().map(|row| (row["id"].as_i64().unwrap(), row["key_id"].as_i64())).collect();
+    rows.sort_unstable();
+    let mut expected: Vec<(i64, Option<i64>)> = (0..100).map(|id| (id, Some(id * 10))).collect();
+    expected.push((1001, None));
+    assert_eq!(rows, expected);
+    let letters = lines("out/bad/orders");
+    assert_eq!(letters.len(), 1);
+    assert_eq!((&letters[0]["key"], &letters[0]["code"]), (&json!("cGxhaW4="), &json!("framing")));
+    let message = letters[0]["message"].as_str().unwrap();
+    assert!(message.starts_with("key: the first byte is 0x70, not the magic byte"), "{message}");
+    assert_no_lag(&services, &group, &topic);
 }
 
 /// The end of a partition may hold nothing that is ever delivered: markers and aborted records.

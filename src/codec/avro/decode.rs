@@ -383,10 +383,12 @@ fn push_decimal(raw: &[u8], precision: u8, data: &mut Data) -> Result<()> {
     let redundant = raw.iter().take_while(|byte| **byte == sign).count();
     let mut wide = [sign; 32];
     let tail = &raw[redundant..];
-    if tail.len() >= wide.len() {
+    let start = wide.len().checked_sub(tail.len()).ok_or(Problem::Decimal)?;
+    wide[start..].copy_from_slice(tail);
+    if (wide[0] ^ sign) & 0x80 != 0 {
+        // 32 bytes without room for the sign.
         return Err(Problem::Decimal.into());
     }
-    wide[32 - tail.len()..].copy_from_slice(tail);
     let value = i256::from_be_bytes(wide);
     match data {
         Data::I128(values) => {

@@ -11,4 +11,6 @@ pub mod node;
 pub mod program;
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod tests;

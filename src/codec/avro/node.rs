@@ -130,7 +130,10 @@ impl Node {
             Kind::Fixed { size, .. } => *size,
             Kind::Float => 4,
             Kind::Double => 8,
-            Kind::Record(record) => record.fields.iter().map(|field| field.node.size_min()).sum(),
+            Kind::Record(record) => {
+                let sizes = record.fields.iter().map(|field| field.node.size_min());
+                sizes.fold(0, usize::saturating_add)
+            }
             _ => 1,
         }
     }

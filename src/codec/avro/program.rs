@@ -118,7 +118,7 @@ fn record(writer: &Record, reader: &Record, path: &mut Vec<String>) -> Result<Re
     let mut is_read = vec![false; reader.fields.len()];
     for from in &writer.fields {
         path.push(from.name.clone());
-        match target(&from.name, &reader.fields, &is_read) {
+        match target(&from.name, writer, reader, &is_read) {
             Some(column) => {
                 is_read[column] = true;
                 op.steps.push(Step::Read {
@@ -141,14 +141,16 @@ fn record(writer: &Record, reader: &Record, path: &mut Vec<String>) -> Result<Re
     Ok(op)
 }
 
-/// The reader's field for a writer's: by name, else by one of the reader's aliases.
-fn target(name: &str, fields: &[Field], is_read: &[bool]) -> Option<usize> {
-    let by_name = fields.iter().position(|field| field.name == name);
+/// The reader's field for a writer's: by name, else by one of the reader's aliases. What the writer has by
+/// its name is not read by an alias as well: two values would go into one column.
+fn target(name: &str, writer: &Record, reader: &Record, is_read: &[bool]) -> Option<usize> {
+    let by_name = reader.fields.iter().position(|field| field.name == name);
     by_name.or_else(|| {
-        fields
-            .iter()
-            .position(|field| field.aliases.iter().any(|alias| alias == name))
-            .filter(|column| !is_read[*column])
+        reader.fields.iter().enumerate().position(|(column, field)| {
+            !is_read[column]
+                && field.aliases.iter().any(|alias| alias == name)
+                && writer.fields.iter().all(|from| from.name != field.name)
+        })
     })
 }
 
@@ -166,16 +168,7 @@ fn default(column: usize, field: &Field, path: &mut Vec<String>) -> Result<Defau
 
 fn value(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
     if let Kind::Union(arms) = &writer.kind {
-        let ops = arms.iter().map(|arm| match value(arm, reader, path) {
-            // A branch that never occurs does no harm; a record that has it is bad.
-            Err(SchemaError::Incompatible { writer, reader, .. }) => {
-                Ok(Op::Refused(format!("the writer's {writer} has no place in the reader's {reader}")))
-            }
-            other => other,
-        });
-        let ops = ops.collect::<Result<Vec<_>, _>>()?;
-        let is_hopeless = ops.iter().all(|op| matches!(op, Op::Refused(_)));
-        return if is_hopeless { Err(incompatible(writer, reader, path)) } else { Ok(Op::Union(ops)) };
+        return union(writer, arms, reader, path);
     }
     let Some((target, is_nullable)) = arrow_type::nullable(reader) else {
         return Err(SchemaError::Union { path: path.join(".") });
@@ -188,6 +181,38 @@ fn value(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, Sch
         };
     }
     plain(writer, target, path).map(Op::Value)
+}
+
+fn union(writer: &Node, arms: &[Node], reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
+    let depth = path.len();
+    let mut missing = None;
+    let mut ops = Vec::with_capacity(arms.len());
+    for arm in arms {
+        // A branch that never occurs does no harm; a record that has it is bad.
+        let why = match value(arm, reader, path) {
+            Ok(op) => {
+                ops.push(op);
+                continue;
+            }
+            Err(SchemaError::Incompatible { writer, reader, .. }) => {
+                format!("the writer's {writer} has no place in the reader's {reader}")
+            }
+            Err(error @ SchemaError::MissingField { .. }) => {
+                let why = error.to_string();
+                missing.get_or_insert(error);
+                why
+            }
+            Err(error) => return Err(error),
+        };
+        path.truncate(depth);
+        ops.push(Op::Refused(why));
+    }
+    let is_hopeless = ops.iter().all(|op| matches!(op, Op::Refused(_)));
+    if is_hopeless {
+        Err(missing.unwrap_or_else(|| incompatible(writer, reader, path)))
+    } else {
+        Ok(Op::Union(ops))
+    }
 }
 
 fn plain(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<ValueOp, SchemaError> {
@@ -272,6 +297,10 @@ fn logical_value(
             }
             ValueOp::Decimal { fixed, precision }
         }
+        // 16 bytes of a decimal are no uuid, and 12 no duration.
+        (Logical::Uuid | Logical::Duration, _) if writer.logical.is_some_and(|from| from != logical) => {
+            return Err(refused());
+        }
         (Logical::Uuid, Kind::String) => ValueOp::Text,
         (Logical::Uuid, Kind::Bytes) => ValueOp::Uuid { is_fixed: false },
         (Logical::Uuid, Kind::Fixed { size: 16, .. }) => ValueOp::Uuid { is_fixed: true },
@@ -332,7 +361,7 @@ fn skip(node: &Node) -> SkipOp {
         Kind::Map(value) => SkipOp::Map {
             value: Box::new(skip(value)),
             // A key takes at least its length.
-            size_min: 1 + value.size_min(),
+            size_min: value.size_min().saturating_add(1),
         },
         Kind::Record(record) => SkipOp::Record(record.fields.iter().map(|field| skip(&field.node)).collect()),
         Kind::Union(arms) => SkipOp::Union(arms.iter().map(skip).collect()),

@@ -68,7 +68,7 @@ impl Lane {
             if matches!(schema, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
                 self.expired.push(Instant::now());
             }
-            self.parts.codec.learn(id, schema);
+            self.parts.decoder.learn(id, schema);
         }
     }
 }

@@ -15,14 +15,14 @@ mod resume;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
-use crate::codec::Codec;
-use crate::codec::meta::MetaColumn;
-use crate::config::plan::{BadRecords, BatchLimits, KeyForm, OnDataLoss};
+use crate::codec::Decoder;
+use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss};
 use crate::handler::Handler;
 use crate::kafka::{Assignment, Cluster, Gauge, Outlet};
 use crate::model::{
@@ -55,15 +55,13 @@ const CONFLICTS_MAX: u32 = 2;
 /// What a lane is made of.
 pub struct LaneParts {
     pub route: String,
-    pub codec: Box<dyn Codec>,
+    /// Completes batches by the `_` columns that the handler asks for.
+    pub decoder: Decoder,
     pub handler: Box<dyn Handler>,
-    /// The `_` columns by which batches are completed, chosen from what the handler asks for.
-    pub meta: Vec<MetaColumn>,
     pub sinks: Vec<LaneSink>,
-    /// None if no value of the route names a schema.
+    /// None if no value and no key of the route names a schema.
     pub registry: Option<Arc<dyn Registry>>,
     pub cluster: Arc<dyn Cluster>,
-    pub key: KeyForm,
     pub limits: BatchLimits,
     pub start: Start,
     pub start_hash: StartHash,
@@ -107,9 +105,15 @@ pub struct LaneHandle {
     pub control: mpsc::Sender<Control>,
     chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
+    passed: Arc<AtomicU64>,
 }
 
 impl LaneHandle {
+    /// Offsets that all sinks have taken, durable or not, counted again when they are read again.
+    pub fn passed(&self) -> u64 {
+        self.passed.load(Ordering::Relaxed)
+    }
+
     /// An inbox for the chunks of one topic.
     pub fn outlet(&self) -> Box<dyn Outlet> {
         Box::new(Inbox { chunks: self.chunks.clone(), gauge: self.gauge.clone() })

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
@@ -30,6 +31,8 @@ pub struct Ends {
     pub control: mpsc::Receiver<Control>,
     pub chunks: mpsc::Receiver<Chunk>,
     pub reports: mpsc::Sender<(LaneId, Report)>,
+    /// Offsets that all sinks have taken.
+    pub passed: Arc<AtomicU64>,
 }
 
 impl Ends {
@@ -54,9 +57,15 @@ pub fn lane(
 ) -> (Life, LaneHandle) {
     let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
     let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
-    let handle =
-        LaneHandle { route: route.to_owned(), control: control_tx, chunks: chunk_tx, gauge: gauge.clone() };
-    let ends = Ends { id, control, chunks, reports };
+    let passed = Arc::new(AtomicU64::new(0));
+    let handle = LaneHandle {
+        route: route.to_owned(),
+        control: control_tx,
+        chunks: chunk_tx,
+        gauge: gauge.clone(),
+        passed: passed.clone(),
+    };
+    let ends = Ends { id, control, chunks, reports, passed };
     (Box::pin(live(ends, route.to_owned(), gauge, parts)), handle)
 }
 

@@ -2,16 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use arrow::array::RecordBatchOptions;
-use arrow::datatypes::{Field, Schema};
+use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use tokio::task::block_in_place;
 use tracing::warn;
 
-use crate::codec::{Decoded, Rejected, letters, meta};
+use crate::codec::{DecodedBatch, Rejected, letters};
 use crate::config::plan::BadRecords;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
@@ -66,7 +66,7 @@ impl Lane {
             };
             let missing = {
                 let records: Vec<RecordRef<'_>> = taken.records().collect();
-                self.parts.codec.missing(&records)
+                self.parts.decoder.missing(&records)
             };
             if missing.is_empty() {
                 self.process(taken).await;
@@ -94,6 +94,8 @@ impl Lane {
             self.log_bad(&ready);
         }
         if self.write(&taken, &ready).await {
+            let offsets: i64 = taken.parts.iter().map(|part| part.end.get() - part.start.get()).sum();
+            self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
             self.summary.records += ready.records;
             self.summary.bad += ready.bad.len() as u64;
             self.summary.dropped += ready.dropped;
@@ -155,43 +157,7 @@ impl Lane {
             .flat_map(|(part, range)| range.records().map(move |record| (part, record)))
             .collect();
         let records: Vec<RecordRef<'_>> = all.iter().map(|(_, record)| *record).collect();
-        let Decoded { columns, rows, mut rejected, dropped } = self.parts.codec.decode(&records)?;
-        let mut kept: Vec<RecordRef<'_>> = rows.iter().map(|row| records[*row as usize]).collect();
-        let mut columns = columns;
-        // A key that is no text is as bad as a value that cannot be decoded, if somebody reads it.
-        if self.parts.meta.iter().any(|column| matches!(column, meta::MetaColumn::Key(_))) {
-            let is_good: Vec<bool> =
-                kept.iter().map(|record| meta::key_problem(self.parts.key, record).is_none()).collect();
-            if is_good.contains(&false) {
-                let mask = arrow::array::BooleanArray::from(is_good.clone());
-                columns = columns
-                    .iter()
-                    .map(|column| arrow::compute::filter(column, &mask))
-                    .collect::<Result<_, _>>()?;
-                for (row, _) in rows.iter().zip(&is_good).filter(|(_, is_good)| !**is_good) {
-                    let index = *row as usize;
-                    rejected.push(Rejected {
-                        index,
-                        code: "invalid_utf8",
-                        message: meta::key_problem(self.parts.key, &records[index])
-                            .unwrap_or_default()
-                            .to_owned(),
-                        schema_id: None,
-                    });
-                }
-                let mut goods = is_good.iter();
-                kept.retain(|_| goods.next().copied().unwrap_or_default());
-                rejected.sort_by_key(|rejected| rejected.index);
-            }
-        }
-        let value = self.parts.codec.schema();
-        let mut fields: Vec<Field> = value.fields().iter().map(|field| field.as_ref().clone()).collect();
-        for column in &self.parts.meta {
-            fields.push(column.field());
-            columns.push(column.build(&kept));
-        }
-        let options = RecordBatchOptions::new().with_row_count(Some(kept.len()));
-        let schema = Arc::new(Schema::new(fields));
+        let DecodedBatch { rows, rejected, dropped } = self.parts.decoder.decode(&records)?;
         let has_sink = self.parts.sinks.iter().any(|sink| sink.feed == Feed::DeadLetters);
         let letters = if has_sink && !rejected.is_empty() {
             let letters: Vec<_> =
@@ -212,13 +178,7 @@ impl Lane {
                 }
             })
             .collect();
-        Ok(Ready {
-            rows: RecordBatch::try_new_with_options(schema, columns, &options)?,
-            records: records.len() as u64,
-            dropped: dropped as u64,
-            bad,
-            letters,
-        })
+        Ok(Ready { rows, records: records.len() as u64, dropped: dropped as u64, bad, letters })
     }
 
     /// Writes to every sink of the batch; `true` if all of them took it.
@@ -247,7 +207,7 @@ impl Lane {
                 }
             }
         };
-        let value_count = self.parts.codec.schema().fields().len();
+        let value_count = self.parts.decoder.schema().fields().len();
         let mut is_taken = true;
         self.has_letters |= ready.letters.is_some();
         for index in taken.sinks.iter() {

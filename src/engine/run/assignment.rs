@@ -153,6 +153,8 @@ impl Engine {
             let end = self.until.as_ref().map(|until| until.get(&source).copied().unwrap_or(from));
             for lane in self.live_lanes_of(&source.topic) {
                 by_lane.entry(lane).or_default().push((assignment.clone(), end));
+                let left = end.map_or(0, |end| u64::try_from(end.get() - from.get()).unwrap_or_default());
+                self.expected.entry((lane, source.clone())).or_insert(left);
             }
             // Nothing is wanted of a partition that begins at or behind its end.
             if end.is_none_or(|end| from < end) {

@@ -120,3 +120,12 @@ async fn nested_values_are_taken_apart() {
     let answer = views.run(batch, &BTreeSet::from([0])).await.unwrap();
     assert_eq!(answer[0].as_ref().unwrap().num_rows(), 2);
 }
+
+#[tokio::test]
+async fn a_text_is_parsed_once_for_all_its_fields() {
+    let sql = "SELECT v['a'] AS a, v['b'] AS b, v['c'] AS c
+        FROM (SELECT from_json(name, 'a INT, b INT, c INT') AS v FROM batch)";
+    let views = bind(&[view("parsed", sql)]).await.unwrap();
+    let plan = views.views[0].plan.display_indent().to_string();
+    assert_eq!(plan.matches("from_json(").count(), 1, "{plan}");
+}

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::extract::Path;
@@ -7,14 +7,35 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use serde_json::json;
 
+use crate::registry::embedded::EmbeddedRegistry;
+
 use super::*;
 
+/// Longer than any answer takes.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How a scripted registry answers, and what it was asked.
+#[derive(Default)]
+struct Script {
+    /// Calls, for ids and for subjects.
+    calls: AtomicUsize,
+    /// The status of answers for subjects, unless 0.
+    subject_status: AtomicU16,
+}
+
+impl Script {
+    fn calls(&self) -> usize {
+        self.calls.load(Ordering::SeqCst)
+    }
+}
+
 /// A registry whose schema id decides how it answers.
-async fn start(calls: Arc<AtomicUsize>) -> String {
+async fn start(script: Arc<Script>) -> String {
+    let ids = script.clone();
     let by_id = move |Path(id): Path<u32>, headers: HeaderMap| {
-        let calls = calls.clone();
+        let script = ids.clone();
         async move {
-            calls.fetch_add(1, Ordering::SeqCst);
+            script.calls.fetch_add(1, Ordering::SeqCst);
             let json = |value: serde_json::Value| axum::Json(value).into_response();
             let status =
                 |code: u16, body: String| (StatusCode::from_u16(code).unwrap(), body).into_response();
@@ -36,12 +57,22 @@ async fn start(calls: Arc<AtomicUsize>) -> String {
             }
         }
     };
-    let by_subject = |Path((subject, version)): Path<(String, String)>| async move {
-        let references = match subject.as_str() {
-            "circle" => json!([{"name": "a.C", "subject": "circle", "version": 1}]),
-            _ => json!([]),
-        };
-        axum::Json(json!({"schema": format!("{subject}-{version}"), "id": 9, "references": references}))
+    let by_subject = move |Path((subject, version)): Path<(String, String)>| {
+        let script = script.clone();
+        async move {
+            script.calls.fetch_add(1, Ordering::SeqCst);
+            let status = script.subject_status.load(Ordering::SeqCst);
+            if status > 0 {
+                return StatusCode::from_u16(status).unwrap().into_response();
+            }
+            let references = match subject.as_str() {
+                "circle" => json!([{"name": "a.C", "subject": "circle", "version": 1}]),
+                "s-value" => json!([{"name": "a.B", "subject": "b", "version": 3}]),
+                _ => json!([]),
+            };
+            let schema = format!("{subject}-{version}");
+            axum::Json(json!({"schema": schema, "id": 9, "references": references})).into_response()
+        }
     };
     let app = Router::new()
         .route("/schemas/ids/{id}", get(by_id))
@@ -53,11 +84,20 @@ async fn start(calls: Arc<AtomicUsize>) -> String {
     url
 }
 
-async fn client() -> (RegistryClient, Arc<AtomicUsize>) {
-    let calls = Arc::new(AtomicUsize::new(0));
-    let plan =
-        plan::Registry { url: start(calls.clone()).await, basic_auth: None, timeout: Duration::from_secs(5) };
-    (RegistryClient::new(&plan).unwrap(), calls)
+async fn scripted() -> (plan::Registry, Arc<Script>) {
+    let script = Arc::new(Script::default());
+    (plan::Registry::at(start(script.clone()).await, TIMEOUT), script)
+}
+
+async fn client() -> (RegistryClient, Arc<Script>) {
+    let (plan, script) = scripted().await;
+    (RegistryClient::new(&plan).unwrap(), script)
+}
+
+/// What a start with this cache makes of the settings.
+fn cached(plan: &plan::Registry, dir: &tempfile::TempDir) -> RegistryClient {
+    let plan = plan::Registry { cache_dir: Some(dir.path().to_owned()), ..plan.clone() };
+    RegistryClient::with_cache(&plan).unwrap()
 }
 
 #[tokio::test]
@@ -80,14 +120,14 @@ async fn four_errors_are_told_apart() {
 
 #[tokio::test]
 async fn one_call_serves_many_and_failures_are_not_kept() {
-    let (client, calls) = client().await;
+    let (client, script) = client().await;
     let asked = futures::future::join_all((0..20).map(|_| client.by_id(SchemaId(1)))).await;
     assert!(asked.iter().all(Result::is_ok));
-    assert_eq!(calls.load(Ordering::SeqCst), 1);
+    assert_eq!(script.calls(), 1);
     for _ in 0..2 {
         client.by_id(SchemaId(500)).await.unwrap_err();
     }
-    assert_eq!(calls.load(Ordering::SeqCst), 3);
+    assert_eq!(script.calls(), 3);
 }
 
 #[tokio::test]
@@ -101,13 +141,146 @@ async fn references_types_and_subjects() {
 
 #[tokio::test]
 async fn a_registry_that_is_away_is_unavailable_and_names_no_password() {
-    let plan = plan::Registry {
-        url: "http://127.0.0.1:1".to_owned(),
-        basic_auth: Some(plan::BasicAuth { username: "user".to_owned(), password: "hunter2".to_owned() }),
-        timeout: Duration::from_secs(5),
-    };
-    let client = RegistryClient::new(&plan).unwrap();
-    let error = client.by_id(SchemaId(1)).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
-    assert!(!format!("{error} {error:?} {plan:?}").contains("hunter2"));
+    let logins = [
+        plan::Login::Basic { username: "user".to_owned(), password: "hunter2".to_owned() },
+        plan::Login::Bearer { token: "hunter2".to_owned() },
+    ];
+    for login in logins {
+        let plan = plan::Registry {
+            login: Some(login),
+            ..plan::Registry::at("http://127.0.0.1:1".to_owned(), TIMEOUT)
+        };
+        let client = RegistryClient::new(&plan).unwrap();
+        let error = client.by_id(SchemaId(1)).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+        assert!(!format!("{error} {error:?} {plan:?}").contains("hunter2"));
+    }
+}
+
+/// An error as a log or a panic could show it, with all its causes.
+fn shown(error: &RegistryError) -> String {
+    let mut text = format!("{error} {error:?}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(" {cause} {cause:?}"));
+        source = cause.source();
+    }
+    text
+}
+
+#[tokio::test]
+async fn logins_are_sent_and_wrong_ones_are_told_apart_without_showing_them() {
+    let basic =
+        |password: &str| plan::Login::Basic { username: "user".to_owned(), password: password.to_owned() };
+    let bearer = |token: &str| plan::Login::Bearer { token: token.to_owned() };
+    // `user:hunter2` in base64.
+    for (header, right, wrong) in [
+        ("Basic dXNlcjpodW50ZXIy", basic("hunter2"), [basic("hunter3"), bearer("hunter2")]),
+        ("Bearer hunter2", bearer("hunter2"), [bearer("hunter3"), basic("hunter2")]),
+    ] {
+        let registry = EmbeddedRegistry::start_with_login(header).await.unwrap();
+        let open = plan::Registry::at(registry.url(), TIMEOUT);
+        let with = |login: plan::Login| plan::Registry { login: Some(login), ..open.clone() };
+        let client = RegistryClient::new(&with(right)).unwrap();
+        let id = client.register("s-value", "\"int\"").await.unwrap();
+        assert_eq!(client.by_id(id).await.unwrap().text, "\"int\"");
+        assert_eq!(client.by_subject("s-value", None).await.unwrap().id, id);
+        let [first, second] = wrong.map(with);
+        for plan in [first, second, open.clone()] {
+            let client = RegistryClient::new(&plan).unwrap();
+            let errors = [
+                client.by_id(id).await.unwrap_err(),
+                client.by_subject("s-value", None).await.unwrap_err(),
+                client.register("s-value", "\"int\"").await.unwrap_err(),
+            ];
+            for error in errors {
+                assert!(matches!(error, RegistryError::Unauthorised { status: 401, .. }), "{error}");
+                let shown = format!("{} {plan:?}", shown(&error));
+                assert!(!shown.contains("hunter") && !shown.contains("dXNlcjpodW50ZXI"), "{shown}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_cache_on_disk_saves_calls_and_brings_references() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, script) = scripted().await;
+    let first = cached(&plan, &dir);
+    let known = [first.by_id(SchemaId(2)).await.unwrap(), first.by_id(SchemaId(5)).await.unwrap()];
+    assert_eq!(known[0].references, ["b-3"]);
+    let calls = script.calls();
+    assert_eq!(calls, 3);
+    let second = cached(&plan, &dir);
+    assert_eq!(second.by_id(SchemaId(2)).await.unwrap(), known[0]);
+    assert_eq!(second.by_id(SchemaId(5)).await.unwrap(), known[1]);
+    assert_eq!(script.calls(), calls);
+    // Subjects are asked for each time, and failures are not kept.
+    for count in 1..3 {
+        second.by_subject("t-value", None).await.unwrap();
+        assert_eq!(script.calls(), calls + count);
+    }
+    second.by_id(SchemaId(404)).await.unwrap_err();
+    cached(&plan, &dir).by_id(SchemaId(404)).await.unwrap_err();
+    assert_eq!(script.calls(), calls + 4);
+    // What is damaged is asked for again.
+    let files = std::fs::read_dir(dir.path().join("v1")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(files.join("id-2.json"), "{\"version\":1").unwrap();
+    assert_eq!(cached(&plan, &dir).by_id(SchemaId(2)).await.unwrap(), known[0]);
+    assert_eq!(script.calls(), calls + 6);
+}
+
+#[tokio::test]
+async fn only_an_outage_is_answered_from_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, script) = scripted().await;
+    let known = cached(&plan, &dir).by_subject("s-value", None).await.unwrap();
+    assert_eq!(known.references, ["b-3"]);
+    for (status, is_outage) in
+        [(503, true), (408, true), (401, false), (403, false), (404, false), (422, false)]
+    {
+        script.subject_status.store(status, Ordering::SeqCst);
+        let client = cached(&plan, &dir);
+        match client.by_subject("s-value", None).await {
+            Ok(answer) => assert!(is_outage && answer == known, "{status}"),
+            Err(error) => assert!(!is_outage, "{status}: {error}"),
+        }
+        // Never asked for before, or nothing to remember it.
+        client.by_subject("s-value", Some(4)).await.unwrap_err();
+        RegistryClient::new(&plan).unwrap().by_subject("s-value", None).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_is_gone_is_not_needed_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = EmbeddedRegistry::start_with_login("Bearer hunter2").await.unwrap();
+    let login = Some(plan::Login::Bearer { token: "hunter2".to_owned() });
+    let plan = plan::Registry { login, ..plan::Registry::at(registry.url(), TIMEOUT) };
+    let client = cached(&plan, &dir);
+    let id = client.register("s-value", "\"int\"").await.unwrap();
+    let known = client.by_subject("s-value", None).await.unwrap();
+    drop(registry);
+    let client = cached(&plan, &dir);
+    assert_eq!(client.by_subject("s-value", None).await.unwrap(), known);
+    // Never asked for as an id, but known from the subject.
+    assert_eq!(client.by_id(id).await.unwrap(), known);
+    let without = RegistryClient::new(&plan).unwrap();
+    assert!(matches!(without.by_id(id).await, Err(RegistryError::Unavailable { .. })));
+    let files = std::fs::read_dir(dir.path().join("v1")).unwrap().next().unwrap().unwrap().path();
+    for file in std::fs::read_dir(files).unwrap() {
+        assert!(!std::fs::read_to_string(file.unwrap().path()).unwrap().contains("hunter2"));
+    }
+}
+
+#[tokio::test]
+async fn a_cache_that_cannot_be_written_is_no_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let (open, _) = scripted().await;
+    let plan = plan::Registry { cache_dir: Some(file.join("cache")), ..open };
+    let client = RegistryClient::with_cache(&plan).unwrap();
+    assert_eq!(client.by_id(SchemaId(1)).await.unwrap().text, "\"int\"");
+    assert_eq!(client.by_subject("t-value", None).await.unwrap().text, "t-value-latest");
 }

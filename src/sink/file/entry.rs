@@ -1,5 +1,7 @@
 //! The commit log's entries and checkpoints, as they are on disk. Version 1; see `docs/formats.md`.
 
+use std::path::{Component, Path};
+
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -28,6 +30,17 @@ pub struct DataFile {
     pub staged: String,
     pub rows: u64,
     pub bytes: u64,
+}
+
+impl DataFile {
+    /// Does it stay where the sink's files are? What an entry names is linked and removed, so one that
+    /// names a place outside is not obeyed.
+    pub fn is_below_root(&self) -> bool {
+        let is_plain = |part: Component<'_>| matches!(part, Component::Normal(_));
+        let is_file = !self.path.is_empty() && Path::new(&self.path).components().all(is_plain);
+        let mut staged = Path::new(&self.staged).components();
+        is_file && staged.next().is_some_and(is_plain) && staged.next().is_none()
+    }
 }
 
 /// Entry `n` of a log. Entry 0 holds the owner and no moves.
@@ -125,5 +138,20 @@ mod tests {
         );
         assert_eq!(serde_json::to_string(&entry).unwrap(), text);
         assert_eq!(serde_json::from_str::<Entry>(text).unwrap(), entry);
+    }
+
+    #[test]
+    fn a_file_stays_below_the_root() {
+        let is_below = |path: &str, staged: &str| {
+            DataFile { path: path.into(), staged: staged.into(), rows: 1, bytes: 1 }.is_below_root()
+        };
+        assert!(is_below("a.parquet", "s"));
+        assert!(is_below("day=1/country=..%2F/a.parquet", "s"));
+        for path in ["", "/a", "..", "../a", "day=1/../../a", "./a"] {
+            assert!(!is_below(path, "s"), "{path}");
+        }
+        for staged in ["", "..", "/s", "a/s", "../s"] {
+            assert!(!is_below("a", staged), "{staged}");
+        }
     }
 }

@@ -23,6 +23,10 @@ pub const HOUSEKEEPING: &str = "_sidestream";
 /// Entries between two checkpoints: a start reads at most this many small files.
 const CHECKPOINT_EVERY: u64 = 1000;
 
+/// A checkpoint also comes once this many data files were committed since the last one: their names are
+/// held in memory, and recovery looks at each of them.
+const CHECKPOINT_FILES: usize = 10_000;
+
 /// How often a commit tries the next free number. Other writers of the directory move other
 /// partitions: losing this many times in a row means they commit faster than we can read.
 const COMMIT_TRIES_MAX: u32 = 100;
@@ -254,7 +258,9 @@ impl Log {
     }
 
     fn maybe_checkpoint(&mut self) -> Result<(), LogError> {
-        if self.last < self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY {
+        let is_due = self.last >= self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY
+            || self.files.len() >= CHECKPOINT_FILES;
+        if !is_due {
             return Ok(());
         }
         // All files below a checkpoint are in sight: recovery never looks below it again.
@@ -328,19 +334,29 @@ fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
     for file in files {
         let staged = staged_path(root, &file.staged);
         let path = root.join(&file.path);
-        // `link` never replaces, so a reader's file is never swapped under its feet.
-        match fs::hard_link(&staged, &path) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                removed += usize::from(!path.try_exists().unwrap_or(true));
-                continue;
-            }
-            Err(source) => {
-                return Err(LogError::Io { action: "bring into sight", path, source });
+        let is_missing = |linked: &io::Result<()>| {
+            linked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let is_staged = || staged.try_exists().unwrap_or(true);
+        let mut linked = link(&staged, &path);
+        if is_missing(&linked) && is_staged() {
+            // Somebody removed the directory while it was empty.
+            create_dir_durably(&parent(&path))?;
+            linked = link(&staged, &path);
+        }
+        if is_missing(&linked) && !is_staged() {
+            removed += usize::from(!path.try_exists().unwrap_or(true));
+            continue;
+        }
+        if let Err(source) = linked {
+            return Err(LogError::Io { action: "bring into sight", path, source });
+        }
+        // A directory on the way may be new too, made by another writer a moment ago.
+        for dir in path.ancestors().skip(1) {
+            if !targets.insert(dir.to_owned()) || dir == root {
+                break;
             }
         }
-        targets.insert(parent(&path));
         done.push(staged);
     }
     if removed > 0 {
@@ -355,11 +371,19 @@ fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
     Ok(())
 }
 
+/// `link` never replaces, so a reader's file is never swapped under its feet.
+fn link(staged: &Path, path: &Path) -> io::Result<()> {
+    match fs::hard_link(staged, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        other => other,
+    }
+}
+
 fn log_dir(root: &Path) -> PathBuf {
     root.join(HOUSEKEEPING).join("log")
 }
 
-fn staged_dir(root: &Path) -> PathBuf {
+pub fn staged_dir(root: &Path) -> PathBuf {
     root.join(HOUSEKEEPING).join("staged")
 }
 
@@ -390,6 +414,10 @@ fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogEr
     };
     let entry: Entry = parse(&path, &bytes)?;
     check_version(&path, entry.version)?;
+    if let Some(file) = entry.files.iter().find(|file| !file.is_below_root()) {
+        let problem = format!("names a file that is not below the sink's directory: `{}`", file.path);
+        return Err(LogError::Damaged { path, problem });
+    }
     Ok(Some((entry, entry::hash(&bytes))))
 }
 

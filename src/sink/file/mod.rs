@@ -1,18 +1,21 @@
 //! Files in a directory, exactly once: data and positions become one entry of the directory's commit log.
 //!
-//! Rows go to a staged file that no reader's glob matches. A flush makes it durable, appends the entry
-//! that names it together with the moves it holds, and links it into sight. What happens when the process
-//! dies in between is told step by step in PROTOCOL §5 and tested in `log`.
+//! Rows go to staged files that no reader's glob matches, one for each directory of `partition_by`. A flush
+//! makes them durable, appends the entry that names all of them together with the moves they hold, and links
+//! them into sight. What happens when the process dies in between is told step by step in PROTOCOL §5 and
+//! tested in `log`.
 
 mod entry;
 mod log;
+mod open;
 mod parquet;
+mod partition;
 mod text;
 
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -20,15 +23,17 @@ use async_trait::async_trait;
 use tokio::task::block_in_place;
 
 use crate::config::plan::Roll;
-use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName};
+use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName, ranges};
 
 pub use entry::Owner;
 pub use parquet::ParquetFormat;
+pub use partition::Partitioning;
 pub use text::{CsvFormat, JsonLinesFormat};
 
 use super::{Settled, Sink, SinkError, Store};
-use entry::DataFile;
 use log::{Log, LogError};
+use open::{OpenFiles, remove_staged};
+use partition::PartitionError;
 
 /// A file format: how rows become bytes of a file.
 pub trait Format: Send + std::fmt::Debug {
@@ -44,6 +49,14 @@ pub trait RowWriter: Send {
     fn write(&mut self, rows: &RecordBatch) -> io::Result<()>;
     /// Bytes written and buffered: an estimate of the file's size if it were finished now.
     fn size(&self) -> u64;
+    /// Bytes held in memory that [`relieve`](RowWriter::relieve) would write.
+    fn held(&self) -> usize {
+        0
+    }
+    /// Writes what is held.
+    fn relieve(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// Writes what is left and gives the file back, not synced.
     fn finish(self: Box<Self>) -> io::Result<File>;
 }
@@ -53,16 +66,21 @@ pub trait RowWriter: Send {
 pub struct FileSinkOptions {
     pub root: PathBuf,
     pub owner: Owner,
+    /// Of the rows it is given.
     pub schema: SchemaRef,
     pub roll: Roll,
+    /// `None`: all rows go to the root.
+    pub partitioning: Option<Partitioning>,
 }
 
 /// A sink that writes files of one format below one directory.
 pub struct FileSink {
-    options: FileSinkOptions,
-    format: Box<dyn Format>,
+    root: PathBuf,
+    owner: Owner,
+    age_max: Duration,
+    partitioning: Option<Partitioning>,
+    files: OpenFiles,
     log: Option<Log>,
-    open: Option<OpenFile>,
     pending: Vec<Move>,
     /// When the first of `pending` was accepted.
     since: Option<Instant>,
@@ -71,20 +89,20 @@ pub struct FileSink {
     unsettled: Vec<String>,
 }
 
-struct OpenFile {
-    name: String,
-    staged: String,
-    rows: u64,
-    writer: Box<dyn RowWriter>,
-}
-
 impl FileSink {
     pub fn new(options: FileSinkOptions, format: Box<dyn Format>) -> Self {
+        let FileSinkOptions { root, owner, schema, roll, partitioning } = options;
+        let schema = match &partitioning {
+            Some(partitioning) => partitioning.schema().clone(),
+            None => schema,
+        };
         Self {
-            options,
-            format,
+            files: OpenFiles::new(root.clone(), format, schema, roll),
+            root,
+            owner,
+            age_max: roll.age_max,
+            partitioning,
             log: None,
-            open: None,
             pending: Vec::new(),
             since: None,
             settled: Settled::default(),
@@ -95,7 +113,7 @@ impl FileSink {
     fn read_positions(&mut self) -> Result<Positions, SinkError> {
         let opened = match self.log.take() {
             Some(log) => Ok(log),
-            None => Log::open(&self.options.root, &self.options.owner),
+            None => Log::open(&self.root, &self.owner),
         };
         let ready = opened.and_then(|mut log| {
             log.refresh()?;
@@ -105,7 +123,7 @@ impl FileSink {
         let log = ready.map_err(|error| self.explain(error))?;
         for staged in std::mem::take(&mut self.unsettled) {
             if !log.lists(&staged) {
-                self.remove_staged(&staged);
+                remove_staged(&self.root, &staged);
             }
         }
         Ok(self.log.insert(log).positions().clone())
@@ -113,14 +131,7 @@ impl FileSink {
 
     fn accept(&mut self, batch: &Batch) -> Result<(), SinkError> {
         if batch.rows.num_rows() > 0 {
-            let written = self.write_rows(batch);
-            if let Err(source) = written {
-                return Err(self.explain(LogError::Io {
-                    action: "write to",
-                    path: self.options.root.clone(),
-                    source,
-                }));
-            }
+            self.write_rows(batch)?;
         }
         self.since.get_or_insert_with(Instant::now);
         for step in &batch.moves {
@@ -129,37 +140,30 @@ impl FileSink {
         Ok(())
     }
 
-    fn write_rows(&mut self, batch: &Batch) -> io::Result<()> {
-        let open = match &mut self.open {
-            Some(open) => open,
-            None => {
-                let witness = batch
-                    .moves
-                    .first()
-                    .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "rows without a move"))?;
-                let start = witness.start.unwrap_or_default();
-                let extension = self.format.extension();
-                let name = log::data_file_name(&witness.key, start, extension);
-                let staged = log::staged_name(&name);
-                let file = File::create_new(log::staged_path(&self.options.root, &staged))?;
-                self.open.insert(OpenFile {
-                    name,
-                    staged,
-                    rows: 0,
-                    writer: self.format.begin(file, &self.options.schema)?,
-                })
-            }
+    fn write_rows(&mut self, batch: &Batch) -> Result<(), SinkError> {
+        let Some(witness) = batch.moves.first() else {
+            let source = io::Error::new(io::ErrorKind::InvalidInput, "rows without a move");
+            let error = LogError::Io { action: "write to", path: self.root.clone(), source };
+            return Err(self.explain(error));
         };
-        open.writer.write(&batch.rows)?;
-        open.rows += batch.rows.num_rows() as u64;
+        let Some(partitioning) = &self.partitioning else {
+            let written = self.files.write("", &batch.rows, witness);
+            return written.map_err(|error| self.explain(error));
+        };
+        let refuse = |error| refused(error, &batch.moves, &self.owner.identity);
+        let (rows, mut pieces) = partitioning.split(&batch.rows).map_err(refuse)?;
+        // Open files come first, before one of them has to make room for another.
+        pieces.sort_by_key(|piece| !self.files.is_open(&piece.directory));
+        for piece in pieces {
+            let rows = piece.take(&rows).map_err(|error| refuse(error.into()))?;
+            let written = self.files.write(&piece.directory, &rows, witness);
+            written.map_err(|error| self.explain(error))?;
+        }
         Ok(())
     }
 
     fn commit(&mut self) -> Result<Positions, SinkError> {
-        let files = match self.open.take() {
-            Some(open) => vec![self.close(open).map_err(|error| self.explain(error))?],
-            None => Vec::new(),
-        };
+        let files = self.files.finish().map_err(|error| self.explain(error))?;
         let moves = std::mem::take(&mut self.pending);
         self.since = None;
         // Until the log is known to hold the entry, it is read anew: the outcome of an error is unknown.
@@ -180,52 +184,17 @@ impl FileSink {
         Ok(self.log.insert(log).positions().clone())
     }
 
-    /// Finishes and syncs a staged file. One that cannot be finished is removed: it holds space that
-    /// may be just what is missing.
-    fn close(&self, open: OpenFile) -> Result<DataFile, LogError> {
-        let OpenFile { name, staged, rows, writer } = open;
-        let path = log::staged_path(&self.options.root, &staged);
-        let finished = writer.finish().and_then(|file| {
-            // After a failed fsync the pages may be gone and the next fsync may lie: the file is
-            // abandoned, never synced again.
-            file.sync_all()?;
-            file.metadata()
-        });
-        match finished {
-            Ok(metadata) => {
-                log::sync_dir(path.parent().unwrap_or(&path))?;
-                Ok(DataFile { path: name, staged, rows, bytes: metadata.len() })
-            }
-            Err(source) => {
-                self.remove_staged(&staged);
-                Err(LogError::Io { action: "finish", path, source })
-            }
-        }
-    }
-
-    /// Removes a file that no entry names. Left behind, it is an orphan that recovery removes.
-    fn remove_staged(&self, staged: &str) {
-        let path = log::staged_path(&self.options.root, staged);
-        if let Err(error) = std::fs::remove_file(&path) {
-            tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
-        }
-    }
-
     fn drop_pending(&mut self) {
         self.pending.clear();
         self.since = None;
-        if let Some(OpenFile { staged, writer, .. }) = self.open.take() {
-            drop(writer);
-            // It was never offered to the log, so nobody can list it.
-            self.remove_staged(&staged);
-        }
+        self.files.discard();
         // What the log holds is read anew before the next use.
         self.log = None;
     }
 
     fn explain(&self, error: LogError) -> SinkError {
-        let identity = &self.options.owner.identity;
-        let action = format!("write sink `{identity}` below `{}`", self.options.root.display());
+        let identity = &self.owner.identity;
+        let action = format!("write sink `{identity}` below `{}`", self.root.display());
         match error {
             LogError::Conflict(conflict) => SinkError::Conflict(conflict),
             LogError::Foreign { .. } => SinkError::stop(
@@ -252,6 +221,16 @@ impl FileSink {
             }
             LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
         }
+    }
+}
+
+/// Rows that cannot be spread over directories need another expression.
+fn refused(error: PartitionError, moves: &[Move], identity: &str) -> SinkError {
+    let action = format!("partition the rows of {} in sink `{identity}`", ranges(moves));
+    let remedy = error.remedy();
+    match error {
+        PartitionError::Expression { source } => SinkError::stop(action, remedy, source),
+        other => SinkError::stop(action, remedy, other),
     }
 }
 
@@ -287,12 +266,7 @@ impl Sink for FileSink {
 
     fn flush_due(&self) -> Option<Instant> {
         let since = self.since?;
-        let roll = &self.options.roll;
-        let is_full = self.open.as_ref().is_some_and(|open| {
-            open.writer.size() >= roll.bytes_max
-                || roll.rows_max.is_some_and(|rows_max| open.rows >= rows_max)
-        });
-        Some(if is_full { since } else { since + roll.age_max })
+        Some(if self.files.is_due() { since } else { since + self.age_max })
     }
 
     async fn flush(&mut self) -> Result<Positions, SinkError> {
@@ -322,28 +296,4 @@ impl Sink for FileSink {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{Offset, Partition, TopicId};
-
-    #[test]
-    fn moves_of_one_partition_join_into_one() {
-        let step = |start, end, reason| Move {
-            key: PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(5)), partition: Partition(0) },
-            topic: TopicName::new("t"),
-            start: Offset::new(start),
-            end: Position { next: Offset::new(end).unwrap(), epoch: None },
-            reason,
-            records: 2,
-        };
-        let mut moves = Vec::new();
-        merge(&mut moves, &step(0, 4, Reason::Idle));
-        merge(&mut moves, &step(4, 9, Reason::Data));
-        merge(&mut moves, &step(9, 12, Reason::Idle));
-        assert_eq!(moves.len(), 1);
-        assert_eq!((moves[0].end.next.get(), moves[0].records), (12, 6));
-        assert_eq!(moves[0].reason, Reason::Data);
-        merge(&mut moves, &step(12, 20, Reason::Skipped));
-        assert_eq!(moves.len(), 2);
-    }
-}
+mod tests;

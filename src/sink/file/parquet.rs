@@ -11,10 +11,6 @@ use parquet::file::properties::WriterProperties;
 
 use super::{Format, RowWriter};
 
-/// A row group is closed at this many encoded bytes: it is held in memory until then, and readers
-/// fetch it as a whole.
-const ROW_GROUP_BYTES_MAX: usize = 32 << 20;
-
 /// `parquet:` of a sink. Snappy, as Spark writes by default.
 #[derive(Debug)]
 pub struct ParquetFormat;
@@ -40,15 +36,20 @@ struct ParquetWriter {
 
 impl RowWriter for ParquetWriter {
     fn write(&mut self, rows: &RecordBatch) -> io::Result<()> {
-        self.writer.write(rows)?;
-        if self.writer.in_progress_size() >= ROW_GROUP_BYTES_MAX {
-            self.writer.flush()?;
-        }
-        Ok(())
+        Ok(self.writer.write(rows)?)
     }
 
     fn size(&self) -> u64 {
         (self.writer.bytes_written() + self.writer.in_progress_size()) as u64
+    }
+
+    /// The row group: it is in memory until it is closed.
+    fn held(&self) -> usize {
+        self.writer.in_progress_size()
+    }
+
+    fn relieve(&mut self) -> io::Result<()> {
+        Ok(self.writer.flush()?)
     }
 
     fn finish(self: Box<Self>) -> io::Result<File> {

@@ -6,8 +6,9 @@ use std::io::{self, BufWriter, Write};
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 
+use crate::render::{JsonRows, Values};
+
 use super::{Format, RowWriter};
-use crate::sink::render::{JsonRows, Values};
 
 /// Bytes collected before they go to the file.
 const BUFFER_BYTES: usize = 256 << 10;

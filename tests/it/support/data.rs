@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use arrow::array::{Array, Int64Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::OwnedMessage;
@@ -39,6 +39,42 @@ pub fn create_topic_with(services: &Services, topic: &str, partitions: i32, sett
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     for result in runtime.block_on(created).unwrap() {
         result.unwrap();
+    }
+}
+
+/// Topics of one partition.
+pub fn create_topics(services: &Services, topics: &[String]) {
+    let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
+    let new: Vec<NewTopic<'_>> =
+        topics.iter().map(|topic| NewTopic::new(topic, 1, TopicReplication::Fixed(1))).collect();
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for result in runtime.block_on(admin.create_topics(&new, &options)).unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Gives a topic `count` partitions in all.
+pub fn add_partitions(services: &Services, topic: &str, count: usize) {
+    let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
+    let wider = NewPartitions::new(topic, count);
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for result in runtime.block_on(admin.create_partitions(&[wider], &options)).unwrap() {
+        result.unwrap();
+    }
+}
+
+/// Deletes what is before `offset`, as retention would.
+pub fn delete_records(services: &Services, topic: &str, partition: i32, offset: i64) {
+    let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(topic, partition, Offset::Offset(offset)).unwrap();
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let deleted = runtime.block_on(admin.delete_records(&before, &options)).unwrap();
+    for element in deleted.elements() {
+        element.error().unwrap();
     }
 }
 
@@ -88,13 +124,18 @@ impl Record {
 
 /// Writes all records and waits until the broker has them.
 pub fn produce(services: &Services, topic: &str, records: impl IntoIterator<Item = Record>) {
+    produce_all(services, records.into_iter().map(|record| (topic, record)));
+}
+
+/// Records of several topics.
+pub fn produce_all<'a>(services: &Services, records: impl IntoIterator<Item = (&'a str, Record)>) {
     let producer: ThreadedProducer<_> = client(services)
         .set("enable.idempotence", "true")
         .set("compression.type", "lz4")
         .set("linger.ms", "5")
         .create()
         .unwrap();
-    for record in records {
+    for (topic, record) in records {
         loop {
             let mut message: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic).partition(record.partition);
             message.key = record.key.as_deref();

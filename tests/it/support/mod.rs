@@ -1,6 +1,8 @@
 //! Starts what tests need and speaks to it with clients that share no code with the program.
 
 pub mod data;
+mod docker;
+mod probe;
 pub mod program;
 mod services;
 
@@ -8,77 +10,121 @@ use std::io::Write;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
+use probe::Stoppable;
+
 /// Where the real services are.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Services {
     pub bootstrap: String,
     pub registry: String,
 }
 
-static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+/// What gives the tests their services.
+#[derive(Debug, PartialEq, Eq)]
+enum Source {
+    /// They are there already, and are not ours to stop.
+    Given(Services),
+    /// What `scripts/fetch-test-services` has fetched.
+    Files,
+    Docker,
+    Nowhere(String),
+}
+
+/// The best source there is: those named by variables, then the files, then a Docker engine. Each of these is asked only
+/// if it is needed, and says why it is not there.
+fn source(
+    variable: impl Fn(&str) -> Option<String>,
+    files: impl FnOnce() -> Result<(), String>,
+    docker: impl FnOnce() -> Result<(), String>,
+) -> Source {
+    let given = |name| variable(name).filter(|value| !value.is_empty());
+    if let (Some(bootstrap), Some(registry)) =
+        (given("KAFKA_BOOTSTRAP_SERVERS"), given("SCHEMA_REGISTRY_URL"))
+    {
+        return Source::Given(Services { bootstrap, registry });
+    }
+    let Err(no_files) = files() else {
+        return Source::Files;
+    };
+    let Err(no_docker) = docker() else {
+        return Source::Docker;
+    };
+    Source::Nowhere(format!("{no_files}; and no Docker: {no_docker}"))
+}
 
 /// The shared broker and registry; started once, stopped with the process. `None` (said loudly) if they
 /// are not there; with `SIDESTREAM_REQUIRE_SERVICES` set, as in CI, that is a failure.
 pub fn services(test: &str) -> Option<Services> {
-    static STARTED: OnceLock<Result<Started, String>> = OnceLock::new();
-    let started = STARTED.get_or_init(start);
-    match started {
-        Ok(started) => Some(started.services.clone()),
-        Err(why) if std::env::var_os("SIDESTREAM_REQUIRE_SERVICES").is_some() => {
-            panic!("`{test}` needs real services: {why}")
-        }
-        Err(why) => {
-            let count = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
-            // Not captured by the test runner: a skipped test must be seen.
-            let line = format!("SKIPPED ({count} so far): {test}: {why}\n");
-            std::io::stderr().write_all(line.as_bytes()).unwrap();
-            None
+    static SHARED: OnceLock<Result<Shared, String>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| {
+        let started = start(source(|name| std::env::var(name).ok(), services::are_there, docker::answers))?;
+        Ok(Shared { services: started.services, _own: Mutex::new(started.own) })
+    });
+    match shared {
+        Ok(shared) => Some(shared.services.clone()),
+        Err(why) => skip(test, why),
+    }
+}
+
+fn skip<T>(test: &str, why: &str) -> Option<T> {
+    static SKIPPED: AtomicUsize = AtomicUsize::new(0);
+    if std::env::var_os("SIDESTREAM_REQUIRE_SERVICES").is_some() {
+        panic!("`{test}` needs real services: {why}");
+    }
+    let count = SKIPPED.fetch_add(1, Ordering::SeqCst) + 1;
+    // Not captured by the test runner: a skipped test must be seen.
+    let line = format!("SKIPPED ({count} so far): {test}: {why}\n");
+    std::io::stderr().write_all(line.as_bytes()).unwrap();
+    None
+}
+
+/// A service that ends when it is dropped.
+pub type Owned = Box<dyn Stoppable>;
+
+/// A broker and a registry of a test's own. Those given by name must not be stopped.
+pub fn own_services(test: &str) -> Option<(Owned, Owned, Services)> {
+    match source(|_| None, services::are_there, docker::answers) {
+        Source::Nowhere(why) => skip(test, &why),
+        source => {
+            let started = start(source).unwrap();
+            let Own { kafka, registry } = started.own?;
+            Some((kafka, registry, started.services))
         }
     }
 }
 
-/// Services of a test's own, to be stopped in the middle.
-pub use services::{Kafka, Registry};
-
-/// A broker and a registry of a test's own.
-pub fn own_services(test: &str) -> Option<(Kafka, Registry, Services)> {
-    // Says why if they cannot be had; those given by name must not be stopped.
-    services(test)?;
-    if services::missing().is_some() {
-        return None;
-    }
-    let (kafka, registry) = (Kafka::start().unwrap(), Registry::start().unwrap());
-    let services = Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
-    Some((kafka, registry, services))
-}
-
-/// What tests share, and what holds it.
+/// Services, and what holds them if they are ours.
 struct Started {
     services: Services,
-    _owned: Mutex<Option<Owned>>,
+    own: Option<Own>,
 }
 
-struct Owned {
-    _kafka: Kafka,
-    _registry: Registry,
+struct Own {
+    kafka: Box<dyn Stoppable>,
+    registry: Box<dyn Stoppable>,
 }
 
-fn start() -> Result<Started, String> {
-    let given = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
-    if let (Some(bootstrap), Some(registry)) =
-        (given("KAFKA_BOOTSTRAP_SERVERS"), given("SCHEMA_REGISTRY_URL"))
-    {
-        let services = Services { bootstrap, registry };
-        return Ok(Started { services, _owned: Mutex::new(None) });
+/// What tests share.
+struct Shared {
+    services: Services,
+    _own: Mutex<Option<Own>>,
+}
+
+fn start(source: Source) -> Result<Started, String> {
+    match source {
+        Source::Given(services) => Ok(Started { services, own: None }),
+        Source::Files => {
+            let (kafka, registry) = (services::Kafka::start()?, services::Registry::start()?);
+            let services =
+                Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
+            Ok(Started { services, own: Some(Own { kafka: Box::new(kafka), registry: Box::new(registry) }) })
+        }
+        Source::Docker => {
+            let (kafka, registry, services) = docker::start()?;
+            Ok(Started { services, own: Some(Own { kafka: Box::new(kafka), registry: Box::new(registry) }) })
+        }
+        Source::Nowhere(why) => Err(why),
     }
-    if let Some(why) = services::missing() {
-        return Err(why);
-    }
-    let kafka = Kafka::start()?;
-    let registry = Registry::start()?;
-    let services = Services { bootstrap: kafka.bootstrap().to_owned(), registry: registry.url().to_owned() };
-    let owned = Owned { _kafka: kafka, _registry: registry };
-    Ok(Started { services, _owned: Mutex::new(Some(owned)) })
 }
 
 /// Names that no other test uses: tests share one broker.
@@ -90,4 +136,42 @@ pub fn unique(name: &str) -> String {
 pub fn turn() -> std::sync::MutexGuard<'static, ()> {
     static TURN: Mutex<()> = Mutex::new(());
     TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn there() -> Result<(), String> {
+        Ok(())
+    }
+
+    fn not_there() -> Result<(), String> {
+        Err("no".to_owned())
+    }
+
+    fn not_asked() -> Result<(), String> {
+        panic!("asked in vain")
+    }
+
+    #[test]
+    fn services_that_are_named_come_before_files_and_files_before_docker() {
+        let none = |_: &str| None;
+        let both = |name: &str| Some(format!("the value of {name}"));
+        let given = Services {
+            bootstrap: "the value of KAFKA_BOOTSTRAP_SERVERS".to_owned(),
+            registry: "the value of SCHEMA_REGISTRY_URL".to_owned(),
+        };
+        assert_eq!(source(both, not_asked, not_asked), Source::Given(given));
+        assert_eq!(source(none, there, not_asked), Source::Files);
+        assert_eq!(source(none, not_there, there), Source::Docker);
+        assert_eq!(source(none, not_there, not_there), Source::Nowhere("no; and no Docker: no".to_owned()));
+    }
+
+    #[test]
+    fn one_name_alone_or_an_empty_one_gives_nothing() {
+        let one = |name: &str| (name == "SCHEMA_REGISTRY_URL").then(|| "http://localhost:8081".to_owned());
+        assert_eq!(source(one, there, not_asked), Source::Files);
+        assert_eq!(source(|_: &str| Some(String::new()), not_there, there), Source::Docker);
+    }
 }

@@ -1,7 +1,7 @@
 //! Real services for the tests: a Kafka broker and an Apicurio schema registry, each a Java process of its own on free
 //! ports of 127.0.0.1 with its data in a temporary folder.
 //!
-//! `scripts/fetch-test-services` downloads them once; [`missing`] says whether that is still to be done.
+//! `scripts/fetch-test-services` downloads them once; [`are_there`] says whether that is still to be done.
 //! Dropping a service kills it and removes its folder. If the test process dies first, the kernel kills the service
 //! (where there is `setpriv`), and the next start of any service removes the folder.
 
@@ -9,8 +9,8 @@ use std::{
     env,
     ffi::OsStr,
     fs::{self, File},
-    io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    io,
+    net::{Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{self, Child, Command, ExitStatus, Stdio},
     sync::{
@@ -22,29 +22,55 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use super::probe::{Stoppable, kafka_is_ready, registry_is_ready};
+
 const SCRIPT: &str = "scripts/fetch-test-services";
 const KAFKA: &str = "kafka-4.3.1";
 const REGISTRY: &str = "apicurio-2.6.13.Final";
 const REGISTRY_JAR: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
+/// The part of it that speaks like Confluent's.
+const REGISTRY_API: &str = "/apis/ccompat/v7";
 
 /// A machine that also compiles is slow: ready takes one or two seconds on an idle one.
-const START_LIMIT: Duration = Duration::from_secs(120);
+pub const START_LIMIT: Duration = Duration::from_secs(120);
 /// How long a service may take to end by itself before it is killed.
-const STOP_LIMIT: Duration = Duration::from_secs(20);
-/// How long one answer may take while waiting for a service to become ready.
-const PROBE_LIMIT: Duration = Duration::from_secs(2);
+pub const STOP_LIMIT: Duration = Duration::from_secs(20);
 /// A free port may be taken by someone else before the service gets to it.
 const START_ATTEMPTS: u32 = 3;
 
-const PORT_TAKEN: &str = "found its port taken";
+pub const PORT_TAKEN: &str = "found its port taken";
 /// How Kafka and the registry put it.
 const PORT_TAKEN_LOGS: [&str; 2] = ["Address already in use", "seems to be in use by another process"];
 
+/// What the tests need of a broker, wherever it runs.
+pub const BROKER_SETTINGS: [(&str, &str); 17] = [
+    ("process.roles", "broker,controller"),
+    ("node.id", "1"),
+    ("controller.listener.names", "CONTROLLER"),
+    // After a crash the controller takes the broker back only when its old session is over.
+    ("broker.session.timeout.ms", "3000"),
+    ("broker.heartbeat.interval.ms", "500"),
+    ("auto.create.topics.enable", "false"),
+    ("default.replication.factor", "1"),
+    ("min.insync.replicas", "1"),
+    ("offsets.topic.replication.factor", "1"),
+    ("offsets.topic.num.partitions", "1"),
+    ("transaction.state.log.replication.factor", "1"),
+    ("transaction.state.log.min.isr", "1"),
+    ("transaction.state.log.num.partitions", "1"),
+    // Members of a group need not wait for others.
+    ("group.initial.rebalance.delay.ms", "0"),
+    ("group.min.session.timeout.ms", "1000"),
+    // Tests write records with old timestamps.
+    ("log.retention.ms", "-1"),
+    ("log.cleaner.dedupe.buffer.size", "2097152"),
+];
+
 const FOLDER_PREFIX: &str = "sidestream-it-";
 
-/// Why the real services cannot be started here, with what to do about it; `None` if they can.
-pub fn missing() -> Option<String> {
-    Installation::find().err()
+/// Whether these services can be started here; if not, why, with what to do about it.
+pub fn are_there() -> Result<(), String> {
+    Installation::find().map(drop)
 }
 
 /// A single Kafka broker in KRaft mode, without authentication.
@@ -83,26 +109,6 @@ impl Kafka {
         &self.bootstrap
     }
 
-    /// Shuts the broker down in good order.
-    pub fn stop(&mut self) {
-        self.service.stop();
-    }
-
-    /// Ends the broker at once, as a crash would (SIGKILL).
-    pub fn kill(&mut self) {
-        self.service.kill();
-    }
-
-    /// Starts the broker again on the same ports and data, having stopped it if it still ran. It waits until every
-    /// partition has a leader.
-    pub fn restart(&mut self) -> Result<(), String> {
-        self.stop();
-        retry_if_port_taken(|| {
-            await_free(&self.ports);
-            self.run()
-        })
-    }
-
     fn properties(&self) -> PathBuf {
         self.service.folder.path.join("server.properties")
     }
@@ -111,34 +117,17 @@ impl Kafka {
         let [port, controller] = self.ports;
         let data = self.service.folder.path.join("data");
         let data = data.display();
-        let properties = format!(
-            "process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-controller.listener.names=CONTROLLER
+        let mut properties = format!(
+            "controller.quorum.voters=1@127.0.0.1:{controller}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 log.dirs={data}
-# After a crash the controller takes the broker back only when its old session is over.
-broker.session.timeout.ms=3000
-broker.heartbeat.interval.ms=500
-auto.create.topics.enable=false
-default.replication.factor=1
-min.insync.replicas=1
-offsets.topic.replication.factor=1
-offsets.topic.num.partitions=1
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-transaction.state.log.num.partitions=1
-# Members of a group need not wait for others.
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=1000
-# Tests write records with old timestamps.
-log.retention.ms=-1
-log.cleaner.dedupe.buffer.size=2097152
 "
         );
+        for (name, value) in BROKER_SETTINGS {
+            properties.push_str(&format!("{name}={value}\n"));
+        }
         fs::write(self.properties(), properties)
             .map_err(|e| format!("cannot write {}: {e}", self.properties().display()))?;
         let output = self
@@ -178,6 +167,25 @@ log.cleaner.dedupe.buffer.size=2097152
     }
 }
 
+impl Stoppable for Kafka {
+    fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    /// Ready again is when every partition has a leader.
+    fn restart(&mut self) -> Result<(), String> {
+        self.stop();
+        retry_if_port_taken(|| {
+            await_free(&self.ports);
+            self.run()
+        })
+    }
+}
+
 /// An Apicurio schema registry, of which the tests use the part that speaks like Confluent's.
 ///
 /// Its data are in an H2 database on disk, so a restart keeps the schemas with their ids.
@@ -197,7 +205,7 @@ impl Registry {
             let mut registry = Registry {
                 service: Service::new("registry")?,
                 installation: installation.clone(),
-                url: format!("http://127.0.0.1:{port}/apis/ccompat/v7"),
+                url: format!("http://127.0.0.1:{port}{REGISTRY_API}"),
                 port,
             };
             registry.run()?;
@@ -208,20 +216,6 @@ impl Registry {
     /// The base URL for a Confluent client: `{url}/subjects` lists the subjects.
     pub fn url(&self) -> &str {
         &self.url
-    }
-
-    /// Shuts the registry down in good order.
-    pub fn stop(&mut self) {
-        self.service.stop();
-    }
-
-    /// Starts the registry again on the same port and data, having stopped it if it still ran.
-    pub fn restart(&mut self) -> Result<(), String> {
-        self.stop();
-        retry_if_port_taken(|| {
-            await_free(&[self.port]);
-            self.run()
-        })
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -238,8 +232,27 @@ impl Registry {
             .arg("-jar")
             .arg(folder.join(REGISTRY_JAR));
         // The answer alone could be that of another registry which got the port first.
-        self.service
-            .run(java, |log| log.contains("Listening on: http") && registry_is_ready(port).unwrap_or(false))
+        self.service.run(java, |log| {
+            log.contains("Listening on: http") && registry_is_ready(port, REGISTRY_API).unwrap_or(false)
+        })
+    }
+}
+
+impl Stoppable for Registry {
+    fn stop(&mut self) {
+        self.service.stop();
+    }
+
+    fn kill(&mut self) {
+        self.service.kill();
+    }
+
+    fn restart(&mut self) -> Result<(), String> {
+        self.stop();
+        retry_if_port_taken(|| {
+            await_free(&[self.port]);
+            self.run()
+        })
     }
 }
 
@@ -484,7 +497,7 @@ fn tail(log: &str) -> &str {
 }
 
 /// Ports that were free a moment ago, all different.
-fn free_ports<const N: usize>() -> Result<[u16; N], String> {
+pub fn free_ports<const N: usize>() -> Result<[u16; N], String> {
     let mut ports = [0; N];
     let mut held = Vec::new();
     for port in &mut ports {
@@ -498,13 +511,13 @@ fn free_ports<const N: usize>() -> Result<[u16; N], String> {
 }
 
 /// Another process' connection may have got one of the ports while the service was down.
-fn await_free(ports: &[u16]) {
+pub fn await_free(ports: &[u16]) {
     wait_until(Instant::now() + STOP_LIMIT, || {
         ports.iter().all(|&port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok())
     });
 }
 
-fn retry_if_port_taken<T>(mut start: impl FnMut() -> Result<T, String>) -> Result<T, String> {
+pub fn retry_if_port_taken<T>(mut start: impl FnMut() -> Result<T, String>) -> Result<T, String> {
     let mut attempt = 1;
     loop {
         match start() {
@@ -515,7 +528,7 @@ fn retry_if_port_taken<T>(mut start: impl FnMut() -> Result<T, String>) -> Resul
 }
 
 /// Whether `done` came true before the deadline.
-fn wait_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
+pub fn wait_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
     loop {
         if done() {
             return true;
@@ -529,105 +542,10 @@ fn wait_until(deadline: Instant, mut done: impl FnMut() -> bool) -> bool {
 }
 
 /// 16 bytes in base64, of which hexadecimal digits are a part.
-fn cluster_id() -> String {
+pub fn cluster_id() -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let nanos = now.map_or(0, |now| now.as_nanos()) & 0xf_ffff_ffff;
     let count = COUNT.fetch_add(1, Ordering::Relaxed) & 0xffff;
     format!("{:08x}{nanos:09x}{count:04x}A", process::id())
-}
-
-fn connect(port: u16) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), PROBE_LIMIT)?;
-    stream.set_read_timeout(Some(PROBE_LIMIT))?;
-    stream.set_write_timeout(Some(PROBE_LIMIT))?;
-    Ok(stream)
-}
-
-fn registry_is_ready(port: u16) -> io::Result<bool> {
-    let mut stream = connect(port)?;
-    stream.write_all(
-        b"GET /apis/ccompat/v7/subjects HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
-    )?;
-    let mut answer = Vec::new();
-    stream.read_to_end(&mut answer)?;
-    Ok(answer.starts_with(b"HTTP/1.1 200 "))
-}
-
-/// Asks for the metadata of all topics (API 3, version 2) and judges the answer.
-fn kafka_is_ready(port: u16, cluster: &str) -> io::Result<bool> {
-    const REQUEST: [u8; 18] = [
-        0, 0, 0, 14, // length of the rest
-        0, 3, 0, 2, // API and version
-        0, 0, 0, 7, // correlation id
-        0xff, 0xff, // no client id
-        0xff, 0xff, 0xff, 0xff, // all topics
-    ];
-    const MAX_ANSWER: usize = 16 << 20;
-    let mut stream = connect(port)?;
-    stream.write_all(&REQUEST)?;
-    let mut length = [0; 4];
-    stream.read_exact(&mut length)?;
-    let length = u32::from_be_bytes(length) as usize;
-    if length > MAX_ANSWER {
-        return Ok(false);
-    }
-    let mut answer = vec![0; length];
-    stream.read_exact(&mut answer)?;
-    Ok(Fields(&answer).describes_ready_broker(port, cluster).unwrap_or(false))
-}
-
-/// The rest of a Kafka message; `None` from a method means that it ends too early.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    /// Whether this is our cluster (on our port may be another test's), with our broker in service and every partition
-    /// led by it.
-    fn describes_ready_broker(&mut self, port: u16, cluster: &str) -> Option<bool> {
-        let mut good = self.int32()? == 7;
-        let mut registered = false;
-        for _ in 0..self.int32()? {
-            let (_id, _host, broker_port, _rack) =
-                (self.int32()?, self.string()?, self.int32()?, self.string()?);
-            registered |= broker_port == i32::from(port);
-        }
-        good &= registered;
-        good &= self.string()? == cluster.as_bytes();
-        let _controller = self.int32()?;
-        for _ in 0..self.int32()? {
-            let (error, _name, _internal) = (self.int16()?, self.string()?, self.take(1)?);
-            good &= error == 0;
-            for _ in 0..self.int32()? {
-                let (error, _partition, leader) = (self.int16()?, self.int32()?, self.int32()?);
-                good &= error == 0 && leader >= 0;
-                let (_replicas, _in_sync) = (self.int32s()?, self.int32s()?);
-            }
-        }
-        Some(good && self.0.is_empty())
-    }
-
-    fn take(&mut self, length: usize) -> Option<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(length)?;
-        self.0 = rest;
-        Some(taken)
-    }
-
-    fn int16(&mut self) -> Option<i16> {
-        Some(i16::from_be_bytes(self.take(2)?.try_into().ok()?))
-    }
-
-    fn int32(&mut self) -> Option<i32> {
-        Some(i32::from_be_bytes(self.take(4)?.try_into().ok()?))
-    }
-
-    /// Null is taken as empty.
-    fn string(&mut self) -> Option<&'a [u8]> {
-        let length = self.int16()?;
-        self.take(usize::try_from(length).unwrap_or(0))
-    }
-
-    fn int32s(&mut self) -> Option<&'a [u8]> {
-        let count = usize::try_from(self.int32()?).ok()?;
-        self.take(count.checked_mul(4)?)
-    }
 }

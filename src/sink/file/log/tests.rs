@@ -150,3 +150,43 @@ fn a_witness_is_read_back_from_a_name() {
     assert_eq!(witness(&name), Some((key(12), Offset::new(77).unwrap())));
     assert_eq!(witness("part-0001.parquet"), None);
 }
+
+#[test]
+fn many_files_bring_a_checkpoint_before_many_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    // Files that somebody removed: what counts is their number.
+    let file = |number: usize| DataFile {
+        path: format!("{number}.txt"),
+        staged: format!("{number}.txt.staged"),
+        rows: 1,
+        bytes: 4,
+    };
+    log.commit(vec![step(0, None, 1)], (1..CHECKPOINT_FILES).map(file).collect()).unwrap();
+    assert_eq!(latest_checkpoint(dir.path()).unwrap(), None);
+    log.commit(vec![step(0, Some(1), 2)], vec![stage(dir.path(), 0, 1)]).unwrap();
+    assert_eq!(latest_checkpoint(dir.path()).unwrap(), Some(2));
+    assert_eq!(visible(dir.path()), 1);
+    let fresh = Log::open(dir.path(), &owner()).unwrap();
+    assert_eq!((next(&fresh, 0), fresh.files.len()), (Some(2), 0));
+}
+
+#[test]
+fn an_entry_that_names_a_file_elsewhere_is_not_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let mut log = Log::open(&root, &owner()).unwrap();
+    let file = DataFile { path: "../elsewhere.txt".into(), ..stage(&root, 0, 0) };
+    let entry = Entry {
+        version: VERSION,
+        commit: Uuid::new_v4(),
+        previous: log.last_hash.clone(),
+        created: None,
+        moves: vec![step(0, None, 5)],
+        files: vec![file],
+    };
+    create_entry(&root, 1, &entry).unwrap();
+    let error = log.refresh().unwrap_err();
+    assert!(error.to_string().contains("not below the sink's directory: `../elsewhere.txt`"), "{error}");
+    assert!(!dir.path().join("elsewhere.txt").try_exists().unwrap());
+}

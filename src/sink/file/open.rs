@@ -1,0 +1,348 @@
+//! Files that are being written, one for each directory, and those that wait for their commit.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use arrow::datatypes::SchemaRef;
+use arrow::record_batch::RecordBatch;
+
+use crate::config::plan::Roll;
+use crate::model::Move;
+
+use super::entry::DataFile;
+use super::log::{self, LogError};
+use super::{Format, RowWriter};
+
+/// What is held at a time.
+const LIMITS: Limits = Limits {
+    // Each is a file handle, of which a process often has 1024, and buffers: 256 KiB for text.
+    open: 64,
+    // A commit links and syncs each of them, and all are one entry of the log.
+    finished: 1000,
+    // One row group of a single Parquet file: readers fetch it as a whole.
+    held_bytes: 32 << 20,
+};
+
+#[derive(Debug)]
+struct Limits {
+    /// Open files. One that was not written to for the longest time makes room for another.
+    open: usize,
+    /// Finished files: a commit is due from here on. The batch that gets there is written as a whole.
+    finished: usize,
+    /// Bytes that formats hold back, of all open files together.
+    held_bytes: usize,
+}
+
+/// The uncommitted files of a sink.
+pub struct OpenFiles {
+    root: PathBuf,
+    format: Box<dyn Format>,
+    schema: SchemaRef,
+    roll: Roll,
+    limits: Limits,
+    /// By directory below the root; that of the root itself is empty.
+    open: BTreeMap<String, OpenFile>,
+    finished: Vec<DataFile>,
+    /// A file has reached a limit of `roll`.
+    has_full: bool,
+    writes: u64,
+}
+
+struct OpenFile {
+    path: String,
+    staged: String,
+    rows: u64,
+    /// Which of all writes was the last one into this file.
+    last_write: u64,
+    writer: Box<dyn RowWriter>,
+}
+
+impl OpenFiles {
+    /// Files of `format` with rows of `schema`.
+    pub fn new(root: PathBuf, format: Box<dyn Format>, schema: SchemaRef, roll: Roll) -> Self {
+        Self {
+            root,
+            format,
+            schema,
+            roll,
+            limits: LIMITS,
+            open: BTreeMap::new(),
+            finished: Vec::new(),
+            has_full: false,
+            writes: 0,
+        }
+    }
+
+    /// Has `directory` an open file?
+    pub fn is_open(&self, directory: &str) -> bool {
+        self.open.contains_key(directory)
+    }
+
+    /// Appends rows to the open file of `directory`, or to a new one that `witness` vouches for.
+    ///
+    /// # Errors
+    /// If a file cannot be written; all of them are to be discarded then.
+    pub fn write(&mut self, directory: &str, rows: &RecordBatch, witness: &Move) -> Result<(), LogError> {
+        if !self.is_open(directory) && self.open.len() >= self.limits.open {
+            self.close_longest_idle()?;
+        }
+        let written = self.append(directory, rows, witness).and_then(|()| self.relieve());
+        written.map_err(|source| LogError::Io { action: "write to", path: self.root.clone(), source })
+    }
+
+    fn append(&mut self, directory: &str, rows: &RecordBatch, witness: &Move) -> io::Result<()> {
+        let file = match self.open.entry(directory.to_owned()) {
+            Entry::Occupied(file) => file.into_mut(),
+            Entry::Vacant(place) => {
+                let start = witness.start.unwrap_or_default();
+                let name = log::data_file_name(&witness.key, start, self.format.extension());
+                let staged = log::staged_name(&name);
+                let file = File::create_new(log::staged_path(&self.root, &staged))?;
+                let writer = self.format.begin(file, &self.schema)?;
+                let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
+                place.insert(OpenFile { path, staged, rows: 0, last_write: 0, writer })
+            }
+        };
+        file.writer.write(rows)?;
+        file.rows += rows.num_rows() as u64;
+        self.writes += 1;
+        file.last_write = self.writes;
+        self.has_full |= file.writer.size() >= self.roll.bytes_max
+            || self.roll.rows_max.is_some_and(|rows_max| file.rows >= rows_max);
+        Ok(())
+    }
+
+    /// Lets the files that hold back most write it, until all together hold little enough.
+    fn relieve(&mut self) -> io::Result<()> {
+        for _ in 0..self.open.len() {
+            let held: usize = self.open.values().map(|file| file.writer.held()).sum();
+            if held < self.limits.held_bytes {
+                break;
+            }
+            if let Some(fullest) = self.open.values_mut().max_by_key(|file| file.writer.held()) {
+                fullest.writer.relieve()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Is a commit due by size or number?
+    pub fn is_due(&self) -> bool {
+        self.has_full || self.finished.len() >= self.limits.finished
+    }
+
+    /// Finishes all files. What is returned is durable, and not in sight.
+    ///
+    /// # Errors
+    /// If a file cannot be finished; all of them are to be discarded then.
+    pub fn finish(&mut self) -> Result<Vec<DataFile>, LogError> {
+        while let Some((_, file)) = self.open.pop_first() {
+            self.close(file)?;
+        }
+        if !self.finished.is_empty() {
+            log::sync_dir(&log::staged_dir(&self.root))?;
+        }
+        self.has_full = false;
+        Ok(std::mem::take(&mut self.finished))
+    }
+
+    fn close_longest_idle(&mut self) -> Result<(), LogError> {
+        let idle = self.open.iter().min_by_key(|(_, file)| file.last_write);
+        let directory = idle.map(|(directory, _)| directory.clone());
+        match directory.and_then(|directory| self.open.remove(&directory)) {
+            Some(file) => self.close(file),
+            None => Ok(()),
+        }
+    }
+
+    /// Finishes and syncs a staged file. One that cannot be finished is removed: it holds space that
+    /// may be just what is missing.
+    fn close(&mut self, file: OpenFile) -> Result<(), LogError> {
+        let OpenFile { path, staged, rows, writer, .. } = file;
+        let finished = writer.finish().and_then(|file| {
+            // After a failed fsync the pages may be gone and the next fsync may lie: the file is
+            // abandoned, never synced again.
+            file.sync_all()?;
+            file.metadata()
+        });
+        match finished {
+            Ok(metadata) => {
+                self.finished.push(DataFile { path, staged, rows, bytes: metadata.len() });
+                Ok(())
+            }
+            Err(source) => {
+                remove_staged(&self.root, &staged);
+                let path = log::staged_path(&self.root, &staged);
+                Err(LogError::Io { action: "finish", path, source })
+            }
+        }
+    }
+
+    /// Drops all files. None of them was offered to the log, so nobody can list one.
+    pub fn discard(&mut self) {
+        while let Some((_, OpenFile { staged, writer, .. })) = self.open.pop_first() {
+            drop(writer);
+            remove_staged(&self.root, &staged);
+        }
+        for file in std::mem::take(&mut self.finished) {
+            remove_staged(&self.root, &file.staged);
+        }
+        self.has_full = false;
+    }
+}
+
+/// Removes a file that no entry names. Left behind, it is an orphan that recovery removes.
+pub fn remove_staged(root: &Path, staged: &str) {
+    let path = log::staged_path(root, staged);
+    if let Err(error) = std::fs::remove_file(&path) {
+        tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+    use std::time::Duration;
+
+    use arrow::array::{ArrayRef, Int64Array};
+    use arrow::datatypes::{DataType, Field, Schema};
+
+    use super::*;
+    use crate::model::{Offset, Partition, Position, PositionKey, Reason, TopicId, TopicName};
+
+    /// Holds back a byte for each row, and tells when it has written what it held.
+    #[derive(Debug, Clone, Default)]
+    struct Holding {
+        relieved: Arc<Mutex<Vec<usize>>>,
+    }
+
+    struct HoldingWriter {
+        file: File,
+        held: usize,
+        relieved: Arc<Mutex<Vec<usize>>>,
+    }
+
+    impl Format for Holding {
+        fn extension(&self) -> &'static str {
+            "txt"
+        }
+
+        fn begin(&self, file: File, _: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
+            Ok(Box::new(HoldingWriter { file, held: 0, relieved: self.relieved.clone() }))
+        }
+    }
+
+    impl RowWriter for HoldingWriter {
+        fn write(&mut self, rows: &RecordBatch) -> io::Result<()> {
+            self.held += rows.num_rows();
+            Ok(())
+        }
+
+        fn size(&self) -> u64 {
+            self.held as u64
+        }
+
+        fn held(&self) -> usize {
+            self.held
+        }
+
+        fn relieve(&mut self) -> io::Result<()> {
+            self.relieved.lock().unwrap().push(std::mem::take(&mut self.held));
+            Ok(())
+        }
+
+        fn finish(self: Box<Self>) -> io::Result<File> {
+            Ok(self.file)
+        }
+    }
+
+    struct Bench {
+        _root: tempfile::TempDir,
+        files: OpenFiles,
+        relieved: Arc<Mutex<Vec<usize>>>,
+    }
+
+    fn bench(limits: Limits, rows_max: Option<u64>) -> Bench {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(log::staged_dir(root.path())).unwrap();
+        let format = Holding::default();
+        let relieved = format.relieved.clone();
+        let roll = Roll { bytes_max: u64::MAX, rows_max, age_max: Duration::from_secs(3600) };
+        let schema = rows(0).schema();
+        let files = OpenFiles::new(root.path().to_owned(), Box::new(format), schema, roll);
+        Bench { _root: root, files: OpenFiles { limits, ..files }, relieved }
+    }
+
+    fn rows(count: i64) -> RecordBatch {
+        let schema = Schema::new(vec![Field::new("id", DataType::Int64, false)]);
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..count));
+        RecordBatch::try_new(Arc::new(schema), vec![ids]).unwrap()
+    }
+
+    fn witness() -> Move {
+        Move {
+            key: PositionKey { topic_id: TopicId(uuid::Uuid::from_u128(5)), partition: Partition(0) },
+            topic: TopicName::new("t"),
+            start: Offset::new(0),
+            end: Position { next: Offset::new(9).unwrap(), epoch: None },
+            reason: Reason::Data,
+            records: 9,
+        }
+    }
+
+    fn write(files: &mut OpenFiles, directory: &str, count: i64) {
+        files.write(directory, &rows(count), &witness()).unwrap();
+    }
+
+    fn directories(files: &[DataFile]) -> Vec<(&str, u64)> {
+        files.iter().map(|file| (file.path.split('/').next().unwrap(), file.rows)).collect()
+    }
+
+    #[test]
+    fn the_file_that_rested_longest_makes_room_and_many_finished_ones_are_due() {
+        let mut bench = bench(Limits { open: 2, finished: 3, held_bytes: usize::MAX }, None);
+        let files = &mut bench.files;
+        for directory in ["p=a", "p=b", "p=a", "p=c"] {
+            write(files, directory, 1);
+        }
+        assert_eq!(["p=a", "p=b", "p=c"].map(|directory| files.is_open(directory)), [true, false, true]);
+        assert_eq!(directories(&files.finished), [("p=b", 1)]);
+        write(files, "p=b", 5);
+        assert!(!files.is_due());
+        write(files, "p=d", 1);
+        assert!(files.is_due());
+        let finished = files.finish().unwrap();
+        let expected = [("p=b", 1), ("p=a", 2), ("p=c", 1), ("p=b", 5), ("p=d", 1)];
+        assert_eq!(directories(&finished), expected);
+        assert!(!files.is_due() && files.open.is_empty());
+    }
+
+    #[test]
+    fn a_full_file_is_due_also_when_it_had_to_make_room() {
+        let mut bench = bench(Limits { open: 1, finished: 9, held_bytes: usize::MAX }, Some(4));
+        let files = &mut bench.files;
+        write(files, "p=a", 3);
+        assert!(!files.is_due());
+        write(files, "p=a", 1);
+        write(files, "p=b", 1);
+        assert!(files.is_due());
+        let staged = log::staged_dir(&files.root);
+        assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2);
+        files.discard();
+        assert!(!files.is_due());
+        assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_all_files_hold_back_is_bounded_and_the_fullest_gives_way() {
+        let mut bench = bench(Limits { open: 9, finished: 9, held_bytes: 10 }, None);
+        for (directory, count) in [("p=a", 4), ("p=b", 5), ("p=a", 1), ("p=c", 3), ("p=c", 2)] {
+            write(&mut bench.files, directory, count);
+        }
+        // Twice two files held 5 each, and one of them gave way.
+        assert_eq!(*bench.relieved.lock().unwrap(), [5, 5]);
+    }
+}
