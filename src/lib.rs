@@ -10,6 +10,7 @@
 //! `model` holds the nouns that flow, `render` shows values as text, `config` turns `routes.yaml` into a
 //! plan, `cli` builds concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
+pub mod cores;
 pub mod model;
 
 pub mod config;

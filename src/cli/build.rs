@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use arrow::datatypes::{Field, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use crate::codec::avro::node::{Node, SchemaError};
@@ -194,8 +194,34 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
     let decoder = decoder.with_meta(views.meta());
     let bound = Bound { decoder, views };
     let partitions = route.sinks.iter().map(|sink| expressions(sink, &bound.schema(sink)));
-    let problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
+    let mut problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
+    for sink in &route.sinks {
+        if matches!(&sink.target, Target::Files { format: FileFormat::Parquet, .. })
+            && let Some(path) = empty_record(bound.schema(sink).fields())
+        {
+            let message = format!("sink `{}`: column `{path}` is a record without fields", sink.name);
+            let all = problem(message).into_iter();
+            problems.extend(
+                all.map(|it| it.hint("Parquet has no such type: let the sink read a view without it")),
+            );
+        }
+    }
     if problems.is_empty() { Ok(bound) } else { Err(problems) }
+}
+
+/// The path of a record without fields, at any depth.
+fn empty_record(fields: &Fields) -> Option<String> {
+    fields.iter().find_map(|field| {
+        let inner = match field.data_type() {
+            DataType::Struct(inner) if inner.is_empty() => return Some(field.name().clone()),
+            DataType::Struct(inner) => empty_record(inner),
+            DataType::List(inner) | DataType::LargeList(inner) | DataType::Map(inner, _) => {
+                empty_record(&Fields::from(vec![inner.clone()]))
+            }
+            _ => None,
+        };
+        inner.map(|path| format!("{}.{path}", field.name()))
+    })
 }
 
 /// What the files of a sink are partitioned by, bound to the schema of its rows.

@@ -100,6 +100,19 @@ impl Taken {
     pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> + Clone {
         self.parts.iter().flat_map(Part::records)
     }
+
+    /// The place of the part that holds the record of this place.
+    pub fn part_of(&self, record: usize) -> usize {
+        let mut left = record;
+        for (place, part) in self.parts.iter().enumerate() {
+            let count = part.records().count();
+            if left < count {
+                return place;
+            }
+            left -= count;
+        }
+        self.parts.len() - 1
+    }
 }
 
 impl Buffer {

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use crate::support::program::files;
 
 /// What a module may use of the others. A new edge is a reviewed change of this table.
-const LAYERS: [(&str, &[&str]); 10] = [
+const LAYERS: [(&str, &[&str]); 11] = [
+    ("cores", &[]),
     ("model", &[]),
     ("render", &[]),
     ("config", &["model"]),
@@ -14,8 +15,8 @@ const LAYERS: [(&str, &[&str]); 10] = [
     ("registry", &["model", "config"]),
     ("codec", &["model", "config"]),
     ("handler", &["model", "config", "codec", "render"]),
-    ("sink", &["model", "config", "render"]),
-    ("engine", &["model", "config", "kafka", "registry", "codec", "handler", "sink"]),
+    ("sink", &["cores", "model", "config", "render"]),
+    ("engine", &["cores", "model", "config", "kafka", "registry", "codec", "handler", "sink"]),
     ("cli", &["model", "render", "config", "kafka", "registry", "codec", "handler", "sink", "engine"]),
 ];
 

@@ -11,8 +11,9 @@ use arrow::record_batch::RecordBatch;
 use tokio::task::block_in_place;
 use tracing::warn;
 
-use crate::codec::{DecodedBatch, Rejected, letters};
+use crate::codec::{DecodedBatch, Decoder, Rejected, letters};
 use crate::config::plan::BadRecords;
+use crate::cores;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::model::{Batch, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges};
@@ -39,6 +40,31 @@ struct Bad {
     offset: Offset,
     /// `topic/partition offset n`, for people.
     place: String,
+}
+
+/// Fewer rows are decoded in less time than it takes to start a thread and put the parts together.
+const SLICE_ROWS_MIN: usize = 4096;
+
+/// Decodes slices of the records side by side, as many as cores are free.
+fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<DecodedBatch, ArrowError> {
+    let cores = cores::lend(records.len() / SLICE_ROWS_MIN);
+    if cores.count() == 1 {
+        return decoder.decode(records);
+    }
+    let size = records.len().div_ceil(cores.count());
+    let parts = cores.map(records.chunks(size).collect(), |slice| decoder.decode(slice));
+    let mut batches = Vec::with_capacity(parts.len());
+    let (mut rejected, mut dropped) = (Vec::new(), 0);
+    for (number, part) in parts.into_iter().enumerate() {
+        let part = part?;
+        let before = number * size;
+        let moved = part.rejected.into_iter().map(|bad| Rejected { index: before + bad.index, ..bad });
+        rejected.extend(moved);
+        dropped += part.dropped;
+        batches.push(part.rows);
+    }
+    let rows = arrow::compute::concat_batches(decoder.batch_schema(), &batches)?;
+    Ok(DecodedBatch { rows, rejected, dropped })
 }
 
 impl Lane {
@@ -150,14 +176,8 @@ impl Lane {
     }
 
     fn decode(&self, taken: &Taken) -> Result<Ready, ArrowError> {
-        let all: Vec<(usize, RecordRef<'_>)> = taken
-            .parts
-            .iter()
-            .enumerate()
-            .flat_map(|(part, range)| range.records().map(move |record| (part, record)))
-            .collect();
-        let records: Vec<RecordRef<'_>> = all.iter().map(|(_, record)| *record).collect();
-        let DecodedBatch { rows, rejected, dropped } = self.parts.decoder.decode(&records)?;
+        let records: Vec<RecordRef<'_>> = taken.records().collect();
+        let DecodedBatch { rows, rejected, dropped } = decode_on_free_cores(&self.parts.decoder, &records)?;
         let has_sink = self.parts.sinks.iter().any(|sink| sink.feed == Feed::DeadLetters);
         let letters = if has_sink && !rejected.is_empty() {
             let letters: Vec<_> =
@@ -169,10 +189,10 @@ impl Lane {
         let bad = rejected
             .into_iter()
             .map(|rejected| {
-                let (part, record) = &all[rejected.index];
+                let record = &records[rejected.index];
                 Bad {
+                    part: taken.part_of(rejected.index),
                     rejected,
-                    part: *part,
                     offset: Offset::new(record.offset()).unwrap_or_default(),
                     place: format!("{} offset {}", record.source(), record.offset()),
                 }
