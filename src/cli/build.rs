@@ -21,7 +21,7 @@ use crate::sink::console::Console;
 use crate::sink::file::{
     CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
 };
-use crate::sink::kafka::{KafkaSink, KafkaSinkOptions};
+use crate::sink::kafka::{KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
 
 /// A reader schema that could not be had or used.
@@ -196,6 +196,11 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
     let partitions = route.sinks.iter().map(|sink| expressions(sink, &bound.schema(sink)));
     let mut problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
     for sink in &route.sinks {
+        if let Some(options) = kafka_options(sink)
+            && let Err(wrong) = check_columns(&bound.schema(sink), &options)
+        {
+            problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
+        }
         if matches!(&sink.target, Target::Files { format: FileFormat::Parquet, .. })
             && let Some(path) = empty_record(bound.schema(sink).fields())
         {
@@ -207,6 +212,18 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
         }
     }
     if problems.is_empty() { Ok(bound) } else { Err(problems) }
+}
+
+fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
+    let Target::Kafka { topic, key, value } = &plan.target else {
+        return None;
+    };
+    Some(KafkaSinkOptions {
+        identity: plan.identity.clone(),
+        topic: topic.as_ref().map(ToString::to_string),
+        key: key.clone(),
+        value: value.clone(),
+    })
 }
 
 /// The path of a record without fields, at any depth.
@@ -307,13 +324,8 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
             *rows_max,
             Box::new(super::progress::Above(std::io::stdout())),
         )),
-        Target::Kafka { topic, key, value } => {
-            let options = KafkaSinkOptions {
-                identity: plan.identity.clone(),
-                topic: topic.as_ref().map(ToString::to_string),
-                key: key.clone(),
-                value: value.clone(),
-            };
+        Target::Kafka { .. } => {
+            let options = kafka_options(plan).ok_or_else(|| anyhow!("sink `{}` has no topic", plan.name))?;
             Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options)?)
         }
     })

@@ -16,6 +16,8 @@ use super::ledger::Ledger;
 #[derive(Debug)]
 pub struct Buffer {
     limits: BatchLimits,
+    /// Below the limit while a row that a sink refuses is looked for.
+    rows_max: usize,
     partitions: BTreeMap<PositionKey, Queue>,
     records: usize,
     bytes: usize,
@@ -117,7 +119,14 @@ impl Taken {
 
 impl Buffer {
     pub fn new(limits: BatchLimits) -> Self {
-        Self { limits, partitions: BTreeMap::new(), records: 0, bytes: 0, oldest: None }
+        Self {
+            limits,
+            rows_max: limits.rows_max,
+            partitions: BTreeMap::new(),
+            records: 0,
+            bytes: 0,
+            oldest: None,
+        }
     }
 
     /// Expects chunks of `assignment` from `from` on; whatever was buffered of the partition is dropped.
@@ -162,13 +171,28 @@ impl Buffer {
         Ok(Pushed::Kept)
     }
 
+    /// Makes batches of at most so many records.
+    pub fn narrow(&mut self, rows_max: usize) {
+        self.rows_max = rows_max.clamp(1, self.limits.rows_max);
+    }
+
+    pub fn rows_max(&self) -> usize {
+        self.rows_max
+    }
+
+    /// Makes batches twice as large again, up to the limit. `true` when it is reached.
+    pub fn widen(&mut self) -> bool {
+        self.rows_max = self.rows_max.saturating_mul(2).min(self.limits.rows_max);
+        self.rows_max == self.limits.rows_max
+    }
+
     /// When the buffered chunks have to become a batch whatever their number; `None` if there are none.
     pub fn due(&self) -> Option<Instant> {
         self.oldest.map(|oldest| oldest + self.limits.age_max)
     }
 
     pub fn is_ready(&self, now: Instant) -> bool {
-        self.records >= self.limits.rows_max
+        self.records >= self.rows_max
             || self.bytes >= self.limits.bytes_max
             || self.due().is_some_and(|due| due <= now)
             || (self.oldest.is_some() && self.is_complete())
@@ -195,8 +219,8 @@ impl Buffer {
         let (mut rows, mut bytes) = (0, 0);
         let keys: Vec<PositionKey> = self.partitions.keys().copied().collect();
         for key in keys {
-            while rows < self.limits.rows_max && bytes < self.limits.bytes_max {
-                let room = self.limits.rows_max - rows;
+            while rows < self.rows_max && bytes < self.limits.bytes_max {
+                let room = self.rows_max - rows;
                 match self.take_slice(key, ledger, taken.sinks, room) {
                     Step::Nothing => break,
                     Step::Skipped => {}

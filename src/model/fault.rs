@@ -9,6 +9,9 @@ pub enum Fault {
     Transient,
     /// Somebody else moved the progress: drop what is not durable, read the positions again.
     Conflict,
+    /// Some row of what was written will never be taken: it is looked for, what comes before it is settled, and
+    /// the route stops at its record.
+    Refused,
     /// Needs a person or an edit: the route stops, the others go on.
     Stop,
 }

@@ -14,6 +14,9 @@ pub enum SinkError {
     /// Another writer moved a position.
     #[error("another writer moved the progress of this sink")]
     Conflict(#[source] Conflict),
+    /// A row that the target will never take. Nothing of the batch counts as written.
+    #[error("failed to {action}")]
+    Refused { action: String, hint: Option<Hint>, source: Box<dyn Error + Send + Sync> },
     /// Needs a person.
     #[error("failed to {action}")]
     Stop { action: String, hint: Option<Hint>, source: Box<dyn Error + Send + Sync> },
@@ -29,18 +32,31 @@ impl SinkError {
     }
 }
 
+impl SinkError {
+    pub(crate) fn refused(
+        action: impl Into<String>,
+        hint: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn Error + Send + Sync>>,
+    ) -> Self {
+        Self::Refused { action: action.into(), hint: Some(hint.into()), source: source.into() }
+    }
+}
+
 impl Classify for SinkError {
     fn fault(&self) -> Fault {
         match self {
             Self::Transient { .. } => Fault::Transient,
             Self::Conflict(_) => Fault::Conflict,
+            Self::Refused { .. } => Fault::Refused,
             Self::Stop { .. } => Fault::Stop,
         }
     }
 
     fn hint(&self) -> Option<Hint> {
         match self {
-            Self::Transient { hint, .. } | Self::Stop { hint, .. } => hint.clone(),
+            Self::Transient { hint, .. } | Self::Refused { hint, .. } | Self::Stop { hint, .. } => {
+                hint.clone()
+            }
             Self::Conflict(_) => Some(Cow::Borrowed(
                 "two deployments write to one target: give each its own path, or stop one of them",
             )),

@@ -102,8 +102,10 @@ impl KafkaSink {
 
     fn send_all(&mut self, batch: &Batch) -> Result<(), SinkError> {
         if batch.rows.num_rows() > 0 {
-            let rows = Rows::new(&batch.rows, &self.options)
-                .map_err(|problem| self.refused(&problem, &batch.moves))?;
+            let rows = Rows::new(&batch.rows, &self.options).map_err(|problem| {
+                let action = format!("write {} with sink `{}`", ranges(&batch.moves), self.options.identity);
+                SinkError::stop(action, "change the view that this sink reads", problem)
+            })?;
             for row in 0..batch.rows.num_rows() {
                 self.send(&rows, row, &batch.moves)?;
             }
@@ -154,13 +156,13 @@ impl KafkaSink {
 
     fn refused(&self, problem: &str, moves: &[Move]) -> SinkError {
         let action = format!("write a row of {} with sink `{}`", ranges(moves), self.options.identity);
-        SinkError::stop(action, "change the view that this sink reads", problem.to_owned())
+        SinkError::refused(action, "change the view that this sink reads", problem.to_owned())
     }
 
     fn explain(&self, error: KafkaError, moves: &[Move]) -> SinkError {
         let action = format!("write {} with sink `{}`", ranges(moves), self.options.identity);
         match error.rdkafka_error_code() {
-            Some(Code::MessageSizeTooLarge) => SinkError::stop(
+            Some(Code::MessageSizeTooLarge) => SinkError::refused(
                 action,
                 "raise `message.max.bytes` of the topic and under `kafka:`, or make the rows smaller",
                 error,
@@ -178,6 +180,14 @@ impl KafkaSink {
             }
         }
     }
+}
+
+/// What is wrong with the columns a sink would get, if anything.
+///
+/// # Errors
+/// The problem, for the reader of the file.
+pub fn check_columns(schema: &arrow::datatypes::SchemaRef, options: &KafkaSinkOptions) -> Result<(), String> {
+    Rows::new(&RecordBatch::new_empty(schema.clone()), options).map(|_| ())
 }
 
 /// The columns of a batch by their meaning.

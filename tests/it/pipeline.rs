@@ -620,3 +620,48 @@ fn three_topics_of_three_schemas_go_where_routes_yaml_says() {
         .sum();
     assert_eq!(parquet("out/paid"), paid);
 }
+
+/// A sink that will never take a row: what is before its record is written, and the route says which it is.
+#[test]
+fn a_refused_row_is_found_among_thousands() {
+    let Some(services) = support::services("a_refused_row_is_found_among_thousands") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group, copy) =
+        (support::unique("refused"), support::unique("group"), support::unique("copy"));
+    data::create_topic(&services, &topic, 2);
+    data::create_topic(&services, &copy, 1);
+    let values = (0..4000).map(|number| {
+        // One that is larger than may be sent, and that no file system takes as a directory.
+        let value = if number == 2501 { "x".repeat(200_000) } else { format!("v{number}") };
+        Record::new(number % 2, value.into_bytes())
+    });
+    data::produce(&services, &topic, values);
+    let text = format!(
+        "    value: string\n    batch: {{max_rows: 3000, max_age: 200ms}}\n    views:\n      rows: SELECT value FROM batch\n    \
+         sinks:\n      copy: {{kafka: {{topic: {copy}}}}}\n      \
+         files: {{jsonl: {{path: out/files, partition_by: {{first: \"CASE WHEN length(value) > 100 THEN value ELSE left(value, 2) END\"}}}}}}\n"
+    );
+    let text = routes(&services, &group, &topic, &text)
+        .replace("  session", "  message.max.bytes: 100000\n  session");
+    let place = Workplace::new(&text);
+    let finished = place.run(&["run", "--until", "latest"]).expect_code(1);
+    assert!(finished.stdout.contains(&format!("{topic}/1 [1250, 1251)")), "{}", finished.stdout);
+    // Everything before it of its partition is there, with both sinks.
+    let written: BTreeSet<String> = files(&place.path("out/files"), ".jsonl")
+        .iter()
+        .flat_map(|file| {
+            std::fs::read_to_string(file).unwrap().lines().map(str::to_owned).collect::<Vec<_>>()
+        })
+        .map(|line| serde_json::from_str::<Value>(&line).unwrap()["value"].as_str().unwrap().to_owned())
+        .collect();
+    let copied: BTreeSet<String> = data::consume(&services, &copy)
+        .iter()
+        .map(|message| String::from_utf8(message.payload().unwrap().to_vec()).unwrap())
+        .collect();
+    for number in (1..2501).step_by(2) {
+        assert!(written.contains(&format!("v{number}")), "v{number} is not in the files");
+        assert!(copied.contains(&format!("v{number}")), "v{number} is not in the topic");
+    }
+}

@@ -174,6 +174,10 @@ pub struct Lane {
     /// Lost compare-and-sets in a row, by sink.
     conflicts: Vec<u32>,
     bad_logged: Option<Instant>,
+    /// Records of the last batch.
+    taken_last: usize,
+    /// A row that a sink refuses is looked for, in small batches.
+    is_searching: bool,
     /// Dead letters were written and are not durable yet.
     has_letters: bool,
     summary: Summary,
@@ -212,6 +216,8 @@ impl Lane {
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
             bad_logged: None,
+            taken_last: 0,
+            is_searching: false,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
             parts,
@@ -418,6 +424,53 @@ impl Lane {
         self.recover_at(failed, 0, Instant::now());
     }
 
+    /// A sink will never take some row of a batch of `records`. Smaller batches are tried until it is alone in one.
+    async fn refused(&mut self, index: usize, error: SinkError, records: usize) {
+        if records <= 1 {
+            // Everything before the record is settled, with this sink too.
+            self.flush_all().await;
+            if matches!(self.state, State::Running) {
+                let name = &self.parts.sinks[index].name;
+                let hint = error.hint().map(|hint| hint.into_owned());
+                let message = format!("sink `{name}` refuses what became of a record: {}", chain(&error));
+                self.stop(message, hint).await;
+            }
+            return;
+        }
+        self.narrow(index, error, records).await;
+    }
+
+    /// Goes on with batches that are half as large, from where the sink stands.
+    async fn narrow(&mut self, index: usize, error: SinkError, records: usize) {
+        if !self.is_searching {
+            let sink = &self.parts.sinks[index].name;
+            warn!(
+                route = self.parts.route,
+                sink,
+                error = chain(&error),
+                "looking for the row that is refused"
+            );
+        }
+        self.is_searching = true;
+        // Half of it; what is taken then doubles the next one. Each batch that is taken brings the row at least half
+        // as near again, so that a few dozen batches find it among tens of thousands.
+        self.buffer.narrow(records / 2);
+        // Batches before this one are settled, or the search would begin anew each time. What is in them and was set
+        // aside is settled first.
+        if self.parts.sinks[index].sink.store() == Store::Own {
+            let letters: Vec<usize> = (0..self.parts.sinks.len())
+                .filter(|sink| self.parts.sinks[*sink].feed == Feed::DeadLetters && *sink != index)
+                .collect();
+            for sink in letters.into_iter().chain([index]) {
+                if let Err(error) = self.settle(sink).await {
+                    return self.sink_failed(sink, error).await;
+                }
+            }
+        }
+        self.parts.sinks[index].sink.abandon().await;
+        self.recover_at(SinkSet::EMPTY.with(index), 0, Instant::now());
+    }
+
     /// A sink failed: what it accepted is gone. Decides by the fault what follows.
     async fn sink_failed(&mut self, index: usize, error: SinkError) {
         self.parts.sinks[index].sink.abandon().await;
@@ -432,7 +485,7 @@ impl Lane {
         let hint = error.hint().map(|hint| hint.into_owned());
         let message = chain(&error);
         match fault {
-            Fault::Stop => self.stop(format!("sink `{name}`: {message}"), hint).await,
+            Fault::Stop | Fault::Refused => self.stop(format!("sink `{name}`: {message}"), hint).await,
             Fault::Transient | Fault::Conflict => {
                 let attempt = match &self.state {
                     State::Recovering { attempt, .. } => *attempt,

@@ -16,9 +16,12 @@ use crate::config::plan::BadRecords;
 use crate::cores;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
-use crate::model::{Batch, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges};
+use crate::model::{
+    Batch, Classify, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
+};
 
 use super::{Feed, Lane, State};
+use crate::sink::SinkError;
 
 /// Skipped records are told at most this often per route; the table at exit has the number.
 const BAD_LOG_INTERVAL: Duration = Duration::from_secs(10);
@@ -106,6 +109,7 @@ impl Lane {
     }
 
     async fn process(&mut self, taken: Taken) {
+        self.taken_last = taken.records().count();
         let ready = match block_in_place(|| self.decode(&taken)) {
             Ok(ready) => ready,
             Err(error) => {
@@ -120,6 +124,9 @@ impl Lane {
             self.log_bad(&ready);
         }
         if self.write(&taken, &ready).await {
+            if self.is_searching {
+                self.is_searching = !self.buffer.widen();
+            }
             let offsets: i64 = taken.parts.iter().map(|part| part.end.get() - part.start.get()).sum();
             self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
             self.summary.records += ready.records;
@@ -242,10 +249,17 @@ impl Lane {
             };
             match self.parts.sinks[index].sink.write(&batch).await {
                 Ok(()) => self.ledger.accept(index, &moves),
+                Err(error) if error.fault() == Fault::Refused => {
+                    is_taken = false;
+                    self.refused(index, error, taken.records().count()).await;
+                }
                 Err(error) => {
                     is_taken = false;
                     self.sink_failed(index, error).await;
                 }
+            }
+            if self.is_stopped() {
+                return false;
             }
         }
         is_taken
@@ -320,13 +334,27 @@ impl Lane {
         self.flush_one(index).await
     }
 
+    /// Makes durable what a sink has taken.
+    pub(super) async fn settle(&mut self, index: usize) -> Result<(), SinkError> {
+        let positions = self.parts.sinks[index].sink.flush().await?;
+        self.conflicts[index] = 0;
+        self.ledger.settle(index, &positions);
+        self.stored[index] = positions;
+        Ok(())
+    }
+
     async fn flush_one(&mut self, index: usize) -> bool {
-        match self.parts.sinks[index].sink.flush().await {
-            Ok(positions) => {
-                self.conflicts[index] = 0;
-                self.ledger.settle(index, &positions);
-                self.stored[index] = positions;
-                true
+        match self.settle(index).await {
+            Ok(()) => true,
+            // The target refused it only when it came there. Batches of one record are flushed one by one.
+            Err(error) if error.fault() == Fault::Refused => {
+                let records = self.buffer.rows_max().min(self.taken_last);
+                if records <= 1 {
+                    self.sink_failed(index, error).await;
+                } else {
+                    self.narrow(index, error, records).await;
+                }
+                false
             }
             Err(error) => {
                 self.sink_failed(index, error).await;

@@ -229,8 +229,9 @@ fn refused(error: PartitionError, moves: &[Move], identity: &str) -> SinkError {
     let action = format!("partition the rows of {} in sink `{identity}`", ranges(moves));
     let remedy = error.remedy();
     match error {
-        PartitionError::Expression { source } => SinkError::stop(action, remedy, source),
-        other => SinkError::stop(action, remedy, other),
+        PartitionError::Expression { source } => SinkError::refused(action, remedy, source),
+        PartitionError::TooLong { .. } => SinkError::refused(action, remedy, error),
+        PartitionError::Split(_) => SinkError::stop(action, remedy, error),
     }
 }
 

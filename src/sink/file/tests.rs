@@ -231,12 +231,15 @@ fn values_that_are_no_directory_stop_the_route() {
     let root = tempfile::tempdir().unwrap();
     let mut long = sink(root.path(), Box::new(JsonLinesFormat));
     let error = long.accept(&batch(0..2, |_| "x".repeat(300))).unwrap_err();
-    assert_eq!(error.fault(), Fault::Stop);
+    assert_eq!(error.fault(), Fault::Refused);
     assert_eq!(error.to_string(), "failed to partition the rows of t/0 [0, 2) in sink `r/s`");
     let source = error.source().unwrap().to_string();
     assert!(source.contains("partition `part` makes a directory name of 305 bytes"), "{source}");
     let mut failing = sink_by(root.path(), Box::new(JsonLinesFormat), |_| Err("no such day".into()));
     let error = failing.accept(&batch(0..2, |_| String::new())).unwrap_err();
-    assert_eq!((error.fault(), error.source().unwrap().to_string()), (Fault::Stop, "no such day".to_owned()));
+    assert_eq!(
+        (error.fault(), error.source().unwrap().to_string()),
+        (Fault::Refused, "no such day".to_owned())
+    );
     assert_eq!(staged_count(root.path()), 0);
 }
