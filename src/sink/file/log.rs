@@ -254,6 +254,13 @@ impl Log {
                 remove_if_there(&staged_dir(&self.root).join(&name))?;
             }
         }
+        // What a crash left of entries that were never linked, or were linked and not removed here.
+        for name in list(&tmp_dir(&self.root))? {
+            let number = name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
+            if number.is_some_and(|number| number < self.last) {
+                remove_if_there(&tmp_dir(&self.root).join(&name))?;
+            }
+        }
         Ok(())
     }
 
@@ -458,8 +465,12 @@ fn create_entry(root: &Path, number: u64, entry: &Entry) -> Result<(), LogError>
 
 /// Writes `content` to a temporary file and links it to `path`, unless that exists.
 fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<(), LogError> {
-    let tmp = tmp_dir(root).join(Uuid::new_v4().simple().to_string());
+    // It is named after what it will be: once the log has passed that, anybody may delete it.
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let tmp = tmp_dir(root).join(format!("{stem}.{}", Uuid::new_v4().simple()));
     let result = write_durably(&tmp, content).and_then(|()| match fs::hard_link(&tmp, path) {
+        // Deleted by somebody who has seen the entry: it exists.
+        Err(error) if error.kind() == io::ErrorKind::NotFound && path.try_exists()? => Ok(()),
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
         _ => Ok(()),
     });

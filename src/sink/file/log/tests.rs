@@ -190,3 +190,40 @@ fn an_entry_that_names_a_file_elsewhere_is_not_obeyed() {
     assert!(error.to_string().contains("not below the sink's directory: `../elsewhere.txt`"), "{error}");
     assert!(!dir.path().join("elsewhere.txt").try_exists().unwrap());
 }
+
+/// A crash between writing a temporary entry and removing it leaves it behind; what may still be linked stays.
+#[test]
+fn temporary_entries_go_once_the_log_has_passed_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    log.commit(vec![step(0, None, 5)], vec![]).unwrap();
+    log.commit(vec![step(0, Some(5), 6)], vec![]).unwrap();
+    let leave = |number: u64| {
+        let name = format!("{number:020}.{}", Uuid::new_v4().simple());
+        fs::write(tmp_dir(dir.path()).join(&name), b"{}").unwrap();
+        name
+    };
+    let (_passed, under_way) = (leave(1), leave(3));
+    let foreign = "what-is-this".to_owned();
+    fs::write(tmp_dir(dir.path()).join(&foreign), b"").unwrap();
+    Log::open(dir.path(), &owner()).unwrap().recover().unwrap();
+    let left: BTreeSet<String> = list(&tmp_dir(dir.path())).unwrap().into_iter().collect();
+    assert_eq!(left, BTreeSet::from([under_way, foreign]));
+}
+
+/// The start hash survives a checkpoint: a topic that appears after it is known to be new.
+#[test]
+fn what_a_sink_was_started_with_outlives_its_entries() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), &owner()).unwrap();
+    let hash = crate::model::StartHash("00ff".to_owned());
+    let first = Move { reason: Reason::Start { hash: hash.clone() }, ..step(0, None, 0) };
+    log.commit(vec![first], vec![]).unwrap();
+    let end = i64::try_from(CHECKPOINT_EVERY).unwrap();
+    for at in 0..end {
+        log.commit(vec![step(0, Some(at), at + 1)], vec![]).unwrap();
+    }
+    assert!(latest_checkpoint(dir.path()).unwrap().is_some());
+    let again = Log::open(dir.path(), &owner()).unwrap();
+    assert_eq!(again.positions().start_hash(), Some(&hash));
+}

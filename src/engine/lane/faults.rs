@@ -1,0 +1,186 @@
+//! What a lane does when something fails: recover by itself, look for a row that is refused, or stop.
+
+use std::time::Instant;
+
+use tracing::{debug, info, warn};
+
+use crate::config::plan::OnDataLoss;
+use crate::engine::message::{Report, Stop};
+use crate::engine::{chain, retry};
+use crate::model::{Classify, Fault, SinkSet, TopicPartition};
+use crate::sink::{SinkError, Store};
+
+use super::{CONFLICTS_MAX, Feed, Lane, State};
+
+impl Lane {
+    /// Stops after everything that was taken is durable.
+    pub(super) async fn fail(&mut self, stop: Stop) {
+        self.flush_all().await;
+        self.stop(stop.message, stop.hint).await;
+    }
+
+    /// The brokers do not have what is wanted next. Going on begins with a look at what they have.
+    pub(super) async fn lost(&mut self, source: TopicPartition, stop: Stop) {
+        match self.parts.on_data_loss {
+            OnDataLoss::Stop => self.fail(stop).await,
+            OnDataLoss::Continue => {
+                self.give_up(std::slice::from_ref(&source), false).await;
+                self.report(Report::Rewind(vec![source])).await;
+            }
+        }
+    }
+
+    pub(super) async fn abandon_all(&mut self) {
+        let mut failed = SinkSet::EMPTY;
+        for (index, sink) in self.parts.sinks.iter_mut().enumerate() {
+            sink.sink.abandon().await;
+            failed = failed.with(index);
+        }
+        self.recover_at(failed, 0, Instant::now());
+    }
+
+    /// A sink will never take some row of a batch of `records`. Smaller batches are tried until it is alone in one.
+    pub(super) async fn refused(&mut self, index: usize, error: SinkError, records: usize) {
+        if records <= 1 {
+            // Everything before the record is settled, with this sink too.
+            self.flush_all().await;
+            if matches!(self.state, State::Running) {
+                let name = &self.parts.sinks[index].name;
+                let hint = error.hint().map(|hint| hint.into_owned());
+                let message = format!("sink `{name}` refuses what became of a record: {}", chain(&error));
+                self.stop(message, hint).await;
+            }
+            return;
+        }
+        self.narrow(index, error, records).await;
+    }
+
+    /// Goes on with batches that are half as large, from where the sink stands.
+    pub(super) async fn narrow(&mut self, index: usize, error: SinkError, records: usize) {
+        if !self.is_searching {
+            let sink = &self.parts.sinks[index].name;
+            warn!(
+                route = self.parts.route,
+                sink,
+                error = chain(&error),
+                "looking for the row that is refused"
+            );
+        }
+        self.is_searching = true;
+        // Half of it; what is taken then doubles the next one. Each batch that is taken brings the row at least half
+        // as near again, so that a few dozen batches find it among tens of thousands.
+        self.buffer.narrow(records / 2);
+        // Batches before this one are settled, or the search would begin anew each time. What is in them and was set
+        // aside is settled first.
+        if self.parts.sinks[index].sink.store() == Store::Own {
+            let letters: Vec<usize> = (0..self.parts.sinks.len())
+                .filter(|sink| self.parts.sinks[*sink].feed == Feed::DeadLetters && *sink != index)
+                .collect();
+            for sink in letters.into_iter().chain([index]) {
+                if let Err(error) = self.settle(sink).await {
+                    return self.sink_failed(sink, error).await;
+                }
+            }
+        }
+        self.parts.sinks[index].sink.abandon().await;
+        self.recover_at(SinkSet::EMPTY.with(index), 0, Instant::now());
+    }
+
+    /// A sink failed: what it accepted is gone. Decides by the fault what follows.
+    pub(super) async fn sink_failed(&mut self, index: usize, error: SinkError) {
+        self.parts.sinks[index].sink.abandon().await;
+        let name = self.parts.sinks[index].name.clone();
+        let fault = match error.fault() {
+            Fault::Conflict => {
+                self.conflicts[index] += 1;
+                if self.conflicts[index] >= CONFLICTS_MAX { Fault::Stop } else { Fault::Conflict }
+            }
+            other => other,
+        };
+        let hint = error.hint().map(|hint| hint.into_owned());
+        let message = chain(&error);
+        match fault {
+            Fault::Stop | Fault::Refused => self.stop(format!("sink `{name}`: {message}"), hint).await,
+            Fault::Transient | Fault::Conflict => {
+                let attempt = match &self.state {
+                    State::Recovering { attempt, .. } => *attempt,
+                    _ => {
+                        warn!(route = self.parts.route, sink = name, error = message, hint, "route paused");
+                        0
+                    }
+                };
+                self.recover_at(SinkSet::EMPTY.with(index), attempt, Instant::now());
+            }
+        }
+    }
+
+    pub(super) fn recover_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) {
+        let sinks = match &self.state {
+            State::Stopped => return,
+            State::Recovering { sinks, .. } => failed.iter().fold(*sinks, SinkSet::with),
+            State::Running => failed,
+        };
+        self.staged = None;
+        self.lookup = None;
+        // Everything is read again from where the sinks stand then.
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        self.state = State::Recovering { sinks, attempt: attempt + 1, at: now + retry::pause(attempt + 1) };
+    }
+
+    /// Tries to read the positions of the sinks that failed, and starts reading again where they are.
+    pub(super) async fn recover(&mut self) {
+        let State::Recovering { sinks, attempt, at } = self.state else {
+            return;
+        };
+        if at > Instant::now() {
+            return;
+        }
+        for index in sinks.iter() {
+            match self.parts.sinks[index].sink.positions().await {
+                Ok(positions) => {
+                    self.ledger.reset(index, &positions);
+                    self.stored[index] = positions;
+                }
+                Err(error) if error.fault() == Fault::Stop => {
+                    return self.sink_failed(index, error).await;
+                }
+                Err(error) => {
+                    debug!(route = self.parts.route, error = chain(&error), "still paused");
+                    return self.recover_at(sinks, attempt, Instant::now());
+                }
+            }
+        }
+        self.state = State::Running;
+        info!(route = self.parts.route, "route resumed");
+        // A commit whose reply was lost has moved positions all the same.
+        self.report_progress().await;
+        let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        if !sources.is_empty() {
+            self.report(Report::Rewind(sources)).await;
+        }
+    }
+
+    /// Ends the lane's work until somebody acts.
+    pub(super) async fn stop(&mut self, message: String, hint: Option<String>) {
+        if self.is_stopped() {
+            return;
+        }
+        self.state = State::Stopped;
+        self.staged = None;
+        self.lookup = None;
+        for sink in &mut self.parts.sinks {
+            sink.sink.abandon().await;
+        }
+        for key in self.keys.values() {
+            self.buffer.remove(key);
+        }
+        let stop = Stop { message, hint };
+        self.summary.stop = Some(stop.clone());
+        self.report(Report::Stopped(stop)).await;
+    }
+}
