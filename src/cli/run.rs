@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
@@ -10,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::plan::{Plan, Route};
+use crate::config::plan::{Kafka, Plan, Route};
 use crate::config::topics::matched;
 use crate::engine::lane::Summary;
 use crate::engine::message::Stop;
@@ -24,6 +25,14 @@ use super::factory::Factory;
 use super::progress::Progress;
 use super::{Failure, build, load, table};
 
+/// librdkafka's default.
+const SESSION_MS: u64 = 45_000;
+
+const SESSION_SLACK: Duration = Duration::from_secs(2);
+
+/// How often the group is looked at while it has members.
+const MEMBERS_INTERVAL: Duration = Duration::from_millis(200);
+
 #[derive(Debug, Args)]
 pub struct Options {
     /// The routes file.
@@ -33,6 +42,10 @@ pub struct Options {
     /// What is there now is read, everything is committed, then the program ends.
     #[arg(long, value_parser = parse_until)]
     until: Option<Start>,
+    /// With `--until`: read together with members that the group has already. Without this, a bounded run waits for
+    /// them to end for as long as a session lasts, and gives up.
+    #[arg(long, requires = "until")]
+    join: bool,
     /// Run only this route.
     #[arg(long)]
     route: Option<String>,
@@ -62,7 +75,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
     }
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
-    let result = runtime.block_on(work(&Arc::new(loaded), options.until.as_ref()));
+    let result = runtime.block_on(work(&Arc::new(loaded), options.until.as_ref(), options.join));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();
     result
@@ -76,14 +89,14 @@ pub fn run_until_latest(
     runtime: &tokio::runtime::Runtime,
     loaded: &Arc<load::Loaded>,
 ) -> Result<(), Failure> {
-    runtime.block_on(work(loaded, Some(&Start::Latest)))
+    runtime.block_on(work(loaded, Some(&Start::Latest), true))
 }
 
-async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<(), Failure> {
+async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>, join: bool) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
     let prepared = tokio::select! {
-        prepared = prepare(loaded, until) => prepared?,
+        prepared = prepare(loaded, until, join) => prepared?,
         // Before the engine runs there is nothing to drain.
         () = shutdown.cancelled() => return interrupted(until),
     };
@@ -127,12 +140,19 @@ fn listen_for_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
 }
 
 /// Asks brokers and registry what has to be known before records flow, waiting for the brokers if they are away.
-async fn prepare(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<EngineParts, Failure> {
+async fn prepare(
+    loaded: &Arc<load::Loaded>,
+    until: Option<&Start>,
+    join: bool,
+) -> Result<EngineParts, Failure> {
     let plan = &loaded.plan;
     let registry = build::cached_registry(plan)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
+    if until.is_some() && !join {
+        wait_alone(&plan.kafka, cluster.as_ref()).await.map_err(anyhow::Error::from)?;
+    }
     let names = if plan.routes.iter().any(|route| route.topics.is_pattern()) {
         wait_for(|| cluster.names()).await
     } else {
@@ -165,6 +185,29 @@ async fn prepare(loaded: &Arc<load::Loaded>, until: Option<&Start>) -> Result<En
         watcher: until.is_some().then(|| Box::new(Progress::new("reading")) as Box<dyn Watcher>),
         until,
     })
+}
+
+/// Waits until the group has no members: a predecessor that was killed stays one until its session ends.
+async fn wait_alone(kafka: &Kafka, cluster: &dyn Cluster) -> Result<(), ClusterError> {
+    let given = kafka.properties.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    let session = Duration::from_millis(given.unwrap_or(SESSION_MS));
+    // The coordinator looks at sessions now and then, not at the moment they end.
+    let deadline = Instant::now() + session + SESSION_SLACK;
+    let mut is_said = false;
+    loop {
+        let count = wait_for(|| cluster.member_count()).await;
+        if count == 0 {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(ClusterError::Members { count });
+        }
+        if !is_said {
+            is_said = true;
+            info!(members = count, "waiting for the group's members to end, as long as a session lasts");
+        }
+        tokio::time::sleep(MEMBERS_INTERVAL).await;
+    }
 }
 
 /// The routes as they are run now: one for each topic where the file says so. A topic that a template cannot take

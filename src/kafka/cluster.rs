@@ -36,6 +36,8 @@ pub enum ClusterError {
     Answer { what: &'static str, problem: String },
     #[error("topic `{topic}` does not exist")]
     NoTopic { topic: TopicName },
+    #[error("the group has {count} live members, which would share the partitions of this run")]
+    Members { count: usize },
 }
 
 impl Classify for ClusterError {
@@ -46,6 +48,9 @@ impl Classify for ClusterError {
 
     fn hint(&self) -> Option<Hint> {
         match self {
+            Self::Members { .. } => {
+                Some("end them; or read together with them: `--join`; or use another `group.id`".into())
+            }
             Self::NoTopic { .. } => Some("create the topic, or correct its name under `topics:`".into()),
             _ => Some("check `bootstrap.servers` and that the brokers' advertised listeners can be reached from here".into()),
         }
@@ -56,6 +61,8 @@ impl Classify for ClusterError {
 #[async_trait]
 pub trait Cluster: Send + Sync {
     async fn id(&self) -> Result<ClusterId, ClusterError>;
+    /// How many members the group has, those included that died and whose session lasts.
+    async fn member_count(&self) -> Result<usize, ClusterError>;
     /// The names of all topics.
     async fn names(&self) -> Result<BTreeSet<TopicName>, ClusterError>;
     /// What each of `topics` is, or why that is not known.
@@ -166,6 +173,20 @@ impl Cluster for KafkaCluster {
         self.ask("the cluster id", |client| {
             let id = client.client().fetch_cluster_id(TIMEOUT);
             id.map(ClusterId).ok_or_else(|| Failure::Answer("no answer in time".to_owned()))
+        })
+        .await
+    }
+
+    async fn member_count(&self) -> Result<usize, ClusterError> {
+        let group = self.config.get("group.id").unwrap_or_default().to_owned();
+        self.ask("the group's members", move |client| {
+            let groups = client.client().fetch_group_list(Some(&group), TIMEOUT)?;
+            Ok(groups
+                .groups()
+                .iter()
+                .filter(|found| found.name() == group)
+                .map(|found| found.members().len())
+                .sum())
         })
         .await
     }

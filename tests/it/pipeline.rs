@@ -665,3 +665,42 @@ fn a_refused_row_is_found_among_thousands() {
         assert!(copied.contains(&format!("v{number}")), "v{number} is not in the topic");
     }
 }
+
+/// A bounded run beside a member that lives: refused, or together with it.
+#[test]
+fn a_bounded_run_joins_a_group_only_when_told_to() {
+    let Some(services) = support::services("a_bounded_run_joins_a_group_only_when_told_to") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group) = (support::unique("together"), support::unique("group"));
+    data::create_topic(&services, &topic, 4);
+    let orders = Orders::register(&services, &topic);
+    data::produce(&services, &topic, (0..4000).map(|id| orders.record(id, 4)));
+    let extra = "
+    batch: {max_age: 100ms}
+    sinks:
+      archive: {parquet: {path: out/archive, roll: {max_age: 200ms}}}
+";
+    let place = Workplace::new(&routes(&services, &group, &topic, extra));
+    let mut service = place.start(&["run"]);
+    eventually("the service has rows", || !files(&place.path("out/archive"), ".parquet").is_empty());
+    let refused = place.run(&["run", "--until", "latest"]).expect_code(1);
+    assert!(
+        refused.stderr.contains("1 live members") && refused.stderr.contains("--join"),
+        "{}",
+        refused.stderr
+    );
+    data::produce(&services, &topic, (4000..8000).map(|id| orders.record(id, 4)));
+    // What the service has counts as read once it is committed.
+    place.run(&["run", "--until", "latest", "--join"]).expect_code(0);
+    let ids = || {
+        let (archive, _) = data::parquet_rows(&place.path("out/archive"));
+        let mut ids = data::numbers(&archive, "id");
+        ids.sort_unstable();
+        ids
+    };
+    assert_eq!(ids(), (0..8000).collect::<Vec<_>>());
+    assert_eq!(service.terminate(), Some(0));
+    assert_eq!(ids(), (0..8000).collect::<Vec<_>>());
+}
