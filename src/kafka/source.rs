@@ -381,6 +381,7 @@ impl Worker {
                 let end = slot.builder.next();
                 hand_on(source, slot, end, &self.outlets);
             }
+            outlets.iter().for_each(|outlet| outlet.gauge().tell_pace(now));
             let is_full = slot.waiting.is_some() || outlets.iter().any(|outlet| outlet.gauge().is_full());
             let has_room =
                 slot.waiting.is_none() && outlets.iter().all(|outlet| outlet.gauge().has_room_again());

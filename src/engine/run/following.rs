@@ -42,7 +42,7 @@ impl Engine {
         parts: impl Future<Output = Result<LaneParts, Stop>> + Send + 'static,
     ) -> LaneId {
         let id = LaneId(self.lanes.len());
-        let gauge = Gauge::new(&self.budget);
+        let gauge = Gauge::new(name, &self.budget);
         let (life, handle) = lane::lane(id, name, gauge, self.report_tx.clone(), parts);
         let task = self.tasks.spawn(async move { (id, life.await) });
         self.by_task.insert(task.id(), id);
