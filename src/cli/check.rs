@@ -59,14 +59,14 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             print_route(route);
         }
     }
+    // All of them are told; the last one as what the command failed with, if nothing is wrong in the file.
+    let last = if problems.is_empty() { unasked.pop() } else { None };
+    for error in unasked {
+        print_error(&error);
+    }
     if !problems.is_empty() {
         loaded.print(&problems);
         return Err(Failure::Usage);
-    }
-    // All of them are told; the last one as what the command failed with.
-    let last = unasked.pop();
-    for error in unasked {
-        print_error(&error);
     }
     match last {
         Some(error) => Err(Failure::Failed(error.into())),

@@ -159,6 +159,11 @@ async fn prepare(
         BTreeSet::new()
     };
     let matched = matched(&plan.routes, &names);
+    if let Some(Start::Offsets(given)) = until
+        && let Some(topic) = given.keys().find(|topic| !matched.iter().any(|topics| topics.contains(topic)))
+    {
+        return Err(load::usage(&format!("`--until` names topic `{topic}`, which no route reads")));
+    }
     let until = match until {
         Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
         None => None,
@@ -210,25 +215,28 @@ async fn wait_alone(kafka: &Kafka, cluster: &dyn Cluster) -> Result<(), ClusterE
     }
 }
 
-/// The routes as they are run now: one for each topic where the file says so. A topic that a template cannot take
-/// is told when its lane starts.
+/// The routes that are known from the file: one for each named topic where it says so. A topic that a template
+/// cannot take is told when its lane starts.
 fn instances(plan: &Plan, matched: &[BTreeSet<TopicName>]) -> Vec<Route> {
     let each = plan.routes.iter().zip(matched);
-    each.flat_map(|(route, topics)| match route.is_per_topic {
-        true => topics.iter().filter_map(|topic| route.instance(topic).ok()).collect(),
-        false => vec![route.clone()],
-    })
-    .collect()
+    // One topic that a pattern matches must not keep the others from starting: its own lane tells.
+    let known = each.filter(|(route, _)| !(route.is_per_topic && route.topics.is_pattern()));
+    known
+        .flat_map(|(route, topics)| match route.is_per_topic {
+            true => topics.iter().filter_map(|topic| route.instance(topic).ok()).collect(),
+            false => vec![route.clone()],
+        })
+        .collect()
 }
 
-/// The routes with a pattern that the group has run with the same topics and start: what they have not seen is new.
+/// The routes that the group has run with the same topics and start: what they have not seen is new.
 async fn ran_before(plan: &Plan, matched: &[BTreeSet<TopicName>], cluster: &dyn Cluster) -> BTreeSet<usize> {
     let mut ran = BTreeSet::new();
     for (index, (route, topics)) in plan.routes.iter().zip(matched).enumerate() {
         // It is kept beside the offset of every partition.
         let firsts: Vec<TopicPartition> =
             topics.iter().map(|topic| TopicPartition::new(topic, Partition(0))).collect();
-        if !route.topics.is_pattern() || firsts.is_empty() {
+        if firsts.is_empty() {
             continue;
         }
         let name = IdentityHash::of(&route.name);

@@ -7,7 +7,7 @@ use super::plan::Kafka;
 pub const OWNED: [(&str, &str); 10] = [
     ("enable.auto.commit", "offsets are committed when sinks say that rows are durable"),
     ("enable.auto.offset.store", "offsets are committed when sinks say that rows are durable"),
-    ("auto.offset.reset", "a lost range stops the route; `start:` says where a new topic begins"),
+    ("auto.offset.reset", "`on_data_loss` says what a lost range means, `start:` where a new topic begins"),
     ("auto.commit.interval.ms", "offsets are committed when sinks say that rows are durable"),
     ("partition.assignment.strategy", "it is cooperative-sticky"),
     ("group.protocol", "it is classic"),

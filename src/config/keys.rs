@@ -80,7 +80,7 @@ pub static ROOT: Scope = Scope {
             "memory",
             Kind::Bytes,
             "256MiB",
-            "For all records held between the broker and the sinks; routes share it.",
+            "For everything held between the broker and the sinks; routes share it. Half of it is for records as they came.",
         ),
         key(
             "topic_refresh",
@@ -163,7 +163,7 @@ macro_rules! shared_route_keys {
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
-            key("on_data_loss", Kind::Choice(&["stop", "continue"]), "stop", "What follows when the brokers no longer have records that a sink has not read (retention, truncation, a topic created again): the route stops and names the range, or it goes on with what is there; the range is logged and stored as lost."),
+            key("on_data_loss", Kind::Choice(&["stop", "continue"]), "stop", "What follows when the brokers no longer have records that a sink has not read (retention, truncation, a topic created again): the route stops and names the range, or it goes on with what is there; the range is logged and stored as lost, and a topic created again is read from its beginning."),
             key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names."),
         ]
     };

@@ -118,6 +118,11 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
             }
             continue;
         }
+        if place == "{topic}" {
+            let message =
+                format!("sink `{}` writes into the topic that is read: it would come back", sink.name);
+            context.problems.push(Problem::new(span, message).hint("for example `topic: '{topic}.copy'`"));
+        }
         for name in used {
             if !known.contains(&name) {
                 context.problems.push(unknown("placeholder", span, name, &known));
@@ -385,6 +390,14 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
     let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| route.plan.topics.named()).collect();
+    for route in routes.iter().filter(|route| route.plan.is_per_topic) {
+        let instances = route.plan.topics.named().iter().filter_map(|topic| route.plan.instance(topic).ok());
+        for topic in instances.flat_map(|instance| instance.outputs()).filter(|topic| read.contains(topic)) {
+            let message =
+                format!("topic `{topic}` is written by this route and read by one: it would come back");
+            context.problem(route.span, message);
+        }
+    }
     for route in routes {
         let letters = route.plan.dead_letters.iter().map(|letter| (letter, route.span));
         for (letter, span) in letters.clone() {

@@ -61,7 +61,11 @@ impl Topics {
     pub fn shown(&self) -> String {
         match self {
             Self::Named(names) => names.iter().map(TopicName::as_str).collect::<Vec<_>>().join(", "),
-            Self::Pattern(pattern) => format!("pattern {}", pattern.regex.as_str()),
+            Self::Pattern(pattern) => {
+                let whole = pattern.regex.as_str();
+                let given = whole.strip_prefix("^(?:").and_then(|rest| rest.strip_suffix(")$"));
+                format!("pattern {}", given.unwrap_or(whole))
+            }
         }
     }
 
@@ -191,5 +195,112 @@ fn whole(node: &Node, context: &mut Context<'_>) -> Option<Regex> {
                 .push(problem.hint("a regular expression for whole names, for example `shop\\..*`"));
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Environment, read, render};
+
+    const HEAD: &str = "version: 1\nkafka: {bootstrap.servers: b, group.id: g}\n\
+                        dead_letters: {q: {kafka: {topic: shop.bad}}}\nroutes:\n";
+
+    fn routes(text: &str) -> Vec<Route> {
+        read(&format!("{HEAD}{text}"), &Environment::new([], Path::new("."))).unwrap().routes
+    }
+
+    fn problems(text: &str) -> String {
+        let text = format!("{HEAD}{text}");
+        render("r", &text, &read(&text, &Environment::new([], Path::new("."))).unwrap_err())
+    }
+
+    fn names(names: &[&str]) -> BTreeSet<TopicName> {
+        names.iter().map(|name| TopicName::new(name)).collect()
+    }
+
+    #[test]
+    fn patterns_match_whole_names_and_never_what_we_write() {
+        let routes = routes(
+            "  all: {topics: {pattern: 'shop\\..*', exclude: ['.*\\.old']}, value: bytes, \
+             sinks: {copy: {kafka: {topic: shop.copy}}}}\n  \
+             each: {topics: {pattern: 'shop\\.o.*'}, per_topic: true, value: bytes, \
+             bad_records: {dead_letter: q}, sinks: {copy: {kafka: {topic: '{topic}.each'}}}}\n  \
+             one: {topics: [shop.one, none], value: bytes, sinks: {f: {csv: {path: out/one}}}}\n",
+        );
+        let there = [
+            "shop.orders",
+            "shop.orders.each",
+            "shop.x.old",
+            "shop.copy",
+            "shop.bad",
+            "my-shop.x",
+            "shop.x",
+            "__shop.x",
+            "shop.ok",
+        ];
+        let matched = matched(&routes, &names(&there));
+        assert_eq!(matched[0], names(&["shop.orders", "shop.x", "shop.ok"]));
+        assert_eq!(matched[1], names(&["shop.orders", "shop.ok"]));
+        // What is named is read, there or not.
+        assert_eq!(matched[2], names(&["shop.one", "none"]));
+        let everything =
+            self::routes("  r: {topics: {pattern: '.*'}, value: bytes, sinks: {f: {csv: {path: o}}}}\n");
+        assert_eq!(super::matched(&everything, &names(&["__consumer_offsets", "a"]))[0], names(&["a"]));
+    }
+
+    #[test]
+    fn what_is_wrong_with_topics_is_told() {
+        for (text, expected) in [
+            (
+                "{topics: {pattern: 'a('}, value: bytes, sinks: {s: {csv: {path: o}}}}",
+                "`a(` is no pattern: unclosed group",
+            ),
+            (
+                "{topics: {pattern: 'a)(b'}, value: bytes, sinks: {s: {csv: {path: o}}}}",
+                "`a)(b` is no pattern",
+            ),
+            ("{topics: {exclude: [a]}, value: bytes, sinks: {s: {csv: {path: o}}}}", "`pattern` is missing"),
+            ("{topics: {patern: a}, value: bytes, sinks: {s: {csv: {path: o}}}}", "did you mean `pattern`?"),
+            (
+                "{topics: a, value: bytes, sinks: {s: {csv: {path: o}}}}",
+                "expected a list of topic names or `{pattern: …}`",
+            ),
+            ("{topics: ['a.*'], value: bytes, sinks: {s: {csv: {path: o}}}}", "`a.*` is no topic name"),
+            (
+                "{topics: {pattern: a}, per_topic: true, value: bytes, sinks: {s: {csv: {path: o}}}}",
+                "sink `s`: its `path` is the same for all topics",
+            ),
+            (
+                "{topics: {pattern: a}, per_topic: true, value: bytes, sinks: {s: {id: x, csv: {path: 'o/{topic}'}}}}",
+                "sink `s`: its `id` is the same for all topics",
+            ),
+            (
+                "{topics: {pattern: '(?<table>a)'}, per_topic: true, value: bytes, sinks: {s: {csv: {path: 'o/{tabel}'}}}}",
+                "did you mean `table`?",
+            ),
+            (
+                "{topics: {pattern: a}, value: bytes, sinks: {s: {csv: {path: 'o/{topic}'}}}}",
+                "`{topic}` of sink `s` is filled in only with `per_topic: true`",
+            ),
+            (
+                "{topics: {pattern: a}, per_topic: true, value: bytes, sinks: {s: {kafka: {topic: '{topic}'}}}}",
+                "sink `s` writes into the topic that is read",
+            ),
+            (
+                "{topics: [a, a.b], per_topic: true, value: bytes, sinks: {s: {kafka: {topic: '{topic}.b'}}}}",
+                "topic `a.b` is written by this route and read by one",
+            ),
+        ] {
+            let shown = problems(&format!("  r: {text}\n"));
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+        let text = format!(
+            "schema_registry: {{url: \"http://r\"}}\n{HEAD}  r: {{topics: {{pattern: a}}, sinks: {{s: {{csv: {{path: o}}}}}}}}\n"
+        );
+        let shown = render("r", &text, &read(&text, &Environment::new([], Path::new("."))).unwrap_err());
+        assert!(shown.contains("the topics of a pattern have no schema in common"), "{shown}");
     }
 }

@@ -50,7 +50,7 @@ impl Group {
         }
     }
 
-    /// Keeps what a route with a pattern was started with beside the partition's offset.
+    /// Keeps what a route was started with beside the partition's offset.
     pub fn started(&mut self, source: &TopicPartition, route: &str, hash: &StartHash) {
         if let Some(standing) = self.partitions.get_mut(source) {
             standing.metadata.set_start(&IdentityHash::of(route), hash);

@@ -6,7 +6,7 @@
 //! |---|---|
 //! | `p<identity>=<offset>` | next offset of a sink that has no store of its own, where it differs from the committed offset |
 //! | `l<identity>=<log>.<n>` | commit log id and the last entry this partition's owner saw of a file sink |
-//! | `s<route>=<start hash>` | what a route with a pattern was last started with: topics that appear under an unchanged one are read from their beginning |
+//! | `s<route>=<start hash>` | what a route was last started with: what appears while topics and start are the same is read from its beginning |
 //!
 //! `<identity>` and `<route>` are the hex of the first 8 bytes of SHA-256 of the sink's identity, of the route's name. Entries of sinks this
 //! instance does not know, and kinds it does not know, are copied unchanged: during a rolling deploy

@@ -82,7 +82,8 @@ pub struct Position {
 pub enum Reason {
     /// Records were settled.
     Data,
-    /// First sight of the topic: the resolved `start:` of the route.
+    /// First sight of the topic: the resolved `start:` of the route. Also, from a position to itself, that the route
+    /// was edited since.
     Start {
         /// What the start was resolved from; another hash than the last one means an edit.
         hash: StartHash,

@@ -25,6 +25,9 @@ impl Lane {
             OnDataLoss::Stop => self.fail(stop).await,
             OnDataLoss::Continue => {
                 self.give_up(std::slice::from_ref(&source), false).await;
+                // If the brokers find nothing wrong when they are asked, this must not go round at full speed.
+                let attempt = self.resume_retry.map_or(1, |(_, attempt)| attempt + 1);
+                self.resume_retry = Some((Instant::now() + retry::pause(attempt), attempt));
                 self.report(Report::Rewind(vec![source])).await;
             }
         }

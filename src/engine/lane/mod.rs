@@ -302,10 +302,8 @@ impl Lane {
     async fn obey(&mut self, control: Control) -> bool {
         match control {
             Control::Resume(partitions) => {
+                // What is due is done by `advance`.
                 self.to_resume.extend(partitions);
-                if !self.is_stopped() {
-                    self.resume().await;
-                }
             }
             Control::Topics(topics) => self.topics.extend(topics),
             Control::Assigned(assignments) => self.assigned(assignments).await,

@@ -97,7 +97,9 @@ async fn live(
                 }
                 // Nothing is fetched before the lane has said where it stands.
                 Some(Control::Assigned(_)) => None,
-                Some(Control::Fail(stop) | Control::Lost { stop, .. }) => Some(stop),
+                // Another lane's reading; what is lost for this one is seen when it says where it stands.
+                Some(Control::Lost { .. }) => None,
+                Some(Control::Fail(stop)) => Some(stop),
                 Some(Control::Drain) => {
                     ends.report(Report::Drained).await;
                     return summary;

@@ -48,6 +48,9 @@ struct Bad {
 /// Fewer rows are decoded in less time than it takes to start a thread and put the parts together.
 const SLICE_ROWS_MIN: usize = 4096;
 
+/// What Arrow's offsets reach.
+const COLUMN_BYTES_MAX: usize = i32::MAX as usize;
+
 /// Decodes slices of the records side by side, as many as cores are free.
 fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<DecodedBatch, ArrowError> {
     let cores = cores::lend(records.len() / SLICE_ROWS_MIN);
@@ -56,6 +59,13 @@ fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<
     }
     let size = records.len().div_ceil(cores.count());
     let parts = cores.map(records.chunks(size).collect(), |slice| decoder.decode(slice));
+    let memory = |part: &Result<DecodedBatch, ArrowError>| {
+        part.as_ref().map_or(0, |part| part.rows.get_array_memory_size())
+    };
+    if parts.iter().map(memory).sum::<usize>() >= COLUMN_BYTES_MAX {
+        // A column would not fit; decoded as one, the record that is too much is a bad record.
+        return decoder.decode(records);
+    }
     let mut batches = Vec::with_capacity(parts.len());
     let (mut rejected, mut dropped) = (Vec::new(), 0);
     for (number, part) in parts.into_iter().enumerate() {
@@ -343,6 +353,24 @@ impl Lane {
         Ok(())
     }
 
+    /// Makes durable what the other sinks have taken, dead letters first, before the route stops for `index`.
+    async fn settle_others(&mut self, index: usize) {
+        for is_letters in [true, false] {
+            for other in (0..self.parts.sinks.len()).filter(|other| *other != index) {
+                let sink = &self.parts.sinks[other];
+                if (sink.feed == Feed::DeadLetters) != is_letters || sink.sink.flush_due().is_none() {
+                    continue;
+                }
+                if let Err(error) = self.settle(other).await {
+                    // The route stops anyway; what this one has not stored is read again.
+                    warn!(route = self.parts.route, error = chain(&error), "a sink could not be flushed");
+                    return;
+                }
+            }
+        }
+        self.report_progress().await;
+    }
+
     async fn flush_one(&mut self, index: usize) -> bool {
         match self.settle(index).await {
             Ok(()) => true,
@@ -350,6 +378,7 @@ impl Lane {
             Err(error) if error.fault() == Fault::Refused => {
                 let records = self.buffer.rows_max().min(self.taken_last);
                 if records <= 1 {
+                    self.settle_others(index).await;
                     self.sink_failed(index, error).await;
                 } else {
                     self.narrow(index, error, records).await;

@@ -14,8 +14,7 @@ use crate::engine::{chain, retry};
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
-    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName,
-    TopicPartition, ranges,
+    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName, TopicPartition,
 };
 
 use crate::sink::Store;
@@ -243,7 +242,7 @@ impl Lane {
                 route = self.parts.route,
                 sink = self.parts.sinks[index].name,
                 partitions = moves.len(),
-                starts = ranges(&moves[..moves.len().min(SHOWN_MAX)]),
+                starts = starts_shown(&moves),
                 "first sight"
             );
             self.store_moves(index, moves).await?;
@@ -434,6 +433,17 @@ impl Lane {
             records: 0,
         }))
     }
+}
+
+/// Where partitions start, for people: the first few of them.
+fn starts_shown(moves: &[Move]) -> String {
+    let shown = moves.iter().take(SHOWN_MAX);
+    let mut shown: Vec<String> =
+        shown.map(|step| format!("{}/{} at {}", step.topic, step.key.partition, step.end.next)).collect();
+    if moves.len() > SHOWN_MAX {
+        shown.push("…".to_owned());
+    }
+    shown.join(", ")
 }
 
 fn key(info: &TopicInfo, partition: Partition) -> PositionKey {

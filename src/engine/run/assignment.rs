@@ -95,7 +95,7 @@ impl Engine {
             let lanes = self.lanes_of(&source.topic);
             self.group.own(source.clone(), &lanes, committed.clone());
             for (index, route) in self.routes.iter().enumerate() {
-                if route.topics.is_pattern() && self.followed.contains(&(index, source.topic.clone())) {
+                if self.followed.contains(&(index, source.topic.clone())) {
                     self.group.started(&source, &route.name, &route.start_hash);
                 }
             }

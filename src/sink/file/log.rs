@@ -485,10 +485,15 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
         return Err(LogError::NoLinks { path: path.to_owned() });
     }
     result.map_err(|source| LogError::Io { action: "create", path: path.to_owned(), source })?;
-    if let Err(error) = removed {
+    if let Err(error) = removed.or_else(|error| not_there(error)) {
         warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
     }
     sync_dir(&parent(path))
+}
+
+/// What is gone already needs no removing.
+fn not_there(error: io::Error) -> io::Result<()> {
+    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
 fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()> {
