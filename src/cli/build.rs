@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use arrow::datatypes::{DataType, Field, Fields, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, IntervalUnit, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use crate::codec::avro::node::{Node, SchemaError};
@@ -202,9 +202,9 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
             problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
         }
         if matches!(&sink.target, Target::Files { format: FileFormat::Parquet, .. })
-            && let Some(path) = empty_record(bound.schema(sink).fields())
+            && let Some((path, what)) = unfit_for_parquet(bound.schema(sink).fields())
         {
-            let message = format!("sink `{}`: column `{path}` is a record without fields", sink.name);
+            let message = format!("sink `{}`: column `{path}` is {what}", sink.name);
             let all = problem(message).into_iter();
             problems.extend(
                 all.map(|it| it.hint("Parquet has no such type: let the sink read a view without it")),
@@ -226,18 +226,20 @@ fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
     })
 }
 
-/// The path of a record without fields, at any depth.
-fn empty_record(fields: &Fields) -> Option<String> {
+/// The path of a column, at any depth, that the Parquet writer cannot write, and what it is.
+fn unfit_for_parquet(fields: &Fields) -> Option<(String, &'static str)> {
     fields.iter().find_map(|field| {
+        let unfit = |what| Some((field.name().clone(), what));
         let inner = match field.data_type() {
-            DataType::Struct(inner) if inner.is_empty() => return Some(field.name().clone()),
-            DataType::Struct(inner) => empty_record(inner),
+            DataType::Struct(inner) if inner.is_empty() => return unfit("a record without fields"),
+            DataType::Interval(IntervalUnit::MonthDayNano) => return unfit("an interval"),
+            DataType::Struct(inner) => unfit_for_parquet(inner),
             DataType::List(inner) | DataType::LargeList(inner) | DataType::Map(inner, _) => {
-                empty_record(&Fields::from(vec![inner.clone()]))
+                unfit_for_parquet(&Fields::from(vec![inner.clone()]))
             }
             _ => None,
         };
-        inner.map(|path| format!("{}.{path}", field.name()))
+        inner.map(|(path, what)| (format!("{}.{path}", field.name()), what))
     })
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
@@ -29,12 +29,17 @@ const ASKING_MAX: usize = 16;
 /// has not come by then go on waiting by themselves.
 const FIRST_LOOK_MAX: Duration = Duration::from_secs(5);
 
+/// So long a service waits for a subject: topics are created before their first schema is registered.
+const SUBJECT_GRACE: Duration = Duration::from_secs(30);
+
 pub struct Factory {
     loaded: Arc<Loaded>,
     registry: Option<Arc<dyn Registry>>,
     cluster: Arc<dyn Cluster>,
     cluster_id: ClusterId,
     asking: Semaphore,
+    /// A bounded run does not wait for what is not there yet.
+    is_bounded: bool,
     /// What the first look has made, by route.
     ready: Mutex<HashMap<String, LaneParts>>,
 }
@@ -52,9 +57,10 @@ impl Factory {
         registry: Option<Arc<dyn Registry>>,
         cluster: Arc<dyn Cluster>,
         cluster_id: ClusterId,
+        is_bounded: bool,
     ) -> Self {
         let asking = Semaphore::new(ASKING_MAX);
-        Self { loaded, registry, cluster, cluster_id, asking, ready: Mutex::default() }
+        Self { loaded, registry, cluster, cluster_id, asking, is_bounded, ready: Mutex::default() }
     }
 
     /// Makes what can be made at once, and returns what is wrong in the file.
@@ -148,15 +154,26 @@ impl LaneFactory for Factory {
             return Ok(parts);
         }
         let mut attempt = 0;
+        let since = Instant::now();
+        let is_early = |error: &RegistryError| {
+            let is_unknown = matches!(error, RegistryError::Unknown { .. });
+            is_unknown && !self.is_bounded && since.elapsed() < SUBJECT_GRACE
+        };
         loop {
             match self.attempt(route).await {
                 Ok(parts) => return Ok(parts),
                 Err(Failure::Reader(ReaderError::Registry { source, .. }))
-                    if source.fault() == Fault::Transient =>
+                    if source.fault() == Fault::Transient || is_early(&source) =>
                 {
                     attempt += 1;
                     if attempt == 1 {
-                        warn!(route = route.name, error = chain(&source), "waiting for the schema registry");
+                        let hint = source.hint();
+                        warn!(
+                            route = route.name,
+                            error = chain(&source),
+                            hint = hint.as_deref(),
+                            "waiting for the schema registry"
+                        );
                     }
                     let asked = match source {
                         RegistryError::Unavailable { retry_after, .. } => retry_after,

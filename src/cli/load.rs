@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::config::plan::Plan;
 use crate::config::{Environment, Problem, read, render};
 
+use crate::kafka;
+
 use super::Failure;
 
 /// A file that was read, kept to show places in it.
@@ -43,7 +45,17 @@ pub fn load_with(path: &Path, variables: &[(String, String)]) -> Result<Loaded, 
     };
     let root = path.parent().unwrap_or_else(|| Path::new(""));
     match read(&text, &Environment::of_process(root).with(variables)) {
-        Ok(plan) => Ok(Loaded { plan, path: path.to_owned(), text }),
+        Ok(plan) => {
+            let refused = kafka::refused_properties(&plan.kafka);
+            for (name, what) in &refused {
+                usage(&format!("`{name}` under `kafka:` in `{}`: {what}", path.display()));
+            }
+            if refused.is_empty() {
+                Ok(Loaded { plan, path: path.to_owned(), text })
+            } else {
+                Err(Failure::Usage)
+            }
+        }
         Err(problems) => {
             print(path, &text, &problems);
             Err(Failure::Usage)

@@ -9,7 +9,7 @@ use anyhow::anyhow;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::plan::{Kafka, Plan, Route};
 use crate::config::topics::matched;
@@ -68,7 +68,9 @@ fn parse_until(text: &str) -> Result<Start, String> {
 pub fn run(options: &Options) -> Result<(), Failure> {
     let mut loaded = load::load(&options.file)?;
     if let Some(only) = &options.route {
-        loaded.plan.routes.retain(|route| route.name == *only);
+        let (run, others) =
+            std::mem::take(&mut loaded.plan.routes).into_iter().partition(|route| route.name == *only);
+        (loaded.plan.routes, loaded.plan.others) = (run, others);
         if loaded.plan.routes.is_empty() {
             return Err(load::usage(&format!("there is no route `{only}` in `{}`", options.file.display())));
         }
@@ -158,7 +160,7 @@ async fn prepare(
     } else {
         BTreeSet::new()
     };
-    let matched = matched(&plan.routes, &names);
+    let matched = matched(&plan.routes, &plan.others, &names);
     if let Some(Start::Offsets(given)) = until
         && let Some(topic) = given.keys().find(|topic| !matched.iter().any(|topics| topics.contains(topic)))
     {
@@ -169,7 +171,7 @@ async fn prepare(
         None => None,
     };
     let ran_before = ran_before(plan, &matched, cluster.as_ref()).await;
-    let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id);
+    let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id, until.is_some());
     let problems = factory.first_look(&instances(plan, &matched)).await;
     if !problems.is_empty() {
         loaded.print(&problems);
@@ -182,6 +184,7 @@ async fn prepare(
         source: Box::new(source),
         cluster,
         routes: plan.routes.clone(),
+        others: plan.others.clone(),
         factory: Arc::new(factory),
         budget,
         names,
@@ -200,13 +203,16 @@ async fn wait_alone(kafka: &Kafka, cluster: &dyn Cluster) -> Result<(), ClusterE
     let deadline = Instant::now() + session + SESSION_SLACK;
     let mut is_said = false;
     loop {
-        let count = wait_for(|| cluster.member_count()).await;
-        if count == 0 {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(ClusterError::Members { count });
-        }
+        let count = match cluster.member_count().await {
+            Ok(0) => return Ok(()),
+            Ok(count) if Instant::now() >= deadline => return Err(ClusterError::Members { count }),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Ok(count) => count,
+            Err(error) => {
+                debug!(error = chain(&error), "the group's members are not known yet");
+                0
+            }
+        };
         if !is_said {
             is_said = true;
             info!(members = count, "waiting for the group's members to end, as long as a session lasts");

@@ -149,7 +149,11 @@ impl Codec for RegisteredAvro {
         };
         // Garbage may name any number of ids.
         if self.writers.len() >= WRITERS_MAX {
-            self.writers.retain(|_, writer| matches!(writer, Writer::Usable(_)));
+            // Not those just learnt, or a batch of garbage would be asked for again and again.
+            self.writers.retain(|_, writer| match writer {
+                Writer::Usable(_) => true,
+                Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
+            });
         }
         self.writers.insert(id, writer);
     }

@@ -20,6 +20,8 @@ pub struct Plan {
     /// How often topics are matched against patterns.
     pub topic_refresh: Duration,
     pub routes: Vec<Route>,
+    /// Routes of the file that are not run.
+    pub others: Vec<Route>,
 }
 
 impl Plan {

@@ -83,6 +83,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
         memory: memory?,
         topic_refresh: topic_refresh?,
         routes: routes.into_iter().map(|read| read.plan).collect(),
+        others: Vec::new(),
     })
 }
 

@@ -104,14 +104,18 @@ impl Topics {
 }
 
 /// The topics of every route, by its place: all that are named, and of the names the cluster has those that a
-/// pattern matches. What any route writes to is never matched: it would come back.
-pub fn matched(routes: &[Route], names: &BTreeSet<TopicName>) -> Vec<BTreeSet<TopicName>> {
+/// pattern matches. What any route writes to is never matched, nor what those of the file write that are not run
+/// now: it would come back.
+pub fn matched(routes: &[Route], others: &[Route], names: &BTreeSet<TopicName>) -> Vec<BTreeSet<TopicName>> {
     let candidates: Vec<BTreeSet<TopicName>> = routes
         .iter()
         .map(|route| names.iter().filter(|name| route.topics.matches(name)).cloned().collect())
         .collect();
     let mut written: BTreeSet<TopicName> = BTreeSet::new();
-    for (route, topics) in routes.iter().zip(&candidates) {
+    let of_other = |route: &Route| names.iter().filter(|name| route.topics.matches(name)).cloned().collect();
+    let of_others: Vec<BTreeSet<TopicName>> = others.iter().map(of_other).collect();
+    let all = routes.iter().zip(&candidates).chain(others.iter().zip(&of_others));
+    for (route, topics) in all {
         if route.is_per_topic {
             written.extend(
                 topics.iter().filter_map(|topic| route.instance(topic).ok()).flat_map(|it| it.outputs()),
@@ -241,14 +245,18 @@ mod tests {
             "__shop.x",
             "shop.ok",
         ];
-        let matched = matched(&routes, &names(&there));
+        let matched = matched(&routes, &[], &names(&there));
         assert_eq!(matched[0], names(&["shop.orders", "shop.x", "shop.ok"]));
         assert_eq!(matched[1], names(&["shop.orders", "shop.ok"]));
         // What is named is read, there or not.
         assert_eq!(matched[2], names(&["shop.one", "none"]));
+        // A route that is not run now still writes when it is.
+        let alone =
+            super::matched(&routes[1..2], &routes[..1], &names(&["shop.ok", "shop.oopy", "shop.copy"]));
+        assert_eq!(alone[0], names(&["shop.ok", "shop.oopy"]));
         let everything =
             self::routes("  r: {topics: {pattern: '.*'}, value: bytes, sinks: {f: {csv: {path: o}}}}\n");
-        assert_eq!(super::matched(&everything, &names(&["__consumer_offsets", "a"]))[0], names(&["a"]));
+        assert_eq!(super::matched(&everything, &[], &names(&["__consumer_offsets", "a"]))[0], names(&["a"]));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use crate::kafka::Commit;
 use crate::model::metadata::{GroupMetadata, IdentityHash, MetadataError};
 use crate::model::{LeaderEpoch, Offset, StartHash, TopicPartition};
+use crate::sink::Store;
 
 use super::message::{Committed, Durable, LaneId};
 
@@ -41,6 +42,37 @@ impl Group {
             is_changed: false,
         };
         self.partitions.insert(source, standing);
+    }
+
+    /// A lane has stopped, and will not say where it stands in partitions where it has not yet. If its sinks keep their
+    /// own positions, the others need not wait for it; if the group is their store, they stay where the group is.
+    pub fn stopped(&mut self, lane: LaneId, store: Store) {
+        for standing in self.partitions.values_mut() {
+            if standing.durable.get(&lane) != Some(&None) {
+                continue;
+            }
+            match (store, standing.committed) {
+                (Store::Own, _) => {
+                    standing.durable.remove(&lane);
+                }
+                (Store::Group, Some(committed)) => {
+                    standing.durable.insert(lane, Some(committed));
+                }
+                // Nobody knows where its sinks begin.
+                (Store::Group, None) => {}
+            }
+            standing.is_changed = true;
+        }
+    }
+
+    /// What was last read from or sent to the group for a partition, with the positions that lanes have told since.
+    pub fn standing(&self, source: &TopicPartition) -> Option<Committed> {
+        let standing = self.partitions.get(source)?;
+        let mut metadata = standing.metadata.clone();
+        for (identity, next) in &standing.positions {
+            metadata.set_position(identity, *next);
+        }
+        Some(Committed { offset: standing.committed, metadata })
     }
 
     /// Another lane reads the topic from now on.
@@ -193,6 +225,31 @@ mod tests {
         let metadata = GroupMetadata::parse(&commits[0].metadata).unwrap();
         assert_eq!(metadata.position(&IdentityHash::of("r/k")), None);
         assert_eq!(metadata.position(&IdentityHash::of("r/other")), Offset::new(8));
+    }
+
+    #[test]
+    fn a_stopped_lane_holds_nobody_up_but_keeps_its_place() {
+        let lanes = [LaneId(0), LaneId(1)];
+        let mut group = Group::default();
+        group.own(source(), &lanes, Committed::default());
+        group.progress(LaneId(0), &source(), &durable(7));
+        assert_eq!(due(&mut group), NONE);
+        group.stopped(LaneId(1), Store::Own);
+        assert_eq!(due(&mut group), [7]);
+        // Sinks whose store is the group must find it where they left it.
+        let mut group = Group::default();
+        group.own(source(), &lanes, Committed { offset: Offset::new(3), ..Committed::default() });
+        group.stopped(LaneId(1), Store::Group);
+        group.progress(LaneId(0), &source(), &durable(7));
+        let (commits, _) = group.due();
+        assert_eq!(commits[0].next, Offset::new(3).unwrap());
+        let metadata = GroupMetadata::parse(&commits[0].metadata).unwrap();
+        assert_eq!(metadata.position(&IdentityHash::of("r/k")), Offset::new(7));
+        let standing = group.standing(&source()).unwrap();
+        assert_eq!(
+            (standing.offset, standing.metadata.position(&IdentityHash::of("r/k"))),
+            (Offset::new(3), Offset::new(7))
+        );
     }
 
     #[test]

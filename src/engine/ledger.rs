@@ -104,6 +104,11 @@ impl Ledger {
         moved
     }
 
+    /// Has `sink` not taken everything that `other` has?
+    pub fn is_behind(&self, sink: usize, other: usize) -> bool {
+        self.partitions.values().any(|standings| standings[sink].accepted < standings[other].accepted)
+    }
+
     /// Has `sink` accepted anything that is not durable?
     pub fn is_pending(&self, sink: usize) -> bool {
         self.partitions.values().any(|standings| standings[sink].accepted > standings[sink].durable)
@@ -161,7 +166,9 @@ mod tests {
         }
         let mut stored = Positions::default();
         stored.restore(key(), TopicName::new("t"), step(0, 5).end);
+        assert!(!ledger.is_behind(1, 0));
         assert_eq!(ledger.reset(1, &stored), [key()]);
+        assert!(ledger.is_behind(1, 0) && !ledger.is_behind(0, 1));
         assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
         assert!(ledger.is_pending(0) && !ledger.is_pending(1));
     }

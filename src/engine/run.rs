@@ -23,7 +23,8 @@ use crate::model::{Offset, TopicName, TopicPartition};
 use super::Watcher;
 use super::group::Group;
 use super::lane::{LaneFactory, LaneHandle, Summary};
-use super::message::{Committed, Control, Durable, LaneId, Report, Stop};
+use super::message::{Control, Durable, LaneId, Report, Stop};
+use crate::sink::Store;
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -52,6 +53,8 @@ pub struct EngineParts {
     pub source: Box<dyn Source>,
     pub cluster: Arc<dyn Cluster>,
     pub routes: Vec<Route>,
+    /// Routes of the file that are not run here; what they write is not read all the same.
+    pub others: Vec<Route>,
     pub factory: Arc<dyn LaneFactory>,
     /// For records held by all lanes.
     pub budget: Arc<Budget>,
@@ -97,11 +100,13 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         factory: parts.factory,
         budget: parts.budget,
         routes: parts.routes,
+        others: parts.others,
         ran_before: parts.ran_before,
         topic_refresh: parts.topic_refresh,
         lanes: Vec::new(),
         route_lanes: BTreeMap::new(),
         names: Vec::new(),
+        stores: Vec::new(),
         tasks: JoinSet::new(),
         by_task: HashMap::new(),
         summaries: BTreeMap::new(),
@@ -114,6 +119,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         watcher: parts.watcher,
         expected: BTreeMap::new(),
         done: BTreeSet::new(),
+        is_asking_names: false,
         has_joined: false,
         group: Group::default(),
         asking: BTreeSet::new(),
@@ -155,6 +161,7 @@ struct Engine {
     factory: Arc<dyn LaneFactory>,
     budget: Arc<Budget>,
     routes: Vec<Route>,
+    others: Vec<Route>,
     ran_before: BTreeSet<usize>,
     topic_refresh: Duration,
     lanes: Vec<LaneHandle>,
@@ -162,6 +169,8 @@ struct Engine {
     route_lanes: BTreeMap<usize, LaneId>,
     /// The lanes' routes, in their order.
     names: Vec<String>,
+    /// Where the lanes' sinks keep their positions: `Group` if one of them has no store of its own.
+    stores: Vec<Store>,
     tasks: JoinSet<(LaneId, Summary)>,
     by_task: HashMap<task::Id, LaneId>,
     summaries: BTreeMap<LaneId, Summary>,
@@ -177,6 +186,8 @@ struct Engine {
     expected: BTreeMap<(LaneId, TopicPartition), u64>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
     done: BTreeSet<(LaneId, TopicPartition)>,
+    /// The cluster is being asked for its topics.
+    is_asking_names: bool,
     /// The group has told us what is ours; what is not belongs to others.
     has_joined: bool,
     group: Group,
@@ -295,6 +306,10 @@ impl Engine {
         }
     }
 
+    fn is_releasing(&self, source: &TopicPartition) -> bool {
+        self.releasing.iter().any(|releasing| releasing.partitions.contains(source))
+    }
+
     fn lanes_of(&self, topic: &TopicName) -> Vec<LaneId> {
         self.by_topic.get(topic).cloned().unwrap_or_default()
     }
@@ -324,8 +339,10 @@ impl Engine {
                 self.release(Instant::now())?;
             }
             Report::Rewind(partitions) => {
-                let owned = partitions.into_iter().filter(|source| self.group.owns(source));
-                let asked = owned.map(|source| (source, Committed::default())).collect();
+                // What is being given back is not taken up again.
+                let kept = partitions.into_iter().filter(|source| !self.is_releasing(source));
+                let asked =
+                    kept.filter_map(|source| Some((source.clone(), self.group.standing(&source)?))).collect();
                 self.ask(asked).await?;
             }
             Report::Progress(durable) => self.on_progress(lane, durable),

@@ -310,7 +310,8 @@ fn known_id(id: TopicId, topic: &TopicName) -> TopicId {
 
 fn millis(time: TimePoint) -> i64 {
     match time {
-        TimePoint::At(millis) => millis,
-        TimePoint::Ago(millis) => jiff::Timestamp::now().as_millisecond().saturating_sub(millis),
+        // Kafka knows no time before 1970.
+        TimePoint::At(millis) => millis.max(0),
+        TimePoint::Ago(millis) => jiff::Timestamp::now().as_millisecond().saturating_sub(millis).max(0),
     }
 }

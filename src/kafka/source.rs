@@ -273,6 +273,10 @@ impl Worker {
             }
             Command::Subscribe(topics) => {
                 let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
+                // No topic is left that a pattern matches; librdkafka refuses an empty list.
+                if names.is_empty() {
+                    return self.consumer.unsubscribe();
+                }
                 if let Err(error) = self.consumer.subscribe(&names) {
                     self.fatal(format!("failed to subscribe: {error}"));
                 }

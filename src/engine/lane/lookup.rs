@@ -53,10 +53,11 @@ impl Lane {
             let unknown = ids.into_iter().map(|id| (id, Learnt::Unknown)).collect();
             return self.learn(unknown);
         };
+        // One grace for all of them: they wait side by side, also those that are asked for later.
         let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone()));
         let all = stream::iter(each.collect::<Vec<_>>())
             .map(move |(id, route, registry)| async move {
-                (id, look_up(&route, registry.as_ref(), id, grace).await)
+                (id, look_up(&route, registry.as_ref(), id, now + grace).await)
             })
             .buffer_unordered(LOOKUPS_MAX)
             .collect();
@@ -73,8 +74,7 @@ impl Lane {
     }
 }
 
-async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, grace: Duration) -> Learnt {
-    let since = Instant::now();
+async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, until: Instant) -> Learnt {
     let mut attempt = 0;
     loop {
         let error = match registry.by_id(id).await {
@@ -88,7 +88,7 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, grace: Dura
                 };
             }
             Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),
-            Err(RegistryError::Unknown { .. }) if since.elapsed() >= grace => return Learnt::Unknown,
+            Err(RegistryError::Unknown { .. }) if Instant::now() >= until => return Learnt::Unknown,
             Err(error) => error,
         };
         attempt += 1;

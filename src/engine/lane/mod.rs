@@ -17,7 +17,7 @@ mod resume;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::warn;
@@ -45,6 +45,9 @@ const CHUNKS_MAX: usize = 256;
 
 /// Control messages that wait; the engine sends a few per rebalance.
 const CONTROLS_MAX: usize = 1024;
+
+/// How often a lane with records looks whether it holds too much.
+const FULL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Another writer may win a position once (a rebalance, a zombie); twice in a row means that another
 /// deployment writes to the same target.
@@ -277,7 +280,9 @@ impl Lane {
             State::Recovering { at, .. } => self.flushes_due().chain([*at]).min(),
             State::Running => {
                 let flushes = self.flushes_due();
-                let batch = self.buffer.due().filter(|_| self.staged.is_none());
+                // Others may take what was free: then this lane is full without anything having come.
+                let look = Instant::now() + FULL_INTERVAL;
+                let batch = self.buffer.due().filter(|_| self.staged.is_none()).map(|due| due.min(look));
                 let resume = self.resume_retry.map(|(at, _)| at);
                 flushes.chain(batch).chain(resume).min()
             }
@@ -287,7 +292,33 @@ impl Lane {
     /// When sinks that work have to be flushed: a sibling's outage does not keep their rows from sight.
     fn flushes_due(&self) -> impl Iterator<Item = Instant> {
         let sinks = self.parts.sinks.iter().enumerate();
-        sinks.filter(|(index, _)| self.is_working(*index)).filter_map(|(_, sink)| sink.sink.flush_due())
+        let may_flush = |(index, _): &(usize, &LaneSink)| self.is_working(*index) && !self.is_held(*index);
+        sinks.filter(may_flush).filter_map(|(_, sink)| sink.sink.flush_due())
+    }
+
+    fn letter_sinks(&self) -> impl Iterator<Item = usize> + '_ {
+        let sinks = self.parts.sinks.iter().enumerate();
+        sinks.filter(|(_, sink)| sink.feed == Feed::DeadLetters).map(|(index, _)| index)
+    }
+
+    /// Does a sink wait for dead letters that a failing sink has not taken again yet? None moves past a bad record
+    /// that is nowhere.
+    fn is_held(&self, sink: usize) -> bool {
+        self.has_letters
+            && self.parts.sinks[sink].feed != Feed::DeadLetters
+            && self
+                .letter_sinks()
+                .any(|letter| !self.is_working(letter) || self.ledger.is_behind(letter, sink))
+    }
+
+    /// Are all dead letters durable that any sink has gone past?
+    fn are_letters_settled(&self) -> bool {
+        let mut all = self.letter_sinks();
+        all.all(|letter| {
+            self.is_working(letter)
+                && self.parts.sinks[letter].sink.flush_due().is_none()
+                && (0..self.parts.sinks.len()).all(|other| !self.ledger.is_behind(letter, other))
+        })
     }
 
     fn is_working(&self, sink: usize) -> bool {
@@ -303,7 +334,10 @@ impl Lane {
         match control {
             Control::Resume(partitions) => {
                 // What is due is done by `advance`.
-                self.to_resume.extend(partitions);
+                for (source, committed) in partitions {
+                    // What was asked first came from the group itself.
+                    self.to_resume.entry(source).or_insert(committed);
+                }
             }
             Control::Topics(topics) => self.topics.extend(topics),
             Control::Assigned(assignments) => self.assigned(assignments).await,

@@ -69,13 +69,23 @@ pub fn lane(
     (Box::pin(live(ends, route.to_owned(), gauge, parts)), handle)
 }
 
+/// What is made of the parts; nothing ever, once there is nothing to wait for. Cancel-safe.
+async fn made<F: Future<Output = Result<LaneParts, Stop>> + Unpin>(
+    parts: &mut Option<F>,
+) -> Result<LaneParts, Stop> {
+    match parts {
+        Some(parts) => parts.await,
+        None => std::future::pending().await,
+    }
+}
+
 async fn live(
     mut ends: Ends,
     route: String,
     gauge: Arc<Gauge>,
     parts: impl Future<Output = Result<LaneParts, Stop>> + Send,
 ) -> Summary {
-    let mut parts = Box::pin(parts);
+    let mut parts = Some(Box::pin(parts));
     let mut summary = Summary { route, ..Summary::default() };
     let (mut topics, mut to_resume) = (BTreeMap::new(), BTreeMap::new());
     loop {
@@ -87,7 +97,9 @@ async fn live(
                     None
                 }
                 Some(Control::Resume(partitions)) => {
-                    to_resume.extend(partitions);
+                    for (source, committed) in partitions {
+                        to_resume.entry(source).or_insert(committed);
+                    }
                     None
                 }
                 Some(Control::Revoke { partitions, .. }) => {
@@ -106,7 +118,7 @@ async fn live(
                 }
                 None => return summary,
             },
-            made = &mut parts, if summary.stop.is_none() => match made {
+            made = made(&mut parts) => match made {
                 Ok(parts) => {
                     let lane = Lane::new(parts, gauge, ends, topics, to_resume);
                     return Box::pin(lane.run()).await;
@@ -117,6 +129,8 @@ async fn live(
             _ = ends.chunks.recv() => None,
         };
         if let Some(stop) = stop.filter(|_| summary.stop.is_none()) {
+            // With all it holds: others may wait for the same schema.
+            parts = None;
             summary.stop = Some(stop.clone());
             ends.report(Report::Stopped(stop)).await;
         }

@@ -305,7 +305,8 @@ impl Lane {
         let mut is_moved = false;
         for index in 0..self.parts.sinks.len() {
             let due = self.parts.sinks[index].sink.flush_due();
-            if self.is_working(index) && due.is_some_and(|due| due <= now || is_over) {
+            let may_flush = self.is_working(index) && !self.is_held(index);
+            if may_flush && due.is_some_and(|due| due <= now || is_over) {
                 is_moved |= self.flush(index).await;
             }
         }
@@ -318,10 +319,12 @@ impl Lane {
     pub(super) async fn flush_all(&mut self) {
         let mut is_moved = false;
         for index in 0..self.parts.sinks.len() {
-            if self.is_working(index) && self.parts.sinks[index].sink.flush_due().is_some() {
+            let may_flush = self.is_working(index) && !self.is_held(index);
+            if may_flush && self.parts.sinks[index].sink.flush_due().is_some() {
                 is_moved |= self.flush(index).await;
             }
         }
+        self.has_letters &= !self.are_letters_settled();
         if is_moved {
             self.report_progress().await;
         }
@@ -330,16 +333,15 @@ impl Lane {
     /// Flushes one sink. Dead letters go first: no sibling moves past a bad record that is nowhere.
     async fn flush(&mut self, index: usize) -> bool {
         if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
-            for letter in 0..self.parts.sinks.len() {
-                let sink = &self.parts.sinks[letter];
-                if sink.feed == Feed::DeadLetters
-                    && sink.sink.flush_due().is_some()
-                    && !self.flush_one(letter).await
-                {
+            for letter in self.letter_sinks().collect::<Vec<_>>() {
+                if self.parts.sinks[letter].sink.flush_due().is_some() && !self.flush_one(letter).await {
                     return false;
                 }
             }
-            self.has_letters = false;
+            self.has_letters = !self.are_letters_settled();
+            if self.is_held(index) {
+                return false;
+            }
         }
         self.flush_one(index).await
     }

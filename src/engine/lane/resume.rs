@@ -36,6 +36,8 @@ enum Setback {
     Brokers(ClusterError),
     /// A sink failed; it was dealt with.
     Sink,
+    /// Dead letters are not durable yet, and what the other sinks have taken must not become so before them.
+    Letters,
     Stop {
         message: String,
         hint: &'static str,
@@ -55,17 +57,30 @@ impl Lane {
         if !matches!(self.state, State::Running) || self.to_resume.is_empty() {
             return;
         }
-        let asked = self.to_resume.clone();
-        let unknown: Asked<'_> = asked.iter().filter(|(source, _)| !self.keys.contains_key(source)).collect();
-        let result = if unknown.is_empty() { Ok(()) } else { self.take_up(&unknown).await };
-        match result {
+        let asked = std::mem::take(&mut self.to_resume);
+        let (known, unknown): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            asked.into_iter().partition(|(source, _)| self.keys.contains_key(source));
+        if !known.is_empty() {
+            // They wait for nothing, and what is read again of them may be what the others wait for.
+            let ready = self.resume_offsets(known.keys());
+            self.report(Report::Ready(ready)).await;
+        }
+        if unknown.is_empty() {
+            self.resume_retry = None;
+            return;
+        }
+        self.to_resume.clone_from(&unknown);
+        match self.take_up(&unknown.iter().collect()).await {
             Ok(()) => {
                 self.resume_retry = None;
                 self.to_resume.clear();
                 // The engine commits where sinks without a store begin before anything is fetched.
                 self.report_progress().await;
-                let ready = self.resume_offsets(asked.keys());
+                let ready = self.resume_offsets(unknown.keys());
                 self.report(Report::Ready(ready)).await;
+            }
+            Err(Setback::Letters) => {
+                self.resume_retry = Some((Instant::now() + retry::pause(1), 1));
             }
             Err(Setback::Sink) => {}
             Err(Setback::Stop { message, hint }) => self.stop(message, Some(hint.to_owned())).await,
@@ -85,6 +100,12 @@ impl Lane {
     }
 
     async fn take_up(&mut self, asked: &Asked<'_>) -> Result<(), Setback> {
+        if self.has_letters {
+            self.flush_all().await;
+            if self.has_letters {
+                return Err(Setback::Letters);
+            }
+        }
         for index in 0..self.parts.sinks.len() {
             self.read_positions(index).await?;
         }
@@ -149,6 +170,14 @@ impl Lane {
                 Err(error) if asked.keys().any(|source| source.topic == topic) => return Err(error.into()),
                 // It is seen when it is there.
                 Err(error) => debug!(route = self.parts.route, error = chain(&error), "a topic is not there"),
+            }
+        }
+        // A broker that lags behind may not know a partition yet that was given to us.
+        for source in asked.keys() {
+            let number = usize::try_from(source.partition.0).unwrap_or_default();
+            if infos.get(&source.topic).is_none_or(|info| number >= info.partition_count) {
+                let problem = format!("{source} is not known yet");
+                return Err(ClusterError::Answer { what: "a topic's partitions", problem }.into());
             }
         }
         Ok(infos)
@@ -216,8 +245,10 @@ impl Lane {
         recreated: &BTreeSet<TopicName>,
     ) -> Result<(), Setback> {
         // Before any of them is changed here.
+        let own =
+            self.parts.sinks.iter().zip(&self.stored).filter(|(sink, _)| sink.sink.store() == Store::Own);
         let is_unchanged =
-            self.stored.iter().any(|stored| stored.start_hash() == Some(&self.parts.start_hash));
+            own.into_iter().any(|(_, stored)| stored.start_hash() == Some(&self.parts.start_hash));
         let all: Vec<(TopicPartition, PositionKey)> = infos
             .iter()
             .flat_map(|(topic, info)| {

@@ -55,8 +55,12 @@ impl Engine {
                 }
                 Ok(())
             }
-            Answer::Names(Ok(names)) => self.follow(&names, true).await,
+            Answer::Names(Ok(names)) => {
+                self.is_asking_names = false;
+                self.follow(&names, true).await
+            }
             Answer::Names(Err(error)) => {
+                self.is_asking_names = false;
                 self.say(format!("topics could not be listed: {}", chain(&error)));
                 Ok(())
             }
@@ -94,6 +98,9 @@ impl Engine {
             let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
             let lanes = self.lanes_of(&source.topic);
             self.group.own(source.clone(), &lanes, committed.clone());
+            for lane in lanes.iter().filter(|lane| self.stopped.contains(lane)) {
+                self.group.stopped(*lane, self.stores[lane.0]);
+            }
             for (index, route) in self.routes.iter().enumerate() {
                 if self.followed.contains(&(index, source.topic.clone())) {
                     self.group.started(&source, &route.name, &route.start_hash);

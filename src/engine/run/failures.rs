@@ -86,6 +86,7 @@ impl Engine {
 
     pub(super) async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
+        self.group.stopped(lane, self.stores[lane.0]);
         error!(route = self.names[lane.0], error = stop.message, hint = stop.hint, "route stopped");
         let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
         for source in pending {

@@ -5,11 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::info;
 
 use super::{Answer, Engine, EngineError};
+use crate::config::plan::{Route, Sink, Target};
 use crate::config::topics::matched;
 use crate::engine::lane::{self, LaneParts, Seen};
 use crate::engine::message::{Committed, Control, LaneId, Stop};
 use crate::kafka::{Command, Gauge, Outlet};
 use crate::model::{TopicName, TopicPartition};
+use crate::sink::Store;
 
 impl Engine {
     /// Starts the lanes of all routes, and subscribes to their topics.
@@ -23,7 +25,8 @@ impl Engine {
                 let route = self.routes[index].clone();
                 let factory = self.factory.clone();
                 let name = route.name.clone();
-                let lane = self.start_lane(&name, async move { factory.parts(&route).await });
+                let store = store(&route);
+                let lane = self.start_lane(&name, store, async move { factory.parts(&route).await });
                 self.route_lanes.insert(index, lane);
             }
         }
@@ -39,6 +42,7 @@ impl Engine {
     fn start_lane(
         &mut self,
         name: &str,
+        store: Store,
         parts: impl Future<Output = Result<LaneParts, Stop>> + Send + 'static,
     ) -> LaneId {
         let id = LaneId(self.lanes.len());
@@ -48,11 +52,15 @@ impl Engine {
         self.by_task.insert(task.id(), id);
         self.lanes.push(handle);
         self.names.push(name.to_owned());
+        self.stores.push(store);
         id
     }
 
     /// Asks which topics there are; the loop goes on meanwhile.
     pub(super) fn ask_names(&mut self) {
+        if std::mem::replace(&mut self.is_asking_names, true) {
+            return;
+        }
         let cluster = self.cluster.clone();
         self.questions.spawn(async move { Answer::Names(cluster.names().await) });
     }
@@ -63,7 +71,7 @@ impl Engine {
         names: &BTreeSet<TopicName>,
         is_later: bool,
     ) -> Result<(), EngineError> {
-        let matched = matched(&self.routes, names);
+        let matched = matched(&self.routes, &self.others, names);
         let mut found: BTreeMap<LaneId, BTreeMap<TopicName, Seen>> = BTreeMap::new();
         let mut outlets: Vec<(TopicName, Box<dyn Outlet>)> = Vec::new();
         let mut shared: BTreeMap<TopicPartition, Committed> = BTreeMap::new();
@@ -83,7 +91,11 @@ impl Engine {
                     self.group.owned().filter(|source| source.topic == *topic).cloned().collect();
                 for source in owned {
                     self.group.add_lane(&source, lane);
-                    shared.insert(source, Committed::default());
+                    if let Some(standing) =
+                        self.group.standing(&source).filter(|_| !self.is_releasing(&source))
+                    {
+                        shared.insert(source, standing);
+                    }
                 }
             }
         }
@@ -114,7 +126,7 @@ impl Engine {
         match route.instance(topic) {
             Ok(instance) => {
                 let name = instance.name.clone();
-                self.start_lane(&name, async move { factory.parts(&instance).await })
+                self.start_lane(&name, store(&instance), async move { factory.parts(&instance).await })
             }
             Err(error) => {
                 let stop = Stop {
@@ -122,8 +134,16 @@ impl Engine {
                     hint: Some("leave the topic out with `exclude`, or change the template".to_owned()),
                 };
                 let name = format!("{}/{topic}", route.name);
-                self.start_lane(&name, std::future::ready(Err(stop)))
+                let store = store(route);
+                self.start_lane(&name, store, std::future::ready(Err(stop)))
             }
         }
     }
+}
+
+/// Where the positions of a route's sinks are: `Group` if one of them has no store of its own.
+fn store(route: &Route) -> Store {
+    let mut sinks = route.sinks.iter().chain(&route.dead_letters);
+    let has_own = |sink: &Sink| matches!(sink.target, Target::Files { .. });
+    if sinks.all(has_own) { Store::Own } else { Store::Group }
 }

@@ -6,10 +6,9 @@ use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::types::RDKafkaErrorCode;
 use rdkafka_sys as sys;
 
-use super::{Code, NativeEvent, event_error_code, source, text};
+use super::{Code, NativeEvent, error_code, event_error_code, source, text};
 use crate::model::{TopicId, TopicName, TopicPartition};
 
 /// What DescribeTopics says of one topic.
@@ -100,10 +99,9 @@ pub fn describe_topics<C: ConsumerContext>(
 }
 
 fn read_descriptions(event: &NativeEvent) -> Result<BTreeMap<TopicName, Described>, String> {
-    let ok = sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR;
     let unknown = [
-        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART,
-        sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC,
+        Code(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART as i32),
+        Code(sys::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC as i32),
     ];
     let mut described = BTreeMap::new();
     // SAFETY: the result and everything in it belong to the event, which lives through this function.
@@ -116,12 +114,12 @@ fn read_descriptions(event: &NativeEvent) -> Result<BTreeMap<TopicName, Describe
         let list = sys::rd_kafka_DescribeTopics_result_topics(result, &mut count);
         for index in 0..count {
             let topic = *list.add(index);
-            let code = sys::rd_kafka_error_code(sys::rd_kafka_TopicDescription_error(topic));
+            let code = Code(error_code(sys::rd_kafka_TopicDescription_error(topic)));
             let id = sys::rd_kafka_TopicDescription_topic_id(topic);
             let found = if unknown.contains(&code) {
                 Described::Missing
-            } else if code != ok || id.is_null() {
-                Described::Failed(RDKafkaErrorCode::from(code).to_string())
+            } else if code != Code::NO_ERROR || id.is_null() {
+                Described::Failed(code.to_string())
             } else {
                 let high = sys::rd_kafka_Uuid_most_significant_bits(id) as u64;
                 let low = sys::rd_kafka_Uuid_least_significant_bits(id) as u64;

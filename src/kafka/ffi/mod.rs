@@ -33,6 +33,9 @@ unsafe extern "C" {
     /// The binding returns an enum, and brokers may send codes that this version of it does not have.
     #[link_name = "rd_kafka_event_error"]
     fn event_error_code(event: *mut sys::rd_kafka_event_t) -> i32;
+    /// As above, of an error object; 0 if there is none.
+    #[link_name = "rd_kafka_error_code"]
+    fn error_code(error: *const sys::rd_kafka_error_t) -> i32;
     /// As above, for the name of a code.
     #[link_name = "rd_kafka_err2name"]
     fn code_name(code: i32) -> *const c_char;

@@ -485,7 +485,7 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
         return Err(LogError::NoLinks { path: path.to_owned() });
     }
     result.map_err(|source| LogError::Io { action: "create", path: path.to_owned(), source })?;
-    if let Err(error) = removed.or_else(|error| not_there(error)) {
+    if let Err(error) = removed.or_else(not_there) {
         warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
     }
     sync_dir(&parent(path))
