@@ -401,6 +401,8 @@ fn generate_logical(node: &Node, logical: Logical, random: &mut fastrand::Rng) -
         (Logical::TimestampMicros | Logical::LocalTimestampMicros, _) => json!(second * 1_000_000),
         (Logical::TimestampNanos | Logical::LocalTimestampNanos, _) => json!(second * 1_000_000_000),
         (Logical::Decimal { .. }, Kind::Bytes) => json!(random.i64(-500..100_000)),
+        // Five hundredths.
+        (Logical::BigDecimal, _) => json!("\u{2}\u{5}\u{4}"),
         (Logical::Uuid, Kind::String) => json!(uuid::Uuid::from_u128(random.u128(..)).to_string()),
         (_, Kind::Fixed { size, .. }) => json!("\u{1}".repeat(*size)),
         _ => json!("\u{1}"),

@@ -17,8 +17,8 @@ use serde_json::Value;
 use crate::config::plan::Tombstones;
 use crate::model::{RecordRef, SchemaId};
 
-use super::avro::arrow_type;
 use super::avro::node::{Enum, Kind, Logical, Node, Record, SchemaError};
+use super::avro::{arrow_type, big_decimal};
 use super::columns::{Column, Data, push_offset};
 use super::fill::{Rejection, fill};
 use super::{Codec, Decoded, Learnt};
@@ -254,6 +254,14 @@ fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> 
             let uuid = uuid::Uuid::try_parse(json.as_str()?).ok()?;
             put_text(&uuid.hyphenated().to_string(), data)
         }
+        (Logical::BigDecimal, data) => {
+            let text = match json {
+                Value::Number(number) => number.to_string(),
+                Value::String(text) => text.clone(),
+                _ => return None,
+            };
+            big_decimal::is_text(&text).then(|| put_text(&text, data))?
+        }
         (Logical::Decimal { precision, scale }, data) => {
             let text = match json {
                 Value::Number(number) => number.to_string(),
@@ -324,7 +332,7 @@ fn time(logical: Logical, json: &Value) -> Option<i64> {
         Logical::LocalTimestampMillis => Some(wall()?.as_millisecond()),
         Logical::LocalTimestampMicros => Some(wall()?.as_microsecond()),
         Logical::LocalTimestampNanos => i64::try_from(wall()?.as_nanosecond()).ok(),
-        Logical::Decimal { .. } | Logical::Uuid | Logical::Duration => None,
+        Logical::Decimal { .. } | Logical::BigDecimal | Logical::Uuid | Logical::Duration => None,
     }
 }
 

@@ -78,7 +78,7 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
                 DataType::Decimal256(precision, scale)
             }
         }
-        (_, Some(Logical::Uuid)) => DataType::Utf8,
+        (_, Some(Logical::Uuid | Logical::BigDecimal)) => DataType::Utf8,
         // Arrow's month-day-nano interval cannot be written to Parquet.
         (_, Some(Logical::Duration)) => DataType::Struct(
             ["months", "days", "millis"]

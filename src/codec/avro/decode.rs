@@ -5,6 +5,7 @@
 
 use arrow::datatypes::i256;
 
+use super::big_decimal;
 use super::program::{DefaultOp, Op, Program, RecordOp, SkipOp, Step, ValueOp};
 use crate::codec::columns::{Column, Data, Overflow, push_offset};
 
@@ -35,7 +36,7 @@ pub enum Problem {
     UnknownSymbol(i64),
     #[error("{0}")]
     Refused(String),
-    #[error("a decimal has more digits than its type")]
+    #[error("a decimal has more digits than its type, or than are taken")]
     Decimal,
     #[error("a uuid has {0} bytes instead of 16")]
     Uuid(usize),
@@ -214,6 +215,17 @@ impl<'a> Cursor<'a> {
                     None => self.sized()?,
                 };
                 push_decimal(raw, *precision, data)?;
+            }
+            (ValueOp::BigDecimal, Data::Bytes { offsets, bytes }) => {
+                let mut inner = Cursor { bytes: self.sized()?, defaults_left: 0 };
+                let unscaled = inner.sized()?;
+                let scale = inner.int()?;
+                if !inner.bytes.is_empty() {
+                    return Err(Problem::Trailing(inner.bytes.len()).into());
+                }
+                let text = big_decimal::text(unscaled, scale).ok_or(Problem::Decimal)?;
+                bytes.extend_from_slice(text.as_bytes());
+                push_offset(offsets, bytes.len())?;
             }
             (ValueOp::Uuid { is_fixed }, Data::Bytes { offsets, bytes }) => {
                 let raw = if *is_fixed { self.take(16)? } else { self.sized()? };

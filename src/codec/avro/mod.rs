@@ -5,6 +5,7 @@
 //! Why this is ours and not arrow-avro's: `docs/decisions/0001-avro-codec.md`.
 
 pub mod arrow_type;
+pub mod big_decimal;
 pub mod decode;
 pub mod encode;
 pub mod node;

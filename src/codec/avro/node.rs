@@ -95,7 +95,12 @@ pub enum Logical {
     LocalTimestampMillis,
     LocalTimestampMicros,
     LocalTimestampNanos,
-    Decimal { precision: u8, scale: i8 },
+    Decimal {
+        precision: u8,
+        scale: i8,
+    },
+    /// As text.
+    BigDecimal,
     Uuid,
     Duration,
 }
@@ -260,9 +265,7 @@ impl<'s> Reader<'s> {
                 let kind = fixed_kind(&fixed.name, fixed.size, namespace);
                 Ok(Node::logical(kind, Logical::Duration))
             }
-            Schema::BigDecimal => {
-                Err(self.unsupported("big-decimal: every value has its own scale, which no Arrow type has"))
-            }
+            Schema::BigDecimal => Ok(Node::logical(Kind::Bytes, Logical::BigDecimal)),
             other => Err(self.unsupported(format!("an unknown type {other:?}"))),
         }
     }

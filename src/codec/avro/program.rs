@@ -51,6 +51,8 @@ pub enum ValueOp {
         fixed: Option<usize>,
         precision: u8,
     },
+    /// A number with its scale, as text.
+    BigDecimal,
     /// 16 bytes, as text.
     Uuid {
         is_fixed: bool,
@@ -296,6 +298,10 @@ fn logical_value(
                 return Err(refused());
             }
             ValueOp::Decimal { fixed, precision }
+        }
+        // Bytes that were not written as one are none.
+        (Logical::BigDecimal, Kind::Bytes) if writer.logical == Some(Logical::BigDecimal) => {
+            ValueOp::BigDecimal
         }
         // 16 bytes of a decimal are no uuid, and 12 no duration.
         (Logical::Uuid | Logical::Duration, _) if writer.logical.is_some_and(|from| from != logical) => {

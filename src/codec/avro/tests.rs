@@ -1,5 +1,7 @@
 use std::sync::Arc;
 
+use apache_avro::writer::datum::GenericDatumWriter;
+use arrow::array::AsArray;
 use arrow::datatypes::i256;
 use arrow::record_batch::RecordBatch;
 use arrow::util::pretty::pretty_format_batches;
@@ -307,4 +309,27 @@ fn a_nullable_reader_takes_rows_of_nulls() {
     let arrays = columns.into_iter().map(|column| column.finish().unwrap()).collect();
     let batch = RecordBatch::try_new(Arc::clone(&arrow), arrays).unwrap();
     assert_eq!(batch.num_rows(), 1);
+}
+
+/// apache-avro writes what we show: numbers of any size, each with its own scale.
+#[test]
+fn big_decimals_are_text() {
+    let schema = record(json!([{"name": "n", "type": {"type": "bytes", "logicalType": "big-decimal"}}]));
+    let theirs = apache_avro::Schema::parse(&schema).unwrap();
+    let numbers = ["0", "-1.50", "123456789012345678901234567890.000000001", "7000"];
+    let mut rows: Vec<Vec<u8>> = numbers
+        .iter()
+        .map(|number| {
+            let number = apache_avro::types::Value::BigDecimal(number.parse().unwrap());
+            let value = apache_avro::types::Value::Record(vec![("n".to_owned(), number)]);
+            GenericDatumWriter::builder(&theirs).build().unwrap().write_value_to_vec(value).unwrap()
+        })
+        .collect();
+    // A scale that would make gigabytes of text, and a number that is cut off.
+    rows.push(vec![14, 2, 5, 0xfe, 0xff, 0xff, 0xff, 0x0f]);
+    rows.push(vec![4, 4, 5]);
+    let (batch, problems) = decode(&schema, &schema, &rows);
+    assert_eq!(problems, [Problem::Decimal, Problem::Truncated]);
+    let texts: Vec<&str> = batch.column(0).as_string::<i32>().iter().flatten().collect();
+    assert_eq!(texts, numbers);
 }

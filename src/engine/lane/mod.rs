@@ -481,3 +481,6 @@ impl Lane {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,4 @@
-use arrow::array::{Int64Array, StringArray};
+use arrow::array::{Array, Int64Array, Int64Builder, MapBuilder, MapFieldNames, StringArray, StringBuilder};
 use arrow::util::pretty::pretty_format_batches;
 
 use super::*;
@@ -119,6 +119,33 @@ async fn nested_values_are_taken_apart() {
     let batch = RecordBatch::try_new(schema, columns).unwrap();
     let answer = views.run(batch, &BTreeSet::from([0])).await.unwrap();
     assert_eq!(answer[0].as_ref().unwrap().num_rows(), 2);
+}
+
+#[tokio::test]
+async fn maps_are_taken_apart_by_their_entries() {
+    // As the codec names them.
+    let names = MapFieldNames { entry: "entries".into(), key: "key".into(), value: "value".into() };
+    let mut map = MapBuilder::new(Some(names), StringBuilder::new(), Int64Builder::new());
+    for (key, value) in [("a", 1), ("b", 2)] {
+        map.keys().append_value(key);
+        map.values().append_value(value);
+    }
+    map.append(true).unwrap();
+    map.append(false).unwrap();
+    let map = map.finish();
+    let schema: SchemaRef = Arc::new(Schema::new(vec![
+        Field::new("id", DataType::Int64, false),
+        Field::new("m", map.data_type().clone(), true),
+    ]));
+    let sql = "SELECT id, e['key'] AS k, e['value'] AS v
+        FROM (SELECT id, unnest(map_entries(m)) AS e FROM batch)";
+    let views = Views::bind(&schema, &[], &[view("flat", sql)]).await.unwrap();
+    let columns: Vec<ArrayRef> = vec![Arc::new(Int64Array::from(vec![7, 8])), Arc::new(map)];
+    let batch = RecordBatch::try_new(schema, columns).unwrap();
+    let answer = views.run(batch, &BTreeSet::from([0])).await.unwrap();
+    let shown = pretty_format_batches(&[answer[0].clone().unwrap()]).unwrap().to_string();
+    assert!(shown.contains("| 7  | a | 1 |") && shown.contains("| 7  | b | 2 |"), "{shown}");
+    assert_eq!(answer[0].as_ref().unwrap().num_rows(), 2, "{shown}");
 }
 
 #[tokio::test]

@@ -83,6 +83,7 @@ fn logical_schema(logical: Option<Logical>) -> Map<String, Value> {
         Some(L::LocalTimestampMillis) => "local-timestamp-millis",
         Some(L::LocalTimestampMicros) => "local-timestamp-micros",
         Some(L::LocalTimestampNanos) => "local-timestamp-nanos",
+        Some(L::BigDecimal) => "big-decimal",
         Some(L::Uuid) => "uuid",
         Some(L::Duration) => "duration",
         Some(L::Decimal { .. }) => "decimal",
