@@ -11,7 +11,7 @@ const SCALE_MAX: u32 = 1000;
 /// Bytes of the unscaled number: 308 digits.
 const UNSCALED_BYTES_MAX: usize = 128;
 
-/// Digits without an exponent; `None` if there are more of them than [`SCALE_MAX`] and [`UNSCALED_BYTES_MAX`] allow.
+/// Digits without an exponent; `None` if there are more of them than `SCALE_MAX` and `UNSCALED_BYTES_MAX` allow.
 pub fn text(unscaled: &[u8], scale: i32) -> Option<String> {
     if unscaled.len() > UNSCALED_BYTES_MAX || scale.unsigned_abs() > SCALE_MAX {
         return None;
