@@ -110,7 +110,7 @@ pub fn fill(
 /// Reads the topics from their beginning to their end, as fast as librdkafka hands out records. How many there were,
 /// and the bytes of their keys and values.
 pub fn drain(bootstrap: &str, topics: &[&str]) -> anyhow::Result<(usize, usize)> {
-    let config = settings::consumer_config(&kafka(bootstrap, "bench-drain"));
+    let config = settings::consumer_config(&kafka(bootstrap, "bench-drain"), Duration::from_secs(30));
     let consumer: BaseConsumer = config.create()?;
     let mut list = TopicPartitionList::new();
     for topic in topics {

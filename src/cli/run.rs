@@ -177,7 +177,8 @@ async fn prepare(
         loaded.print(&problems);
         return Err(Failure::Usage);
     }
-    let source = KafkaSource::start(&kafka::consumer_config(&plan.kafka)).map_err(anyhow::Error::from)?;
+    let source = KafkaSource::start(&kafka::consumer_config(&plan.kafka, plan.topic_refresh))
+        .map_err(anyhow::Error::from)?;
     // Half of the memory is for records as they came, the other half for what is made of them.
     let budget = Budget::new(usize::try_from(plan.memory / 2).unwrap_or(usize::MAX));
     Ok(EngineParts {

@@ -86,7 +86,7 @@ pub static ROOT: Scope = Scope {
             "topic_refresh",
             Kind::Duration,
             "30s",
-            "How often the cluster's topics are matched against the patterns of routes.",
+            "How often the cluster's topics are matched against the patterns of routes, and looked at for new partitions.",
         ),
         key(
             "dead_letters",

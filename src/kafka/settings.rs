@@ -1,18 +1,18 @@
 //! librdkafka's settings, with the reason for every one that is not its default.
 
+use std::time::Duration;
+
 use rdkafka::ClientConfig;
 
 use crate::config::plan::Kafka;
 
 /// What we set unless the user did.
-const PREFERRED: [(&str, &str); 4] = [
+const PREFERRED: [(&str, &str); 3] = [
     ("client.id", "sidestream"),
     // Shared by all partitions, and held beside `memory:`. The default of 64 MiB is more than a lane holds.
     ("queued.max.messages.kbytes", "16384"),
     // After the queue above ran full, fetching waits this long: 1 s by default, which shows as stalls.
     ("fetch.queue.backoff.ms", "20"),
-    // New partitions are found within this time; 5 minutes by default.
-    ("topic.metadata.refresh.interval.ms", "30000"),
 ];
 
 /// What the engine owns; `check` refuses them in the file.
@@ -28,9 +28,16 @@ const OWNED: [(&str, &str); 7] = [
     ("check.crcs", "true"),
 ];
 
-/// For the consumer that is a member of the group.
-pub fn consumer_config(kafka: &Kafka) -> ClientConfig {
+/// How often librdkafka looks for new partitions; 5 minutes by default.
+const REFRESH: &str = "topic.metadata.refresh.interval.ms";
+
+/// For the consumer that is a member of the group; it finds new partitions within `topic_refresh`.
+pub fn consumer_config(kafka: &Kafka, topic_refresh: Duration) -> ClientConfig {
     let mut config = client_config(kafka);
+    if !kafka.properties.contains_key(REFRESH) {
+        // What librdkafka takes: from 10 ms to an hour.
+        config.set(REFRESH, topic_refresh.as_millis().clamp(10, 3_600_000).to_string());
+    }
     for (name, value) in OWNED {
         config.set(name, value);
     }

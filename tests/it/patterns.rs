@@ -205,8 +205,7 @@ fn partitions_that_are_added_are_read_whole() {
         "  raw:\n    topics: [{topic}]\n    value: string\n    start: latest\n    batch: {{max_age: 50ms}}\n    \
          sinks: {{all: {{jsonl: {{path: out/all, roll: {{max_age: 50ms}}}}}}}}\n"
     );
-    let text = routes(&services, &group, &text)
-        .replace("  session", "  topic.metadata.refresh.interval.ms: 200\n  session");
+    let text = routes(&services, &group, &text);
     let place = Workplace::new(&text);
     let mut service = place.start(&["run"]);
     eventually("the topic is taken up", || {
