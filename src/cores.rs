@@ -15,6 +15,9 @@ fn all() -> usize {
     *ALL.get_or_init(|| thread::available_parallelism().map_or(1, usize::from))
 }
 
+/// Rows for each core: fewer are done in less time than it takes to start a thread and put the parts together.
+pub const ROWS_MIN: usize = 4096;
+
 /// The calling thread's own core, and some that were free; given back when this is dropped.
 #[derive(Debug)]
 pub struct Lent {

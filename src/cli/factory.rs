@@ -175,11 +175,7 @@ impl LaneFactory for Factory {
                             "waiting for the schema registry"
                         );
                     }
-                    let asked = match source {
-                        RegistryError::Unavailable { retry_after, .. } => retry_after,
-                        _ => None,
-                    };
-                    tokio::time::sleep(asked.unwrap_or_default().max(retry::pause(attempt))).await;
+                    tokio::time::sleep(source.retry_after().max(retry::pause(attempt))).await;
                 }
                 Err(failure) => return Err(self.stop(&failure)),
             }

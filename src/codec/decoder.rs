@@ -62,16 +62,6 @@ impl Origin {
     }
 }
 
-/// The columns behind the value of a record as it is.
-const BEHIND_VALUE: [MetaColumn; 6] = [
-    MetaColumn::Topic,
-    MetaColumn::Partition,
-    MetaColumn::Offset,
-    MetaColumn::Timestamp,
-    MetaColumn::TimestampType,
-    MetaColumn::Headers,
-];
-
 impl Decoder {
     /// Batches of the value's fields. `_` columns are added by [`Decoder::with_meta`].
     pub fn typed(value: Box<dyn Codec>, key: Box<dyn Codec>) -> Self {
@@ -83,7 +73,9 @@ impl Decoder {
     pub fn raw(value: Box<dyn Codec>, key: Box<dyn Codec>) -> Self {
         let mut origins = vec![Origin::Key];
         origins.extend((0..value.schema().fields().len()).map(Origin::Value));
-        origins.extend(BEHIND_VALUE.map(Origin::Meta));
+        // As Spark's source has them, which knows no schemas.
+        let behind = MetaColumn::ALL.into_iter().filter(|column| *column != MetaColumn::SchemaId);
+        origins.extend(behind.map(Origin::Meta));
         Self::of(value, key, origins)
     }
 

@@ -15,13 +15,13 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::config::plan::Tombstones;
-use crate::model::{RecordRef, SchemaId};
+use crate::model::RecordRef;
 
 use super::avro::node::{Enum, Kind, Logical, Node, Record, SchemaError};
 use super::avro::{arrow_type, big_decimal};
 use super::columns::{Column, Data, push_offset};
 use super::fill::{Rejection, fill};
-use super::{Codec, Decoded, Learnt};
+use super::{Codec, Decoded};
 
 /// Decodes JSON into the columns of a schema.
 #[derive(Debug)]
@@ -46,14 +46,6 @@ impl TypedJson {
 impl Codec for TypedJson {
     fn schema(&self) -> &SchemaRef {
         &self.schema
-    }
-
-    fn missing(&self, _: &[RecordRef<'_>]) -> Vec<SchemaId> {
-        Vec::new()
-    }
-
-    fn learn(&mut self, _: SchemaId, _: Learnt) {
-        // It names no ids, so it is told of none.
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {

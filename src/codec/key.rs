@@ -4,14 +4,14 @@ use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
 use crate::config::plan::Tombstones;
-use crate::model::{RecordRef, SchemaId};
+use crate::model::RecordRef;
 
 use super::avro::arrow_type;
 use super::avro::node::{Field, Kind, Node, Record, SchemaError};
 use super::fill::{Rejection, fill_side};
 use super::json::put_whole;
 use super::meta::KEY;
-use super::{Codec, Decoded, Learnt, Side};
+use super::{Codec, Decoded, Side};
 
 /// A record with `node` as its only field: columns are fields of a record, and the Avro bytes of such a
 /// record are those of its field.
@@ -38,14 +38,6 @@ impl JsonKeys {
 impl Codec for JsonKeys {
     fn schema(&self) -> &SchemaRef {
         &self.schema
-    }
-
-    fn missing(&self, _: &[RecordRef<'_>]) -> Vec<SchemaId> {
-        Vec::new()
-    }
-
-    fn learn(&mut self, _: SchemaId, _: Learnt) {
-        // It names no ids, so it is told of none.
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {

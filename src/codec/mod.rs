@@ -33,12 +33,14 @@ pub trait Codec: Send + Sync {
     /// The columns that [`Codec::decode`] fills, the same for every batch.
     fn schema(&self) -> &SchemaRef;
 
-    /// Schema ids in `records` that have to be learnt first.
-    fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaId>;
+    /// Schema ids in `records` that have to be learnt first. None, unless records name schemas.
+    fn missing(&self, _records: &[RecordRef<'_>]) -> Vec<SchemaId> {
+        Vec::new()
+    }
 
     /// Takes a schema the registry has for `id`. One that cannot be used makes the records that name it
-    /// bad, not the batch.
-    fn learn(&mut self, id: SchemaId, schema: Learnt);
+    /// bad, not the batch. A codec that misses no ids is told of none.
+    fn learn(&mut self, _id: SchemaId, _schema: Learnt) {}
 
     /// Decodes all of `records`; every index is in exactly one list of the answer.
     ///

@@ -10,10 +10,10 @@ use arrow::error::ArrowError;
 use serde::de::IgnoredAny;
 
 use crate::config::plan::{RawForm, Tombstones};
-use crate::model::{RecordRef, SchemaId};
+use crate::model::RecordRef;
 
 use super::meta::KEY;
-use super::{Codec, Decoded, Learnt, Rejected, Side};
+use super::{Codec, Decoded, Rejected, Side};
 
 /// Lands values or keys as they are: one column.
 #[derive(Debug)]
@@ -75,14 +75,6 @@ impl Raw {
 impl Codec for Raw {
     fn schema(&self) -> &SchemaRef {
         &self.schema
-    }
-
-    fn missing(&self, _: &[RecordRef<'_>]) -> Vec<SchemaId> {
-        Vec::new()
-    }
-
-    fn learn(&mut self, _: SchemaId, _: Learnt) {
-        // It names no ids, so it is told of none.
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {

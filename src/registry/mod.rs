@@ -61,6 +61,16 @@ pub enum RegistryError {
     Unusable { what: String, problem: String },
 }
 
+impl RegistryError {
+    /// What the registry asked us to wait, if it did.
+    pub fn retry_after(&self) -> Duration {
+        match self {
+            Self::Unavailable { retry_after: Some(asked), .. } => *asked,
+            _ => Duration::ZERO,
+        }
+    }
+}
+
 impl Classify for RegistryError {
     fn fault(&self) -> Fault {
         match self {

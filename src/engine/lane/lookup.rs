@@ -95,10 +95,6 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, until: Inst
         if attempt == 1 {
             warn!(route, %id, error = chain(&error), hint = error.hint().as_deref(), "waiting for a schema");
         }
-        let asked = match error {
-            RegistryError::Unavailable { retry_after, .. } => retry_after,
-            _ => None,
-        };
-        tokio::time::sleep(asked.unwrap_or_default().max(retry::pause(attempt))).await;
+        tokio::time::sleep(error.retry_after().max(retry::pause(attempt))).await;
     }
 }

@@ -364,24 +364,17 @@ impl Lane {
 
     async fn store_moves(&mut self, index: usize, moves: Vec<Move>) -> Result<(), Setback> {
         let batch = Batch { moves, rows: RecordBatch::new_empty(Arc::new(Schema::empty())) };
-        let sink = &mut self.parts.sinks[index].sink;
-        let written = match sink.write(&batch).await {
-            Ok(()) => sink.flush().await,
+        let stored = match self.parts.sinks[index].sink.write(&batch).await {
+            Ok(()) => self.settle(index).await,
             Err(error) => Err(error),
         };
         // Losing the race for these says nothing about another deployment.
         self.conflicts[index] = 0;
-        match written {
-            Ok(positions) => {
-                self.ledger.settle(index, &positions);
-                self.stored[index] = positions;
-                Ok(())
-            }
-            Err(error) => {
-                self.sink_failed(index, error).await;
-                Err(Setback::Sink)
-            }
+        if let Err(error) = stored {
+            self.sink_failed(index, error).await;
+            return Err(Setback::Sink);
         }
+        Ok(())
     }
 
     /// Checks positions against what the brokers have, and enters them in the ledger.

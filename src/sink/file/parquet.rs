@@ -20,9 +20,6 @@ use crate::cores;
 /// Readers skip and spread work by row groups; this is what Arrow's own writer ends them at.
 const GROUP_ROWS_MAX: usize = 1 << 20;
 
-/// Fewer rows are encoded in less time than it takes to start a thread.
-const ROWS_PER_CORE_MIN: usize = 4096;
-
 /// `parquet:` of a sink. Snappy, as Spark writes by default.
 #[derive(Debug)]
 pub struct ParquetFormat;
@@ -65,7 +62,7 @@ impl ParquetWriter {
             leaves.extend(compute_leaves(field, column)?);
         }
         let pairs: Vec<_> = self.columns.iter_mut().zip(leaves).collect();
-        let cores = cores::lend((rows.num_rows() / ROWS_PER_CORE_MIN).min(pairs.len()));
+        let cores = cores::lend((rows.num_rows() / cores::ROWS_MIN).min(pairs.len()));
         cores.map(pairs, |(writer, leaf)| writer.write(&leaf)).into_iter().collect::<Result<(), _>>()?;
         self.rows += rows.num_rows();
         Ok(())

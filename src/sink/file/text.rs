@@ -14,9 +14,6 @@ use super::{Format, RowWriter};
 /// Bytes collected before they go to the file.
 const BUFFER_BYTES: usize = 256 << 10;
 
-/// Fewer rows become text in less time than it takes to start a thread.
-const ROWS_PER_CORE_MIN: usize = 4096;
-
 /// `jsonl:` of a sink: one object per line.
 #[derive(Debug)]
 pub struct JsonLinesFormat;
@@ -73,7 +70,7 @@ impl TextWriter {
 impl RowWriter for TextWriter {
     fn write(&mut self, rows: &RecordBatch) -> io::Result<()> {
         let row_count = rows.num_rows();
-        let cores = cores::lend(row_count / ROWS_PER_CORE_MIN);
+        let cores = cores::lend(row_count / cores::ROWS_MIN);
         let size = row_count.div_ceil(cores.count()).max(1);
         let slices = (0..row_count).step_by(size).map(|at| rows.slice(at, size.min(row_count - at)));
         let put = self.put;
@@ -175,6 +172,22 @@ mod tests {
             written(&JsonLinesFormat),
             "{\"id\":1,\"a,b\":\"say \\\"hi\\\"\"}\n{\"id\":2,\"a,b\":\"\"}\n{\"id\":3,\"a,b\":null}\n"
         );
+    }
+
+    /// More rows than one core takes: the same text as row by row.
+    #[test]
+    fn rows_keep_their_order_on_several_cores() {
+        let row_count = 3 * cores::ROWS_MIN + 1;
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..row_count as i64));
+        let rows = RecordBatch::try_from_iter([("id", ids)]).unwrap();
+        let mut writer = JsonLinesFormat.begin(tempfile::tempfile().unwrap(), &rows.schema()).unwrap();
+        writer.write(&rows).unwrap();
+        let mut file = writer.finish().unwrap();
+        file.rewind().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        let expected: String = (0..row_count).map(|id| format!("{{\"id\":{id}}}\n")).collect();
+        assert!(text == expected);
     }
 
     #[test]
