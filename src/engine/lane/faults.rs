@@ -47,6 +47,10 @@ impl Lane {
         if records <= 1 {
             // Everything before the record is settled, with this sink too.
             self.flush_all().await;
+            if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
+                // But for a failing sink of dead letters: the record comes again when that has caught up.
+                return self.narrow(index, error, records).await;
+            }
             if matches!(self.state, State::Running) {
                 let name = &self.parts.sinks[index].name;
                 let hint = error.hint().map(|hint| hint.into_owned());
@@ -73,16 +77,16 @@ impl Lane {
         // Half of it; what is taken then doubles the next one. Each batch that is taken brings the row at least half
         // as near again, so that a few dozen batches find it among tens of thousands.
         self.buffer.narrow(records / 2);
-        // Batches before this one are settled, or the search would begin anew each time. What is in them and was set
-        // aside is settled first.
+        // Batches before this one are settled, or the search would begin anew each time: after what was set aside in
+        // them. Dead letters that are not there yet come first; the search begins anew until they are.
         if self.parts.sinks[index].sink.store() == Store::Own {
-            let letters: Vec<usize> = (0..self.parts.sinks.len())
-                .filter(|sink| self.parts.sinks[*sink].feed == Feed::DeadLetters && *sink != index)
-                .collect();
-            for sink in letters.into_iter().chain([index]) {
-                if let Err(error) = self.settle(sink).await {
-                    return self.sink_failed(sink, error).await;
-                }
+            if let Err((letter, error)) = self.settle_letters().await {
+                return self.sink_failed(letter, error).await;
+            }
+            if !self.is_held(index)
+                && let Err(error) = self.settle(index).await
+            {
+                return self.sink_failed(index, error).await;
             }
         }
         self.parts.sinks[index].sink.abandon().await;
@@ -126,9 +130,7 @@ impl Lane {
         self.staged = None;
         self.lookup = None;
         // Everything is read again from where the sinks stand then.
-        for key in self.keys.values() {
-            self.buffer.remove(key);
-        }
+        self.drop_buffered();
         self.state = State::Recovering { sinks, attempt: attempt + 1, at: now + retry::pause(attempt + 1) };
     }
 
@@ -160,11 +162,15 @@ impl Lane {
         // A commit whose reply was lost has moved positions all the same.
         self.report_progress().await;
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
-        for key in self.keys.values() {
-            self.buffer.remove(key);
-        }
+        self.drop_buffered();
         if !sources.is_empty() {
             self.report(Report::Rewind(sources)).await;
+        }
+    }
+
+    fn drop_buffered(&mut self) {
+        for key in self.keys.values() {
+            self.buffer.remove(key);
         }
     }
 
@@ -179,9 +185,7 @@ impl Lane {
         for sink in &mut self.parts.sinks {
             sink.sink.abandon().await;
         }
-        for key in self.keys.values() {
-            self.buffer.remove(key);
-        }
+        self.drop_buffered();
         let stop = Stop { message, hint };
         self.summary.stop = Some(stop.clone());
         self.report(Report::Stopped(stop)).await;

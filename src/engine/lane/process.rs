@@ -45,15 +45,12 @@ struct Bad {
     place: String,
 }
 
-/// Fewer rows are decoded in less time than it takes to start a thread and put the parts together.
-const SLICE_ROWS_MIN: usize = 4096;
-
 /// What Arrow's offsets reach.
 const COLUMN_BYTES_MAX: usize = i32::MAX as usize;
 
 /// Decodes slices of the records side by side, as many as cores are free.
 fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<DecodedBatch, ArrowError> {
-    let cores = cores::lend(records.len() / SLICE_ROWS_MIN);
+    let cores = cores::lend(records.len() / cores::ROWS_MIN);
     if cores.count() == 1 {
         return decoder.decode(records);
     }
@@ -333,12 +330,10 @@ impl Lane {
     /// Flushes one sink. Dead letters go first: no sibling moves past a bad record that is nowhere.
     async fn flush(&mut self, index: usize) -> bool {
         if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
-            for letter in self.letter_sinks().collect::<Vec<_>>() {
-                if self.parts.sinks[letter].sink.flush_due().is_some() && !self.flush_one(letter).await {
-                    return false;
-                }
+            if let Err((letter, error)) = self.settle_letters().await {
+                self.flush_failed(letter, error).await;
+                return false;
             }
-            self.has_letters = !self.are_letters_settled();
             if self.is_held(index) {
                 return false;
             }
@@ -355,20 +350,32 @@ impl Lane {
         Ok(())
     }
 
+    /// Makes the dead letters durable that their sinks have taken; the sink that failed, if one did.
+    pub(super) async fn settle_letters(&mut self) -> Result<(), (usize, SinkError)> {
+        for letter in self.letter_sinks().collect::<Vec<_>>() {
+            if self.parts.sinks[letter].sink.flush_due().is_some() {
+                self.settle(letter).await.map_err(|error| (letter, error))?;
+            }
+        }
+        self.has_letters = !self.are_letters_settled();
+        Ok(())
+    }
+
     /// Makes durable what the other sinks have taken, dead letters first, before the route stops for `index`.
     async fn settle_others(&mut self, index: usize) {
-        for is_letters in [true, false] {
-            for other in (0..self.parts.sinks.len()).filter(|other| *other != index) {
-                let sink = &self.parts.sinks[other];
-                if (sink.feed == Feed::DeadLetters) != is_letters || sink.sink.flush_due().is_none() {
-                    continue;
-                }
-                if let Err(error) = self.settle(other).await {
-                    // The route stops anyway; what this one has not stored is read again.
-                    warn!(route = self.parts.route, error = chain(&error), "a sink could not be flushed");
-                    return;
-                }
+        if self.parts.sinks[index].feed == Feed::DeadLetters {
+            // It is the dead letters that fail: nobody moves past them.
+            return;
+        }
+        let mut settled = self.settle_letters().await.map_err(|(_, error)| error);
+        for other in (0..self.parts.sinks.len()).filter(|other| *other != index) {
+            if settled.is_ok() && self.parts.sinks[other].sink.flush_due().is_some() && !self.is_held(other) {
+                settled = self.settle(other).await;
             }
+        }
+        if let Err(error) = settled {
+            // The route stops anyway; what is not stored is read again.
+            warn!(route = self.parts.route, error = chain(&error), "a sink could not be flushed");
         }
         self.report_progress().await;
     }
@@ -376,21 +383,24 @@ impl Lane {
     async fn flush_one(&mut self, index: usize) -> bool {
         match self.settle(index).await {
             Ok(()) => true,
-            // The target refused it only when it came there. Batches of one record are flushed one by one.
-            Err(error) if error.fault() == Fault::Refused => {
-                let records = self.buffer.rows_max().min(self.taken_last);
-                if records <= 1 {
-                    self.settle_others(index).await;
-                    self.sink_failed(index, error).await;
-                } else {
-                    self.narrow(index, error, records).await;
-                }
-                false
-            }
             Err(error) => {
-                self.sink_failed(index, error).await;
+                self.flush_failed(index, error).await;
                 false
             }
+        }
+    }
+
+    async fn flush_failed(&mut self, index: usize, error: SinkError) {
+        if error.fault() != Fault::Refused {
+            return self.sink_failed(index, error).await;
+        }
+        // The target refused it only when it came there. Batches of one record are flushed one by one.
+        let records = self.buffer.rows_max().min(self.taken_last);
+        if records <= 1 {
+            self.settle_others(index).await;
+            self.sink_failed(index, error).await;
+        } else {
+            self.narrow(index, error, records).await;
         }
     }
 }

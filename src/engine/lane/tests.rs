@@ -383,3 +383,30 @@ async fn a_refused_row_stops_the_lane_after_everything_before_it() {
         assert!(letters.starts_with(&bad), "{letters:?}");
     }
 }
+
+/// The search for a refused row passes no bad record whose dead letter is nowhere (asserted in the sink), however the
+/// dead letters fail meanwhile, and ends in the same place.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_search_for_a_refused_row_waits_for_failing_letters() {
+    let mut runs = tokio::task::JoinSet::new();
+    for seed in 0..40 {
+        runs.spawn(async move {
+            let world = World::new(&VALUES);
+            let mut random = fastrand::Rng::with_seed(seed);
+            world.main.lock().unwrap().refused = Some("9".to_owned());
+            {
+                let mut letters = world.letters.lock().unwrap();
+                letters.writes = (0..6).map(|_| random.u8(..3) == 0).collect();
+                let outcomes = [Outcome::Done, Outcome::Failed, Outcome::Lost];
+                letters.flushes = (0..6).map(|_| outcomes[random.usize(..3)]).collect();
+            }
+            let stop = world.run().await.expect("it stops");
+            assert!(stop.message.contains("sink `main` refuses"), "seed {seed}: {}", stop.message);
+            assert_eq!(world.main.lock().unwrap().rows, ["0", "1", "3", "4", "5", "6"], "seed {seed}");
+            assert_eq!(world.letters.lock().unwrap().rows, ["2", "7", "8"], "seed {seed}");
+        });
+    }
+    while let Some(run) = runs.join_next().await {
+        run.unwrap();
+    }
+}
