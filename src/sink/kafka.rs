@@ -20,6 +20,7 @@ use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::task::block_in_place;
 
+use crate::cores;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
 use crate::render::{JsonRows, Values};
 
@@ -101,32 +102,38 @@ impl KafkaSink {
     }
 
     fn send_all(&mut self, batch: &Batch) -> Result<(), SinkError> {
-        if batch.rows.num_rows() > 0 {
-            let rows = Rows::new(&batch.rows, &self.options).map_err(|problem| {
-                let action = format!("write {} with sink `{}`", ranges(&batch.moves), self.options.identity);
-                SinkError::stop(action, "change the view that this sink reads", problem)
-            })?;
-            for row in 0..batch.rows.num_rows() {
-                self.send(&rows, row, &batch.moves)?;
+        let mut rest = batch.rows.clone();
+        while rest.num_rows() > 0 {
+            // Rendered side by side where cores are free, sent in order. What is rendered ahead stays small.
+            let cores = cores::lend(rest.num_rows() / cores::ROWS_MIN);
+            let slices = (0..cores.count()).map_while(|_| cut_front(&mut rest, cores::ROWS_MIN)).collect();
+            let options = &self.options;
+            let slices = cores.map(slices, |slice| Rows::new(&slice, options).map(|rows| rows.render()));
+            drop(cores);
+            for slice in slices {
+                let records = slice.map_err(|problem| {
+                    let action =
+                        format!("write {} with sink `{}`", ranges(&batch.moves), self.options.identity);
+                    SinkError::stop(action, "change the view that this sink reads", problem)
+                })?;
+                for record in records {
+                    self.send(record, &batch.moves)?;
+                }
             }
         }
         self.positions.accept(&batch.moves);
         Ok(())
     }
 
-    fn send(&mut self, rows: &Rows, row: usize, moves: &[Move]) -> Result<(), SinkError> {
-        let topic = match (&self.options.topic, rows.topic(row)) {
-            (Some(topic), _) => topic.clone(),
-            (None, Some(topic)) => topic,
-            (None, None) => return Err(self.refused("its `topic` column is null", moves)),
+    fn send(&mut self, rendered: Rendered, moves: &[Move]) -> Result<(), SinkError> {
+        let Some(topic) = self.options.topic.as_ref().or(rendered.topic.as_ref()) else {
+            return Err(self.refused("its `topic` column is null", moves));
         };
-        let (key, value) = (rows.key(row), rows.value(row));
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&topic);
-        record.key = key.as_deref();
-        record.payload = value.as_deref();
-        record.partition = rows.partition(row);
-        record.headers = rows.headers(row);
-        let bytes = key.as_ref().map_or(0, Vec::len) + value.as_ref().map_or(0, Vec::len);
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
+        record.key = rendered.key.as_deref();
+        record.payload = rendered.value.as_deref();
+        record.partition = rendered.partition;
+        record.headers = rendered.headers;
         loop {
             match self.producer.send(record) {
                 Ok(()) => break,
@@ -138,6 +145,7 @@ impl KafkaSink {
                 Err((error, _)) => return Err(self.explain(error, moves)),
             }
         }
+        let bytes = rendered.key.as_ref().map_or(0, Vec::len) + rendered.value.as_ref().map_or(0, Vec::len);
         self.sent.rows += 1;
         self.sent.bytes += bytes as u64;
         Ok(())
@@ -190,8 +198,27 @@ pub fn check_columns(schema: &arrow::datatypes::SchemaRef, options: &KafkaSinkOp
     Rows::new(&RecordBatch::new_empty(schema.clone()), options).map(|_| ())
 }
 
+/// Takes up to `count` rows off the front of `rest`; none when there are none.
+fn cut_front(rest: &mut RecordBatch, count: usize) -> Option<RecordBatch> {
+    let count = count.min(rest.num_rows());
+    let front = rest.slice(0, count);
+    *rest = rest.slice(count, rest.num_rows() - count);
+    (count > 0).then_some(front)
+}
+
+/// A row as the record it becomes.
+struct Rendered {
+    /// Of the row's `topic` column.
+    topic: Option<String>,
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+    partition: Option<i32>,
+    headers: Option<OwnedHeaders>,
+}
+
 /// The columns of a batch by their meaning.
 struct Rows {
+    count: usize,
     topic: Option<Values>,
     key: Option<Values>,
     value: Result<Values, JsonRows>,
@@ -225,7 +252,19 @@ impl Rows {
             .filter(|column| *column.data_type() == DataType::Int32)
             .map(|column| column.as_primitive::<Int32Type>().clone());
         let headers = column("headers").filter(|column| is_headers(column.data_type())).cloned();
-        Ok(Self { topic, key: named(&options.key, "key")?, value, partition, headers })
+        let key = named(&options.key, "key")?;
+        Ok(Self { count: batch.num_rows(), topic, key, value, partition, headers })
+    }
+
+    fn render(&self) -> Vec<Rendered> {
+        let render = |row| Rendered {
+            topic: self.topic(row),
+            key: self.key(row),
+            value: self.value(row),
+            partition: self.partition(row),
+            headers: self.headers(row),
+        };
+        (0..self.count).map(render).collect()
     }
 
     fn topic(&self, row: usize) -> Option<String> {
@@ -322,5 +361,72 @@ impl Sink for KafkaSink {
 
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position) {
         self.positions.restore(key, topic, position);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arrow::array::{ArrayRef, BinaryBuilder, ListBuilder, StringArray, StringBuilder, StructBuilder};
+    use arrow::datatypes::Fields;
+    use rdkafka::message::Headers;
+
+    use super::*;
+
+    fn batch(row_count: usize) -> RecordBatch {
+        let text = |put: fn(usize) -> Option<String>| -> ArrayRef {
+            Arc::new((0..row_count).map(put).collect::<StringArray>())
+        };
+        let partitions: Int32Array =
+            (0..7).cycle().take(row_count).map(|number| (number > 1).then_some(number)).collect();
+        let header = Fields::from_iter(
+            [("key", DataType::Utf8), ("value", DataType::Binary)]
+                .map(|(name, data_type)| arrow::datatypes::Field::new(name, data_type, true)),
+        );
+        let mut headers = ListBuilder::new(StructBuilder::from_fields(header, 0));
+        for row in 0..row_count {
+            let entry = headers.values();
+            entry.field_builder::<StringBuilder>(0).unwrap().append_value("row");
+            entry.field_builder::<BinaryBuilder>(1).unwrap().append_value(row.to_string());
+            entry.append(true);
+            headers.append(row % 13 > 0);
+        }
+        RecordBatch::try_from_iter([
+            ("topic", text(|row| (row % 11 > 0).then(|| format!("t{}", row % 3)))),
+            ("key", text(|row| (row % 2 > 0).then(|| format!("k{row}")))),
+            ("value", text(|row| (row % 3 > 0).then(|| format!("v{row}")))),
+            ("partition", Arc::new(partitions)),
+            ("headers", Arc::new(headers.finish())),
+        ])
+        .unwrap()
+    }
+
+    /// Everything of a record, in order.
+    fn shown(batch: &RecordBatch) -> Vec<String> {
+        let options = KafkaSinkOptions { identity: String::new(), topic: None, key: None, value: None };
+        let records = Rows::new(batch, &options).unwrap().render();
+        let show = |record: &Rendered| {
+            let headers = record.headers.as_ref().map(|headers| {
+                headers
+                    .iter()
+                    .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+                    .collect::<Vec<_>>()
+            });
+            format!(
+                "{:?} {:?} {:?} {:?} {headers:?}",
+                record.topic, record.key, record.value, record.partition
+            )
+        };
+        records.iter().map(show).collect()
+    }
+
+    #[test]
+    fn slices_of_a_batch_render_as_the_whole() {
+        let whole = batch(1000);
+        for size in [1, 7, 512, 1000, 4096] {
+            let mut rest = whole.clone();
+            let slices: Vec<RecordBatch> = std::iter::from_fn(|| cut_front(&mut rest, size)).collect();
+            assert!(slices.iter().all(|slice| slice.num_rows() <= size));
+            assert_eq!(slices.iter().flat_map(shown).collect::<Vec<_>>(), shown(&whole), "{size}");
+        }
     }
 }

@@ -666,6 +666,32 @@ fn a_refused_row_is_found_among_thousands() {
     }
 }
 
+/// Rows of a large batch are rendered side by side and sent in order.
+#[test]
+fn a_kafka_sink_keeps_the_order_of_a_large_batch() {
+    let Some(services) = support::services("a_kafka_sink_keeps_the_order_of_a_large_batch") else {
+        return;
+    };
+    let _turn = support::turn();
+    let (topic, group, copy) =
+        (support::unique("ordered"), support::unique("group"), support::unique("copy"));
+    data::create_topic(&services, &topic, 1);
+    data::create_topic(&services, &copy, 1);
+    let values: Vec<String> = (0..30_000).map(|number| format!("v{number}")).collect();
+    data::produce(&services, &topic, values.iter().map(|value| Record::new(0, value.clone().into_bytes())));
+    let text = format!(
+        "    value: string\n    views:\n      rows: SELECT value FROM batch\n    sinks:\n      \
+         copy: {{from: rows, kafka: {{topic: {copy}}}}}\n"
+    );
+    let place = Workplace::new(&routes(&services, &group, &topic, &text));
+    place.run(&["run", "--until", "latest"]).expect_code(0);
+    let copied: Vec<String> = data::consume(&services, &copy)
+        .iter()
+        .map(|message| String::from_utf8_lossy(message.payload().unwrap()).into_owned())
+        .collect();
+    assert!(copied == values);
+}
+
 /// A bounded run beside a member that lives: refused, or together with it.
 #[test]
 fn a_bounded_run_joins_a_group_only_when_told_to() {
