@@ -10,8 +10,11 @@ use arrow::record_batch::RecordBatch;
 
 use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
-use crate::codec::{Codec, Decoder, JsonKeys, Raw, RegisteredAvro, Side, TypedJson};
-use crate::config::plan::{FileFormat, Kafka, KeyForm, Plan, ReaderSchema, Route, Sink, Target, ValueForm};
+use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, protobuf};
+use crate::config::plan::{
+    FileFormat, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat, Sink, Target,
+    ValueForm,
+};
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
 use crate::kafka::{self, ClusterError};
@@ -52,6 +55,12 @@ fn subject(route: &Route, side: Side) -> String {
     }
 }
 
+/// A reader schema, parsed.
+enum ReadAs {
+    Avro(Node),
+    Protobuf(protobuf::File),
+}
+
 /// Fetches a route's reader schema of values or keys.
 ///
 /// # Errors
@@ -59,39 +68,66 @@ fn subject(route: &Route, side: Side) -> String {
 async fn reader(
     route: &Route,
     side: Side,
-    schema: &ReaderSchema,
+    form: &RegistryForm,
     registry: Option<&dyn Registry>,
-) -> Result<Node, ReaderError> {
+) -> Result<ReadAs, ReaderError> {
     let unusable =
         |what: String, problem: String| ReaderError::Unusable { route: route.name.clone(), what, problem };
-    if let ReaderSchema::File(path) = schema {
-        return schema_file(route, path);
+    if let ReaderSchema::File(path) = &form.schema {
+        let is_protobuf = form.format == Some(SchemaFormat::Protobuf)
+            || (form.format.is_none() && path.extension().is_some_and(|extension| extension == "proto"));
+        if !is_protobuf {
+            return schema_file(route, path).map(ReadAs::Avro);
+        }
+        let file = file_text(route, path).and_then(|text| {
+            protobuf::parse(&text, &[])
+                .map_err(|error| unusable(format!("`{}`", path.display()), error.to_string()))
+        });
+        return file.map(ReadAs::Protobuf);
     }
     let Some(registry) = registry else {
         return Err(unusable("nothing".to_owned(), "`schema_registry` is missing".to_owned()));
     };
-    let fetched = match schema {
-        ReaderSchema::File(path) => return schema_file(route, path),
-        ReaderSchema::Latest => registry.by_subject(&subject(route, side), None).await,
+    let fetched = match &form.schema {
         ReaderSchema::Version(version) => registry.by_subject(&subject(route, side), Some(*version)).await,
         ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
+        ReaderSchema::Latest | ReaderSchema::File(_) => {
+            registry.by_subject(&subject(route, side), None).await
+        }
     };
     let schema = fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
     let what = format!("schema id {}", schema.id);
-    if schema.kind != "AVRO" {
-        return Err(unusable(what, format!("it is {}, and this route reads Avro", schema.kind)));
+    if let Some(format) = form.format
+        && format.name() != schema.kind
+    {
+        return Err(unusable(what, format!("it is {}, and the route says {}", schema.kind, format.name())));
     }
-    Node::parse(&schema.text, &schema.references).map_err(|error| unusable(what, error.to_string()))
+    match schema.kind.as_str() {
+        "AVRO" => Node::parse(&schema.text, &schema.references)
+            .map(ReadAs::Avro)
+            .map_err(|error| unusable(what, error.to_string())),
+        "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
+            .map(ReadAs::Protobuf)
+            .map_err(|error| unusable(what, error.to_string())),
+        other => Err(unusable(what, format!("it is {other}; Avro and Protobuf can be read"))),
+    }
+}
+
+fn file_text(route: &Route, path: &Path) -> Result<String, ReaderError> {
+    std::fs::read_to_string(path).map_err(|error| ReaderError::Unusable {
+        route: route.name.clone(),
+        what: format!("`{}`", path.display()),
+        problem: error.to_string(),
+    })
 }
 
 fn schema_file(route: &Route, path: &Path) -> Result<Node, ReaderError> {
-    let unusable = |problem: String| ReaderError::Unusable {
+    let text = file_text(route, path)?;
+    Node::parse(&text, &[]).map_err(|error| ReaderError::Unusable {
         route: route.name.clone(),
         what: format!("`{}`", path.display()),
-        problem,
-    };
-    let text = std::fs::read_to_string(path).map_err(|error| unusable(error.to_string()))?;
-    Node::parse(&text, &[]).map_err(|error| unusable(error.to_string()))
+        problem: error.to_string(),
+    })
 }
 
 /// The decoder of a route's values and keys.
@@ -116,10 +152,18 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
     Ok(match &route.key {
         KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
         KeyForm::Json(path) => Box::new(JsonKeys::new(schema_file(route, path)?).map_err(unusable)?),
-        KeyForm::Registry => {
-            let node = reader(route, Side::Key, &ReaderSchema::Latest, registry).await?;
-            Box::new(RegisteredAvro::for_keys(node).map_err(unusable)?)
-        }
+        KeyForm::Registry(form) => Box::new(match reader(route, Side::Key, form, registry).await? {
+            ReadAs::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
+            ReadAs::Protobuf(file) => {
+                Registered::protobuf_keys(&file, form.message.as_deref()).map_err(|error| {
+                    ReaderError::Unusable {
+                        route: route.name.clone(),
+                        what: "the schema of its keys".to_owned(),
+                        problem: error.to_string(),
+                    }
+                })?
+            }
+        }),
     })
 }
 
@@ -135,20 +179,29 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
             let node = schema_file(route, path)?;
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
         }
-        ValueForm::Registry(schema) => {
-            let node = reader(route, Side::Value, schema, registry).await?;
-            Box::new(RegisteredAvro::new(node, route.tombstones).map_err(unusable)?)
-        }
+        ValueForm::Registry(form) => Box::new(match reader(route, Side::Value, form, registry).await? {
+            ReadAs::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
+            ReadAs::Protobuf(file) => {
+                let message = form.message.as_deref();
+                Registered::protobuf(&file, message, route.tombstones).map_err(|error| {
+                    ReaderError::Unusable {
+                        route: route.name.clone(),
+                        what: "its schema".to_owned(),
+                        problem: error.to_string(),
+                    }
+                })?
+            }
+        }),
     })
 }
 
 /// Is a reader schema of a route in the registry?
 pub fn needs_registry(route: &Route) -> bool {
     let of_values = match &route.value {
-        ValueForm::Registry(schema) => !matches!(schema, ReaderSchema::File(_)),
+        ValueForm::Registry(form) => !matches!(form.schema, ReaderSchema::File(_)),
         ValueForm::Raw(_) | ValueForm::Json(_) => false,
     };
-    of_values || route.key == KeyForm::Registry
+    of_values || matches!(route.key, KeyForm::Registry(_))
 }
 
 /// A route's decoder and views, bound to one another.

@@ -14,7 +14,8 @@ use arrow::buffer::{Buffer, NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Date32Type, Decimal128Type, Decimal256Type, FieldRef, Float32Type,
     Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, Time32MillisecondType, Time64MicrosecondType,
-    TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, UInt32Type, i256,
+    TimeUnit, TimestampMicrosecondType, TimestampMillisecondType, TimestampNanosecondType, UInt32Type,
+    UInt64Type, i256,
 };
 use arrow::error::ArrowError;
 
@@ -35,6 +36,7 @@ pub enum Data {
     I16(Vec<i16>),
     I32(Vec<i32>),
     U32(Vec<u32>),
+    U64(Vec<u64>),
     I64(Vec<i64>),
     F32(Vec<f32>),
     F64(Vec<f64>),
@@ -79,6 +81,7 @@ impl Column {
                 Data::I32(Vec::new())
             }
             DataType::UInt32 => Data::U32(Vec::new()),
+            DataType::UInt64 => Data::U64(Vec::new()),
             DataType::Int64 | DataType::Time64(TimeUnit::Microsecond) | DataType::Timestamp(_, _) => {
                 Data::I64(Vec::new())
             }
@@ -115,6 +118,7 @@ impl Column {
             Data::I16(values) => values.len(),
             Data::I32(values) => values.len(),
             Data::U32(values) => values.len(),
+            Data::U64(values) => values.len(),
             Data::I64(values) => values.len(),
             Data::F32(values) => values.len(),
             Data::F64(values) => values.len(),
@@ -146,6 +150,7 @@ impl Column {
             Data::I16(values) => values.truncate(len),
             Data::I32(values) => values.truncate(len),
             Data::U32(values) => values.truncate(len),
+            Data::U64(values) => values.truncate(len),
             Data::I64(values) => values.truncate(len),
             Data::F32(values) => values.truncate(len),
             Data::F64(values) => values.truncate(len),
@@ -188,6 +193,7 @@ impl Column {
             Data::I16(values) => values.push(0),
             Data::I32(values) => values.push(0),
             Data::U32(values) => values.push(0),
+            Data::U64(values) => values.push(0),
             Data::I64(values) => values.push(0),
             Data::F32(values) => values.push(0.0),
             Data::F64(values) => values.push(0.0),
@@ -232,6 +238,7 @@ impl Column {
                 _ => primitive::<Int32Type>(values, nulls, data_type)?,
             },
             Data::U32(values) => primitive::<UInt32Type>(values, nulls, data_type)?,
+            Data::U64(values) => primitive::<UInt64Type>(values, nulls, data_type)?,
             Data::I64(values) => finish_i64(values, nulls, data_type)?,
             Data::F32(values) => primitive::<Float32Type>(values, nulls, data_type)?,
             Data::F64(values) => primitive::<Float64Type>(values, nulls, data_type)?,

@@ -13,6 +13,7 @@ mod json;
 mod key;
 pub mod letters;
 pub mod meta;
+pub mod protobuf;
 mod raw;
 mod registered;
 
@@ -20,13 +21,13 @@ use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
-use crate::model::{RecordRef, SchemaId};
+use crate::model::{RecordRef, Reference, SchemaId};
 
 pub use decoder::{DecodedBatch, Decoder};
 pub use json::{JsonColumn, TypedJson};
 pub use key::JsonKeys;
 pub use raw::Raw;
-pub use registered::RegisteredAvro;
+pub use registered::Registered;
 
 /// Turns raw records into columns of one fixed Arrow schema.
 pub trait Codec: Send + Sync {
@@ -68,13 +69,15 @@ impl Side {
 /// What the registry said of an id.
 #[derive(Debug, Clone)]
 pub enum Learnt {
-    Avro {
+    Schema {
+        /// `AVRO`, `PROTOBUF`, `JSON`.
+        kind: String,
         text: String,
-        references: Vec<String>,
+        references: Vec<Reference>,
     },
     /// The registry does not know the id, and the grace for it is over.
     Unknown,
-    /// It cannot be used: another type, not parseable, too large.
+    /// It cannot be used: not parseable, too large.
     Unusable(String),
 }
 

@@ -121,8 +121,8 @@ pub struct Route {
 /// `key:` of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeyForm {
-    /// Confluent-framed, read as the newest schema of the subject of keys.
-    Registry,
+    /// With the id of a schema that the registry has, read as the newest schema of the subject of keys.
+    Registry(RegistryForm),
     /// As it is.
     Raw(RawForm),
     /// Plain JSON, read as the Avro schema of this file.
@@ -132,12 +132,39 @@ pub enum KeyForm {
 /// `value:` of a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ValueForm {
-    /// Confluent-framed, read as this schema.
-    Registry(ReaderSchema),
+    /// With the id of a schema that the registry has.
+    Registry(RegistryForm),
     /// As it is.
     Raw(RawForm),
     /// Plain JSON, read as the Avro schema of this file.
     Json(PathBuf),
+}
+
+/// `registry`, or one of the formats that it has, and what the records are read as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegistryForm {
+    pub schema: ReaderSchema,
+    /// None: whichever the reader schema is.
+    pub format: Option<SchemaFormat>,
+    /// Of Protobuf: the message, if not the first one of its file.
+    pub message: Option<String>,
+}
+
+/// Formats of schemas in the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaFormat {
+    Avro,
+    Protobuf,
+}
+
+impl SchemaFormat {
+    /// As the registry calls it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Avro => "AVRO",
+            Self::Protobuf => "PROTOBUF",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

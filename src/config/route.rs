@@ -6,8 +6,8 @@ use std::path::{Component, PathBuf};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, Route, Sink, Target, Tombstones,
-    ValueForm, View,
+    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, RegistryForm, Route, SchemaFormat,
+    Sink, Target, Tombstones, ValueForm, View,
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
@@ -190,16 +190,25 @@ fn key(mapping: &Mapping<'_>, context: &mut Context<'_>) -> KeyForm {
 }
 
 fn key_form(node: &Node, context: &mut Context<'_>) -> Option<KeyForm> {
-    if matches!(node.value, Value::Map(_)) {
+    let registered =
+        |format, message| KeyForm::Registry(RegistryForm { schema: ReaderSchema::Latest, format, message });
+    if let Value::Map(entries) = &node.value {
+        if entries.iter().any(|(key, _)| key.name == "protobuf") {
+            let message = protobuf_message(entries, node, context)?;
+            return Some(registered(Some(SchemaFormat::Protobuf), Some(message)));
+        }
         return json_schema_file(node, context).map(KeyForm::Json);
     }
     match text(node, context)?.as_str() {
-        "registry" => Some(KeyForm::Registry),
+        "registry" => Some(registered(None, None)),
+        "avro" => Some(registered(Some(SchemaFormat::Avro), None)),
+        "protobuf" => Some(registered(Some(SchemaFormat::Protobuf), None)),
         "bytes" => Some(KeyForm::Raw(RawForm::Bytes)),
         "string" => Some(KeyForm::Raw(RawForm::String)),
         "json" => Some(KeyForm::Raw(RawForm::Json)),
         _ => {
-            let known = ["bytes", "string", "json", "registry", "{json: {schema: {file: …}}}"];
+            let known =
+                ["bytes", "string", "json", "registry", "avro", "protobuf", "{json: {schema: {file: …}}}"];
             context.problems.push(unknown("value", node.span, written(node), &known));
             None
         }
@@ -209,27 +218,68 @@ fn key_form(node: &Node, context: &mut Context<'_>) -> Option<KeyForm> {
 /// The form of values; with it goes the schema they are read as.
 fn value(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ValueForm> {
     let schema = reader_schema(mapping, context);
+    let registered =
+        |format, message| schema.map(|schema| ValueForm::Registry(RegistryForm { schema, format, message }));
     let Some(node) = mapping.get("value") else {
-        return schema.map(ValueForm::Registry);
+        return registered(None, None);
     };
     let form = match &node.value {
+        Value::Map(entries) if entries.iter().any(|(key, _)| key.name == "protobuf") => {
+            let message = protobuf_message(entries, node, context)?;
+            return registered(Some(SchemaFormat::Protobuf), Some(message));
+        }
         Value::Map(_) => json_schema_file(node, context).map(ValueForm::Json),
         _ => match text(node, context)?.as_str() {
-            "registry" => return schema.map(ValueForm::Registry),
+            "registry" => return registered(None, None),
+            "avro" => return registered(Some(SchemaFormat::Avro), None),
+            "protobuf" => return registered(Some(SchemaFormat::Protobuf), None),
             "bytes" => Some(ValueForm::Raw(RawForm::Bytes)),
             "string" => Some(ValueForm::Raw(RawForm::String)),
             "json" => Some(ValueForm::Raw(RawForm::Json)),
             _ => {
-                let known = ["registry", "bytes", "string", "json", "{json: {schema: {file: …}}}"];
+                let known = [
+                    "registry",
+                    "avro",
+                    "protobuf",
+                    "bytes",
+                    "string",
+                    "json",
+                    "{json: {schema: {file: …}}}",
+                ];
                 context.problems.push(unknown("value", node.span, written(node), &known));
                 None
             }
         },
     };
     if let Some(given) = mapping.own("reader_schema") {
-        context.problem(given.span, "`reader_schema` is of use only with `value: registry`");
+        context.problem(
+            given.span,
+            "`reader_schema` is of use only with `value: registry`, `avro` or `protobuf`",
+        );
     }
     form
+}
+
+/// The name in `{protobuf: {message: name}}`.
+fn protobuf_message(entries: &[(Key, Node)], node: &Node, context: &mut Context<'_>) -> Option<String> {
+    let expected = "expected `{protobuf: {message: shop.Order}}`";
+    let [(_, options)] = entries else {
+        context.problem(node.span, expected);
+        return None;
+    };
+    let Value::Map(options) = &options.value else {
+        context.problem(options.span, expected);
+        return None;
+    };
+    let [(key, value)] = options.as_slice() else {
+        context.problem(node.span, expected);
+        return None;
+    };
+    if key.name != "message" {
+        context.problems.push(unknown("key", key.span, &key.name, &["message"]));
+        return None;
+    }
+    text(value, context)
 }
 
 /// The path in `{json: {schema: {file: path}}}`.
@@ -440,7 +490,7 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
 pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
     let need = |route: &ReadRoute| match (&route.plan.value, &route.plan.key) {
         (ValueForm::Registry(_), _) => Some("value"),
-        (_, KeyForm::Registry) => Some("key"),
+        (_, KeyForm::Registry(_)) => Some("key"),
         _ => None,
     };
     let found = routes.iter().find_map(|route| Some((&route.plan.name, need(route)?)));

@@ -66,7 +66,11 @@ fn value(kind: &Kind) -> Value {
             }},
         ]}),
         Kind::Value => json!({"oneOf": [
-            {"type": "string", "enum": ["registry", "bytes", "string", "json"]},
+            {"type": "string", "enum": ["registry", "avro", "protobuf", "bytes", "string", "json"]},
+            {"type": "object", "additionalProperties": false, "required": ["protobuf"], "properties": {
+                "protobuf": {"type": "object", "additionalProperties": false, "required": ["message"],
+                    "properties": {"message": {"type": "string"}}},
+            }},
             {"type": "object", "additionalProperties": false, "required": ["json"], "properties": {
                 "json": {"type": "object", "additionalProperties": false, "required": ["schema"], "properties": {
                     "schema": {"type": "object", "additionalProperties": false, "required": ["file"],

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::plan::{KeyForm, ReaderSchema, Route, Sink, Target, ValueForm};
+use super::plan::{KeyForm, ReaderSchema, RegistryForm, Route, Sink, Target, ValueForm};
 use super::topics::Topics;
 use crate::model::TopicName;
 
@@ -61,7 +61,8 @@ impl Route {
         route.topics = Topics::Named(vec![topic.clone()]);
         route.is_per_topic = false;
         match &mut route.value {
-            ValueForm::Json(path) | ValueForm::Registry(ReaderSchema::File(path)) => {
+            ValueForm::Json(path)
+            | ValueForm::Registry(RegistryForm { schema: ReaderSchema::File(path), .. }) => {
                 *path = filler.path(path)?
             }
             ValueForm::Registry(_) | ValueForm::Raw(_) => {}
@@ -79,14 +80,18 @@ impl Route {
     pub fn is_schema_of_topic(&self) -> bool {
         let is_template = |path: &Path| !placeholders(&path.to_string_lossy()).is_empty();
         let of_key = match &self.key {
-            KeyForm::Registry => true,
+            KeyForm::Registry(_) => true,
             KeyForm::Json(path) => is_template(path),
             KeyForm::Raw(_) => false,
         };
         let of_value = match &self.value {
-            ValueForm::Registry(ReaderSchema::Latest | ReaderSchema::Version(_)) => true,
-            ValueForm::Registry(ReaderSchema::Id(_)) | ValueForm::Raw(_) => false,
-            ValueForm::Registry(ReaderSchema::File(path)) | ValueForm::Json(path) => is_template(path),
+            ValueForm::Registry(form) => match &form.schema {
+                ReaderSchema::Latest | ReaderSchema::Version(_) => true,
+                ReaderSchema::Id(_) => false,
+                ReaderSchema::File(path) => is_template(path),
+            },
+            ValueForm::Raw(_) => false,
+            ValueForm::Json(path) => is_template(path),
         };
         of_key || of_value
     }

@@ -9,6 +9,7 @@ mod fault;
 pub mod metadata;
 mod position;
 mod record;
+mod schema;
 mod start;
 mod topic;
 
@@ -18,5 +19,6 @@ pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, P
 pub use record::{
     Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType,
 };
+pub use schema::Reference;
 pub use start::{Start, StartHash, TimePoint};
 pub use topic::{ClusterId, Partition, TopicId, TopicName, TopicPartition};

@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 use tracing::warn;
 
 use crate::config::plan;
-use crate::model::SchemaId;
+use crate::model::{Reference, SchemaId};
 
 use super::connect::{SettingsError, connect};
 use super::disk::{Disk, asked};
@@ -132,7 +132,7 @@ impl RegistryClient {
         references: &[RegisteredReference],
         depth: usize,
         seen: &mut BTreeMap<(String, u32), bool>,
-        texts: &mut Vec<String>,
+        texts: &mut Vec<Reference>,
     ) -> Result<(), RegistryError> {
         let unusable = |problem: String| RegistryError::Unusable { what: what.to_owned(), problem };
         for reference in references {
@@ -155,7 +155,7 @@ impl RegistryClient {
                 .await
                 .map_err(|error| explain(&what_referenced, &error))?;
             Box::pin(self.collect(what, &answer.references, depth + 1, seen, texts)).await?;
-            texts.push(answer.schema);
+            texts.push(Reference { name: reference.name.clone(), text: answer.schema });
             seen.insert(key, true);
         }
         Ok(())

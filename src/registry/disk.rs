@@ -14,14 +14,14 @@ use sha2::{Digest, Sha256};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
-use crate::model::SchemaId;
 use crate::model::metadata::hex;
+use crate::model::{Reference, SchemaId};
 
 use super::RegisteredSchema;
 use super::http::BODY_BYTES_MAX;
 
 /// The form of the files (`docs/formats.md`). Others are left alone.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// A file has little more in it than the answer it came from. What is larger is neither written nor read.
 const FILE_BYTES_MAX: usize = BODY_BYTES_MAX;
@@ -67,7 +67,7 @@ struct SchemaFile {
     id: u32,
     kind: String,
     text: String,
-    references: Vec<String>,
+    references: Vec<Reference>,
     sha256: String,
 }
 
@@ -279,7 +279,9 @@ impl Disk {
     fn schema_hash(&self, schema: &RegisteredSchema) -> String {
         let id = schema.id.to_string();
         let own = ["schema", id.as_str(), schema.kind.as_str(), schema.text.as_str()];
-        self.hash(own.into_iter().chain(schema.references.iter().map(String::as_str)))
+        let references = schema.references.iter();
+        let references = references.flat_map(|reference| [reference.name.as_str(), reference.text.as_str()]);
+        self.hash(own.into_iter().chain(references))
     }
 
     fn subject_hash(&self, file: &SubjectFile) -> String {
@@ -363,7 +365,7 @@ mod tests {
             id: SchemaId(id),
             kind: "AVRO".to_owned(),
             text: text.to_owned(),
-            references: vec!["\"long\"".to_owned()],
+            references: vec![Reference { name: "shop.Id".to_owned(), text: "\"long\"".to_owned() }],
         }
     }
 
@@ -378,14 +380,14 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::open(root.path(), URL);
         disk.keep_schema(&schema(17, "\"int\""));
-        let dir = root.path().join("v1/b213eceaa0ae58456e20c6d87bb2cfe9825302cb8d9b9db30e0f22be97eadcff");
+        let dir = root.path().join("v2/b213eceaa0ae58456e20c6d87bb2cfe9825302cb8d9b9db30e0f22be97eadcff");
         let file = fs::read_to_string(dir.join("id-17.json")).unwrap();
         assert_eq!(
             file,
-            r#"{"version":1,"id":17,"kind":"AVRO","text":"\"int\"","references":["\"long\""],"sha256":"c09e7c253320c5f2797d85dbce3676382abb24b0a8254fd8055c253736f2a236"}"#
+            r#"{"version":2,"id":17,"kind":"AVRO","text":"\"int\"","references":[{"name":"shop.Id","text":"\"long\""}],"sha256":"87347fad6eec0b97c90f5e5e540ce3632ce79c46f31ed9a74ff54d9281d51582"}"#
         );
         let name = "subject-4d89ad39db68fa65f0c9d8a0f0a7cc4fd800345f23237ac33b4118d8bbe2dcac.json";
-        let file = r#"{"version":1,"subject":"shop.orders-value","asked":"latest","id":17,"answered":"2026-01-02T10:00:00Z","sha256":"77f9bf3dc07af3111458a657dfd236ac55471e1ed9fbefc9d8da0f4b4497890b"}"#;
+        let file = r#"{"version":2,"subject":"shop.orders-value","asked":"latest","id":17,"answered":"2026-01-02T10:00:00Z","sha256":"77f9bf3dc07af3111458a657dfd236ac55471e1ed9fbefc9d8da0f4b4497890b"}"#;
         fs::write(dir.join(name), file).unwrap();
         let at = "2026-01-02T10:00:00Z".parse::<Timestamp>().unwrap();
         let expected = LastAnswer { schema: schema(17, "\"int\""), at };
@@ -448,7 +450,7 @@ mod tests {
             let path = disk.dir.join(name);
             let whole = fs::read_to_string(&path).unwrap();
             let other_id = whole.replace("\"id\":1", "\"id\":2");
-            let other_version = whole.replace("\"version\":1", "\"version\":2");
+            let other_version = whole.replace("\"version\":2", "\"version\":3");
             let other_text = whole.replace("int", "long").replace("\"s\"", "\"t\"");
             let large = format!("{whole}{}", " ".repeat(FILE_BYTES_MAX));
             let cut = &whole[..whole.len() / 2];

@@ -13,19 +13,19 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::model::{Classify, Fault, Hint, SchemaId};
+use crate::model::{Classify, Fault, Hint, Reference, SchemaId};
 
 pub use client::RegistryClient;
 pub use connect::SettingsError;
 
-/// A schema as the registry has it, with the texts of the schemas it references, referenced ones first.
+/// A schema as the registry has it, with the schemas it references, referenced ones first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredSchema {
     pub id: SchemaId,
     /// `AVRO`, `PROTOBUF`, `JSON`.
     pub kind: String,
     pub text: String,
-    pub references: Vec<String>,
+    pub references: Vec<Reference>,
 }
 
 /// What the engine asks of a registry.

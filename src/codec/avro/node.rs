@@ -5,6 +5,8 @@ use std::sync::Arc;
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema};
 
+use crate::model::Reference;
+
 /// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
 const DEPTH_MAX: usize = 64;
 
@@ -110,9 +112,11 @@ impl Node {
     ///
     /// # Errors
     /// [`SchemaError`], naming the field.
-    pub fn parse(text: &str, references: &[String]) -> Result<Self, SchemaError> {
+    pub fn parse(text: &str, references: &[Reference]) -> Result<Self, SchemaError> {
         let invalid = |error: apache_avro::Error| SchemaError::Invalid(error.to_string());
-        let (schema, others) = Schema::parse_str_with_list(text, references).map_err(invalid)?;
+        let (schema, others) =
+            Schema::parse_str_with_list(text, references.iter().map(|reference| &reference.text))
+                .map_err(invalid)?;
         let all: Vec<&Schema> = others.iter().chain([&schema]).collect();
         let resolved = ResolvedSchema::new_with_schemata(all).map_err(invalid)?;
         let mut reader =
@@ -356,7 +360,9 @@ mod tests {
         let customer = r#"{"type":"record","name":"shop.Customer","fields":[{"name":"id","type":"long"}]}"#;
         let order = r#"{"type":"record","name":"shop.Order","fields":[
             {"name":"by","type":"Customer"},{"name":"to","type":["null","shop.Customer"]}]}"#;
-        let node = Node::parse(order, &[customer.to_owned()]).unwrap();
+        let node =
+            Node::parse(order, &[Reference { name: "shop.Customer".to_owned(), text: customer.to_owned() }])
+                .unwrap();
         let Kind::Record(record) = node.kind else { panic!("not a record") };
         assert_eq!(record.fields[0].node.describe(), "record `shop.Customer`");
         assert_eq!(record.fields[1].node.describe(), "union of null, record `shop.Customer`");

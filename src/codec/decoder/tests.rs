@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::codec::avro::encode;
 use crate::codec::avro::node::Node;
-use crate::codec::{JsonKeys, Raw, RegisteredAvro, TypedJson, frame};
+use crate::codec::{JsonKeys, Raw, Registered, TypedJson, frame};
 use crate::config::plan::{RawForm, Tombstones};
 use crate::model::{
     Chunk, ChunkBuilder, Incoming, Offset, Partition, TimestampType, TopicName, TopicPartition,
@@ -90,7 +90,7 @@ fn framed(id: u32, schema: &Value, value: &Value) -> Bytes {
 }
 
 fn avro(schema: &Value) -> Learnt {
-    Learnt::Avro { text: schema.to_string(), references: Vec::new() }
+    Learnt::Schema { kind: "AVRO".to_owned(), text: schema.to_string(), references: Vec::new() }
 }
 
 fn text(text: &str) -> Bytes {
@@ -125,7 +125,7 @@ fn keys_of_the_registry_are_structs_or_single_values() {
     let first = json!({"type": "record", "name": "K", "fields": [{"name": "id", "type": "int"}]});
     let reader = json!({"type": "record", "name": "K", "fields": [
         {"name": "id", "type": "long"}, {"name": "shop", "type": "string", "default": "main"}]});
-    let mut decoder = keyed(Box::new(RegisteredAvro::for_keys(node(&reader)).unwrap()));
+    let mut decoder = keyed(Box::new(Registered::avro_keys(node(&reader)).unwrap()));
     let mut cut = framed(2, &reader, &json!({"id": 300, "shop": "x"})).unwrap();
     cut.truncate(6);
     let keys = [
@@ -155,7 +155,7 @@ fn keys_of_the_registry_are_structs_or_single_values() {
     assert_eq!(rejected[1].2, "key: field `id`: the record ends in the middle of a value");
     assert_eq!(decoded.rejected[1].schema_id, Some(SchemaId(2)));
 
-    let mut decoder = keyed(Box::new(RegisteredAvro::for_keys(node(&json!("long"))).unwrap()));
+    let mut decoder = keyed(Box::new(Registered::avro_keys(node(&json!("long"))).unwrap()));
     decoder.learn(SchemaId(1), avro(&json!("long")));
     let keys = [framed(1, &json!("long"), &json!(-5)), Some(vec![0, 0, 0, 0, 1]), None];
     let decoded = decode(&decoder, &numbered(&keys));
@@ -208,7 +208,7 @@ fn keys_that_nobody_reads_are_not_looked_at() {
     let keys = [Some(vec![0xff]), Some(vec![0, 0, 0, 0, 9]), None];
     for key in [
         Box::new(Raw::for_keys(RawForm::String)) as Box<dyn Codec>,
-        Box::new(RegisteredAvro::for_keys(node(&json!("long"))).unwrap()),
+        Box::new(Registered::avro_keys(node(&json!("long"))).unwrap()),
     ] {
         let decoder = Decoder::typed(numbers(), key);
         let chunk = numbered(&keys);
@@ -245,7 +245,7 @@ fn records_as_they_are_have_their_keys_among_the_fields() {
 fn slices_put_together_are_the_whole() {
     fn is_shared<T: Send + Sync>(_: &T) {}
     let schema = json!({"type": "record", "name": "K", "fields": [{"name": "id", "type": "long"}]});
-    let mut decoder = keyed(Box::new(RegisteredAvro::for_keys(node(&schema)).unwrap()));
+    let mut decoder = keyed(Box::new(Registered::avro_keys(node(&schema)).unwrap()));
     is_shared(&decoder);
     decoder.learn(SchemaId(1), avro(&schema));
     let keys: Vec<Bytes> = (0..40)
@@ -278,8 +278,8 @@ fn slices_put_together_are_the_whole() {
 fn a_schema_id_in_a_header_has_a_code_of_its_own() {
     let schema = json!({"type": "record", "name": "R", "fields": [{"name": "n", "type": "long"}]});
     let long = json!("long");
-    let value = RegisteredAvro::new(node(&schema), Tombstones::Keep).unwrap();
-    let decoder = Decoder::typed(Box::new(value), Box::new(RegisteredAvro::for_keys(node(&long)).unwrap()));
+    let value = Registered::avro(node(&schema), Tombstones::Keep).unwrap();
+    let decoder = Decoder::typed(Box::new(value), Box::new(Registered::avro_keys(node(&long)).unwrap()));
     let offered = decoder.offered();
     let mut decoder = decoder.with_meta(&offered[..1]);
     decoder.learn(SchemaId(1), avro(&schema));

@@ -82,9 +82,10 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, until: Inst
                 if attempt > 0 {
                     info!(route, %id, "the schema registry answers again");
                 }
-                return match schema.kind.as_str() {
-                    "AVRO" => Learnt::Avro { text: schema.text, references: schema.references },
-                    other => Learnt::Unusable(format!("it is {other}, and this route reads Avro")),
+                return Learnt::Schema {
+                    kind: schema.kind,
+                    text: schema.text,
+                    references: schema.references,
                 };
             }
             Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),

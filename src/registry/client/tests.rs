@@ -29,6 +29,10 @@ impl Script {
     }
 }
 
+fn referenced() -> Reference {
+    Reference { name: "a.B".to_owned(), text: "b-3".to_owned() }
+}
+
 /// A registry whose schema id decides how it answers.
 async fn start(script: Arc<Script>) -> String {
     let ids = script.clone();
@@ -133,7 +137,7 @@ async fn one_call_serves_many_and_failures_are_not_kept() {
 #[tokio::test]
 async fn references_types_and_subjects() {
     let (client, _) = client().await;
-    assert_eq!(client.by_id(SchemaId(2)).await.unwrap().references, ["b-3"]);
+    assert_eq!(client.by_id(SchemaId(2)).await.unwrap().references, [referenced()]);
     assert_eq!(client.by_id(SchemaId(5)).await.unwrap().kind, "PROTOBUF");
     assert_eq!(client.by_subject("s-value", None).await.unwrap().text, "s-value-latest");
     assert_eq!(client.by_subject("s-value", Some(4)).await.unwrap().text, "s-value-4");
@@ -208,7 +212,7 @@ async fn a_cache_on_disk_saves_calls_and_brings_references() {
     let (plan, script) = scripted().await;
     let first = cached(&plan, &dir);
     let known = [first.by_id(SchemaId(2)).await.unwrap(), first.by_id(SchemaId(5)).await.unwrap()];
-    assert_eq!(known[0].references, ["b-3"]);
+    assert_eq!(known[0].references, [referenced()]);
     let calls = script.calls();
     assert_eq!(calls, 3);
     let second = cached(&plan, &dir);
@@ -224,8 +228,8 @@ async fn a_cache_on_disk_saves_calls_and_brings_references() {
     cached(&plan, &dir).by_id(SchemaId(404)).await.unwrap_err();
     assert_eq!(script.calls(), calls + 4);
     // What is damaged is asked for again.
-    let files = std::fs::read_dir(dir.path().join("v1")).unwrap().next().unwrap().unwrap().path();
-    std::fs::write(files.join("id-2.json"), "{\"version\":1").unwrap();
+    let files = std::fs::read_dir(dir.path().join("v2")).unwrap().next().unwrap().unwrap().path();
+    std::fs::write(files.join("id-2.json"), "{\"version\":2").unwrap();
     assert_eq!(cached(&plan, &dir).by_id(SchemaId(2)).await.unwrap(), known[0]);
     assert_eq!(script.calls(), calls + 6);
 }
@@ -235,7 +239,7 @@ async fn only_an_outage_is_answered_from_disk() {
     let dir = tempfile::tempdir().unwrap();
     let (plan, script) = scripted().await;
     let known = cached(&plan, &dir).by_subject("s-value", None).await.unwrap();
-    assert_eq!(known.references, ["b-3"]);
+    assert_eq!(known.references, [referenced()]);
     for (status, is_outage) in
         [(503, true), (408, true), (401, false), (403, false), (404, false), (422, false)]
     {
@@ -267,7 +271,7 @@ async fn a_registry_that_is_gone_is_not_needed_again() {
     assert_eq!(client.by_id(id).await.unwrap(), known);
     let without = RegistryClient::new(&plan).unwrap();
     assert!(matches!(without.by_id(id).await, Err(RegistryError::Unavailable { .. })));
-    let files = std::fs::read_dir(dir.path().join("v1")).unwrap().next().unwrap().unwrap().path();
+    let files = std::fs::read_dir(dir.path().join("v2")).unwrap().next().unwrap().unwrap().path();
     for file in std::fs::read_dir(files).unwrap() {
         assert!(!std::fs::read_to_string(file.unwrap().path()).unwrap().contains("hunter2"));
     }

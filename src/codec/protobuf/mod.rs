@@ -1,0 +1,126 @@
+//! Protobuf as the registry has it: texts or descriptors in, columns out.
+//!
+//! Wire format: <https://protobuf.dev/programming-guides/encoding/>. Framing: the schema id is followed by the path of the message within
+//! its file, as Confluent's `MessageIndexes` writes it. `docs/types.md` has the table of types for users.
+
+mod decode;
+mod file;
+mod json;
+mod shape;
+mod wire;
+
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef;
+
+pub use decode::{Bad, Scratch};
+pub use file::{File, SchemaError, parse};
+
+use shape::Message;
+use wire::Wire;
+
+/// Deeper paths are refused: messages nest 32 levels at most in a file that compiles.
+const INDEXES_MAX: u64 = 64;
+
+/// A reader message: the columns it becomes, and how.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    name: String,
+    message: Arc<Message>,
+    schema: SchemaRef,
+}
+
+impl Reader {
+    /// The message `name` of a file, or its first one. With `nullable`, every top-level column is nullable: rows of
+    /// nulls stand for tombstones.
+    ///
+    /// # Errors
+    /// [`SchemaError`], naming the field that has no Arrow form.
+    pub fn new(file: &File, name: Option<&str>, nullable: bool) -> Result<Self, SchemaError> {
+        let descriptor = file.message(name)?;
+        let (message, schema) = shape::compile(&descriptor, nullable)?;
+        Ok(Self { name: descriptor.full_name().to_owned(), message: Arc::new(message), schema })
+    }
+
+    pub fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    /// What reads records written with this file.
+    pub fn writer(&self, file: &File) -> Writer {
+        let names = file.names();
+        let own = names.iter().filter(|(_, name)| *name == self.name);
+        let prefixes = own.flat_map(|(path, _)| prefixes(path)).collect();
+        Writer { reader: self.clone(), names, prefixes }
+    }
+}
+
+/// Reads what was written with one schema id.
+///
+/// Fields are known by their numbers, so the reader's message reads what any version wrote; the writer's file only
+/// says which message a record is.
+#[derive(Debug)]
+pub struct Writer {
+    reader: Reader,
+    /// Full names of the file's messages, by their paths.
+    names: Vec<(Vec<u64>, String)>,
+    /// How serialisers write the path of the reader's message.
+    prefixes: Vec<Vec<u8>>,
+}
+
+impl Writer {
+    /// Appends one record, whose message indexes and message are `payload`.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes; then the columns hold parts of the record and have to be truncated.
+    pub fn decode(
+        &self,
+        payload: &[u8],
+        columns: &mut [crate::codec::columns::Column],
+        scratch: &mut Scratch,
+    ) -> Result<(), Bad> {
+        if let Some(prefix) = self.prefixes.iter().find(|prefix| payload.starts_with(prefix)) {
+            return decode::record(&self.reader.message, payload, prefix.len(), columns, scratch);
+        }
+        let mut wire = Wire::new(payload, 0, payload.len());
+        let path = indexes(&mut wire)?;
+        match self.names.iter().find(|(own, _)| *own == path) {
+            Some((_, name)) if *name == self.reader.name => {}
+            Some((_, name)) => {
+                return Err(Bad::new(
+                    "schema_type",
+                    format!("it is a `{name}`, and the route reads `{}`", self.reader.name),
+                ));
+            }
+            None => return Err(Bad::new("framing", format!("its schema has no message at {path:?}"))),
+        }
+        decode::record(&self.reader.message, payload, wire.at(), columns, scratch)
+    }
+}
+
+/// The ways to write a path in the fewest bytes: the first message has a short form.
+fn prefixes(path: &[u64]) -> Vec<Vec<u8>> {
+    let mut long = Vec::new();
+    for number in [path.len() as u64].iter().chain(path) {
+        wire::write_varint(number << 1, &mut long);
+    }
+    if path == [0] { vec![vec![0], long] } else { vec![long] }
+}
+
+/// The path of a message in its file: a count and that many numbers, zigzag; a single 0 is the first message.
+fn indexes(wire: &mut Wire<'_>) -> Result<Vec<u64>, Bad> {
+    let wrong = || Bad::new("framing", "its message indexes are no path".to_owned());
+    let mut index = || {
+        let number = wire.varint().map_err(|_| wrong())?;
+        u64::try_from(wire::zigzag(number)).map_err(|_| wrong())
+    };
+    let count = index()?;
+    if count > INDEXES_MAX {
+        return Err(wrong());
+    }
+    let path = (0..count).map(|_| index()).collect::<Result<Vec<_>, _>>()?;
+    Ok(if path.is_empty() { vec![0] } else { path })
+}
+
+#[cfg(test)]
+mod tests;
