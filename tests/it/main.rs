@@ -29,5 +29,8 @@ mod tidy;
 /// JSON taken apart, and records landed raw.
 mod nest;
 
+/// Protobuf from the registry.
+mod protobuf;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;

@@ -78,11 +78,16 @@ pub fn delete_records(services: &Services, topic: &str, partition: i32, offset: 
     }
 }
 
-/// Registers a schema and returns its id.
+/// Registers an Avro schema and returns its id.
 pub fn register(services: &Services, subject: &str, schema: &Value) -> u32 {
+    register_body(services, subject, &json!({"schema": schema.to_string()}))
+}
+
+/// Registers a schema of any type, as the API takes it, and returns its id.
+pub fn register_body(services: &Services, subject: &str, body: &Value) -> u32 {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let body = json!({"schema": schema.to_string()}).to_string();
+        let body = body.to_string();
         let answer = reqwest::Client::new()
             .post(format!("{}/subjects/{subject}/versions", services.registry))
             .header("content-type", "application/vnd.schemaregistry.v1+json")
