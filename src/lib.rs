@@ -7,11 +7,14 @@
 //! kafka → engine → registry → codec → handler → sink → engine (commit) → kafka
 //! ```
 //!
-//! `model` holds the nouns that flow, `render` shows values as text, `cores` spreads work over free cores, `config` turns `routes.yaml` into a
+//! `model` holds the nouns that flow, `render` shows values as text, `cores` spreads work over free cores, `repeat`
+//! limits what is logged again and again, `failpoint` is for tests; `config` turns `routes.yaml` into a
 //! plan, `cli` builds concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
 pub mod cores;
+pub mod failpoint;
 pub mod model;
+pub mod repeat;
 
 pub mod config;
 

@@ -135,13 +135,14 @@ impl Factory {
                     ReaderError::Registry { source, .. } => source.hint().map(|hint| hint.into_owned()),
                     ReaderError::Unusable { .. } => None,
                 };
-                Stop { message: chain(error), hint }
+                Stop { message: chain(error), hint, place: None }
             }
             Failure::Problems(problems) => Stop {
                 message: self.loaded.render(problems),
                 hint: Some("see `sidestream check`".to_owned()),
+                place: None,
             },
-            Failure::Sink(error) => Stop { message: format!("{error:#}"), hint: None },
+            Failure::Sink(error) => Stop { message: format!("{error:#}"), hint: None, place: None },
         }
     }
 }

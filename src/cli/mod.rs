@@ -11,10 +11,13 @@ mod progress;
 mod run;
 mod table;
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;
+use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 /// One Kafka subscription, many topics: each decoded by its own schema, shaped by its own SQL, written to
@@ -102,4 +105,14 @@ fn start_logging() {
     } else {
         builder.json().flatten_event(true).with_target(false).init();
     }
+    std::panic::set_hook(Box::new(tell_panic));
+}
+
+/// A panic is a defect of ours. Its text is told only if it is fixed: one that was put together may quote a record.
+fn tell_panic(panic: &PanicHookInfo<'_>) {
+    let place = panic.location().map(ToString::to_string);
+    let text = panic.payload().downcast_ref::<&str>().copied();
+    let trace = Backtrace::capture();
+    let trace = (trace.status() == BacktraceStatus::Captured).then(|| trace.to_string());
+    error!(place, text, trace, "a defect of sidestream; please report it");
 }

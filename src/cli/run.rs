@@ -269,7 +269,7 @@ async fn ends(matched: &[BTreeSet<TopicName>], cluster: &dyn Cluster, until: &St
             }
             Err(error) => {
                 let hint = error.hint().map(|hint| hint.into_owned());
-                missing.insert(topic, Stop { message: chain(&error), hint });
+                missing.insert(topic, Stop { message: chain(&error), hint, place: None });
             }
         }
     }

@@ -59,7 +59,7 @@ mod tests {
                 ("archive".into(), Settled { rows: 119, bytes: 5000, files: 1 }),
                 ("paid".into(), Settled::default()),
             ],
-            stop: Some(Stop { message: "no".into(), hint: Some("yes".into()) }),
+            stop: Some(Stop { message: "no".into(), hint: Some("yes".into()), place: None }),
             ..Summary::default()
         }];
         assert_eq!(

@@ -46,12 +46,20 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
 
 /// A line as it may be shown: values of keys that hold secrets are left out.
 fn redact(line: &str) -> String {
-    const SECRET: [&str; 5] = ["password", "secret", "token", "sasl.", "key.pem"];
+    const SECRET: [&str; 6] = ["password", "secret", "token", "sasl.", "key.pem", "_auth"];
     let lower = line.to_ascii_lowercase();
     // `https://user:password@host`.
     let authority = lower.split_once("://").and_then(|(_, rest)| rest.split(['/', ' ']).next());
     let has_user = authority.is_some_and(|authority| authority.contains('@'));
-    let is_secret = has_user || SECRET.iter().any(|word| lower.contains(word));
+    // A key that is written wrong is just what is shown.
+    let is_nearly = |word: &str| {
+        [("password", 2), ("secret", 1), ("token", 1)]
+            .iter()
+            .any(|(key, mistakes)| strsim::osa_distance(key, word) <= *mistakes)
+    };
+    let is_secret = has_user
+        || SECRET.iter().any(|word| lower.contains(word))
+        || lower.split(|char: char| !char.is_ascii_alphanumeric()).any(is_nearly);
     match line.split_once(':') {
         Some((key, value)) if !value.trim().is_empty() && is_secret => format!("{key}: …"),
         _ => line.to_owned(),
@@ -74,5 +82,20 @@ mod tests {
             "routes.yaml:1:4: not text\n     1 | a: 1\n       |    ^\n\n\
              routes.yaml:2:1: not known\n     2 | sasl.password: …\n       | ^\n  hint: remove it\n\n"
         );
+    }
+
+    #[test]
+    fn values_of_keys_that_are_written_wrong_are_not_shown() {
+        for line in [
+            "  pasword: hunter2",
+            "Passwort: hunter2",
+            "basic_auth: {user: a, pwd: hunter2}",
+            "  bearer_tokn: hunter2",
+        ] {
+            assert!(!redact(line).contains("hunter2"), "{line}");
+        }
+        for line in ["  topics: [a]", "  one: SELECT author FROM batch"] {
+            assert_eq!(redact(line), line);
+        }
     }
 }

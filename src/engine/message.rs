@@ -67,9 +67,24 @@ pub struct Durable {
     pub positions: Vec<(String, Offset)>,
 }
 
+/// Where in a topic something is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub source: TopicPartition,
+    pub offset: Option<Offset>,
+}
+
+impl Place {
+    pub fn new(source: &TopicPartition, offset: Option<Offset>) -> Self {
+        Self { source: source.clone(), offset }
+    }
+}
+
 /// Why a route stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stop {
     pub message: String,
     pub hint: Option<String>,
+    /// Where it stopped, if that is one place. The message tells it too.
+    pub place: Option<Place>,
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::Route;
+use crate::failpoint;
 use crate::kafka::{Budget, Cluster, ClusterError, Command, Event, Source, SourceError};
 use crate::model::{Offset, TopicName, TopicPartition};
 
@@ -24,6 +25,7 @@ use super::Watcher;
 use super::group::Group;
 use super::lane::{LaneFactory, LaneHandle, Summary};
 use super::message::{Control, Durable, LaneId, Report, Stop};
+use crate::repeat::Repeats;
 use crate::sink::Store;
 
 /// How often offsets are committed while there is progress.
@@ -41,9 +43,6 @@ const CLOSE_MAX: Duration = Duration::from_secs(4);
 
 /// Asking all brokers' topics more often would cost them more than it tells.
 const REFRESH_MIN: Duration = Duration::from_millis(100);
-
-/// An error that passes is said again after this time.
-const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Reports of lanes that wait for the engine, which takes them at once.
 const REPORTS_MAX: usize = 1024;
@@ -131,7 +130,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         assignment: 0,
         is_committing: false,
         commit_failed: false,
-        said: BTreeMap::new(),
+        repeats: Repeats::default(),
     };
     let result = match engine.start(&parts.names, until.missing).await {
         Ok(()) => engine.work(&shutdown).await,
@@ -202,8 +201,8 @@ struct Engine {
     assignment: u64,
     is_committing: bool,
     commit_failed: bool,
-    /// When an error that passes was last said.
-    said: BTreeMap<String, Instant>,
+    /// Errors that pass, as they were said.
+    repeats: Repeats,
 }
 
 struct Pending {
@@ -362,18 +361,21 @@ impl Engine {
     fn commit_now(&mut self) -> Result<(), EngineError> {
         let (commits, errors) = self.group.due();
         for (source, error) in errors {
-            self.say(format!("offsets of {source} are not committed: {error}"));
+            self.say(Some(&source), &format!("offsets are not committed: {error}"));
         }
         if !commits.is_empty() {
             self.is_committing = true;
+            failpoint::hit("engine.commit.sending");
             self.source.send(Command::Commit(commits))?;
+            failpoint::hit("engine.commit.sent");
         }
         Ok(())
     }
 
     fn on_committed(&mut self, result: Result<(), String>) {
         self.is_committing = false;
-        match result {
+        let told = failpoint::check("engine.commit.answered").map_err(|error| error.to_string());
+        match result.and(told) {
             Ok(()) if self.commit_failed => {
                 self.commit_failed = false;
                 info!("offsets are committed again");

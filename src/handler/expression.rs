@@ -19,6 +19,7 @@ use datafusion::sql::sqlparser::ast::{self, Visit, Visitor};
 
 use crate::config::plan::PartitionBy;
 
+use super::masked::masked;
 use super::sql::{Misread, is_time, message, place, session};
 
 /// An expression that cannot be planned.
@@ -33,10 +34,11 @@ pub struct BadExpression {
 
 /// An expression failed on a batch.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to evaluate partition `{name}`")]
+#[error("failed to evaluate partition `{name}`: {problem}")]
 pub struct ExpressionError {
     pub name: String,
-    pub source: DataFusionError,
+    /// Without the values it happened on.
+    pub problem: String,
 }
 
 /// What a sink is partitioned by, bound to the schema of the rows it reads.
@@ -111,7 +113,7 @@ impl Expressions {
                 None => self.plan(&bound.expr),
             };
             let column = plan.and_then(|plan| plan.evaluate(rows)?.into_array_of_size(rows.num_rows()));
-            column.map_err(|source| ExpressionError { name: bound.name.clone(), source })
+            column.map_err(|error| ExpressionError { name: bound.name.clone(), problem: masked(&error) })
         });
         columns.collect()
     }
@@ -213,10 +215,11 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_names_the_partition() {
+    fn a_failure_names_the_partition_and_not_the_value() {
         let error = bind("cast(name AS bigint)").unwrap().evaluate(&rows()).unwrap_err();
-        assert_eq!(error.to_string(), "failed to evaluate partition `p`");
-        assert!(error.source.to_string().contains("'x7'"), "{}", error.source);
+        let shown = error.to_string();
+        assert!(shown.starts_with("failed to evaluate partition `p`: "), "{shown}");
+        assert!(shown.contains("Cannot cast string … to value of Int64 type"), "{shown}");
     }
 
     #[test]

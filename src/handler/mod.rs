@@ -5,6 +5,7 @@
 
 mod expression;
 mod functions;
+mod masked;
 mod rewrite;
 mod sql;
 

@@ -30,6 +30,7 @@ use datafusion::sql::sqlparser::ast;
 
 use crate::config::plan::View;
 
+use super::masked::masked;
 use super::{BATCH, Handler, functions, rewrite};
 
 /// Rows of DataFusion's pieces; ours come as one batch and need not be cut.
@@ -47,10 +48,11 @@ pub struct BindError {
 
 /// A view failed on a batch.
 #[derive(Debug, thiserror::Error)]
-#[error("failed to evaluate view `{view}`")]
+#[error("failed to evaluate view `{view}`: {problem}")]
 pub struct ViewError {
     pub view: String,
-    pub source: DataFusionError,
+    /// Without the values it happened on.
+    pub problem: String,
 }
 
 /// The views of one route, bound to the schema of its batches.
@@ -211,8 +213,8 @@ impl Handler for Views {
         let mut rows = vec![None; self.views.len()];
         for view in needed {
             let bound = &self.views[view];
-            let computed =
-                self.compute(bound).await.map_err(|source| ViewError { view: bound.name.clone(), source })?;
+            let failed = |error| ViewError { view: bound.name.clone(), problem: masked(&error) };
+            let computed = self.compute(bound).await.map_err(failed)?;
             bound.slot.put(Some(computed.clone()));
             rows[view] = Some(computed);
         }

@@ -15,6 +15,7 @@ use tokio::sync::mpsc as async_mpsc;
 use tracing::{debug, info, warn};
 
 use crate::model::{Chunk, ChunkBuilder, Offset, Partition, TopicName, TopicPartition};
+use crate::repeat::{self, Repeats};
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
@@ -79,6 +80,7 @@ impl KafkaSource {
             by_handle: HashMap::new(),
             events: EventQueue { sender: event_tx, backlog: VecDeque::new() },
             awaits_answer: None,
+            repeats: Repeats::default(),
         };
         thread::Builder::new()
             .name("kafka-consumer".to_owned())
@@ -153,6 +155,8 @@ struct Worker {
     by_handle: HashMap<(usize, Partition), TopicPartition>,
     events: EventQueue,
     awaits_answer: Option<Awaited>,
+    /// librdkafka's lines, as they were said.
+    repeats: Repeats,
 }
 
 impl Worker {
@@ -223,7 +227,7 @@ impl Worker {
                 self.events.push(Event::Revoked { partitions, is_lost });
             }
             Other::Committed(result) => self.events.push(Event::Committed(result)),
-            Other::Log { level, facility, message } => log(level, &facility, &message),
+            Other::Log { level, facility, message } => log(&self.repeats, level, &facility, &message),
         }
     }
 
@@ -352,7 +356,8 @@ impl Worker {
             let mut element = list.add_partition(source.topic.as_str(), source.partition.0);
             element.set_metadata(metadata);
             if let Err(error) = element.set_offset(KafkaOffset::Offset(next.get())) {
-                warn!(%source, %next, %error, "an offset could not be committed");
+                let (topic, partition) = (source.topic.as_str(), source.partition.0);
+                warn!(topic, partition, offset = next.get(), %error, "an offset could not be committed");
             }
             if let Some(epoch) = epoch {
                 ffi::set_epoch(&mut list, source, *epoch);
@@ -473,10 +478,18 @@ fn offer((chunk, mut taken): (Chunk, Vec<bool>), outlets: &[Box<dyn Outlet>]) ->
 }
 
 /// librdkafka's log lines, by syslog level.
-fn log(level: i32, facility: &str, message: &str) {
+fn log(repeats: &Repeats, level: i32, facility: &str, message: &str) {
+    if level > 6 {
+        // Asked for with the property `debug`: all of it.
+        debug!(facility, "librdkafka: {message}");
+        return;
+    }
+    let cause = repeat::cause(&format!("{facility} {message}"));
+    let Some(times) = repeats.say(&cause, 1, Instant::now()) else {
+        return;
+    };
     match level {
-        ..=4 => warn!(facility, "librdkafka: {message}"),
-        5..=6 => info!(facility, "librdkafka: {message}"),
-        _ => debug!(facility, "librdkafka: {message}"),
+        ..=4 => warn!(facility, times, "librdkafka: {message}"),
+        _ => info!(facility, times, "librdkafka: {message}"),
     }
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
+use crate::failpoint;
 use crate::model::{Batch, Position, PositionKey, Positions, TopicName};
 use crate::render::Values;
 
@@ -94,6 +95,7 @@ impl Sink for Console {
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
         if batch.rows.num_rows() > 0 {
             self.print(&batch.rows)?;
+            failpoint::hit("console.printed");
             self.settled.rows += batch.rows.num_rows() as u64;
         }
         self.positions.accept(&batch.moves);

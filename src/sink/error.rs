@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::error::Error;
 
+use crate::failpoint;
 use crate::model::{Classify, Conflict, Fault, Hint};
 
 /// Why a sink could not do what it was asked.
@@ -39,6 +40,16 @@ impl SinkError {
         source: impl Into<Box<dyn Error + Send + Sync>>,
     ) -> Self {
         Self::Refused { action: action.into(), hint: Some(hint.into()), source: source.into() }
+    }
+
+    /// A fail point behind a step of a sink.
+    pub(crate) fn point(name: &'static str) -> Result<(), Self> {
+        let told = failpoint::check(name);
+        told.map_err(|error| Self::Transient {
+            action: "finish a step".to_owned(),
+            hint: None,
+            source: error.into(),
+        })
     }
 }
 

@@ -15,14 +15,18 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel as Level;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use tokio::task::block_in_place;
+use tracing::{debug, info, warn};
 
 use crate::cores;
+use crate::failpoint;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
 use crate::render::{JsonRows, Values};
+use crate::repeat::{self, Repeats};
 
 use super::pending::GroupPositions;
 use super::{Settled, Sink, SinkError, Store};
@@ -64,9 +68,33 @@ struct Deliveries(Arc<Counts>);
 struct Counts {
     failed: AtomicU64,
     first: Mutex<Option<KafkaError>>,
+    /// librdkafka's lines, as they were said.
+    repeats: Repeats,
 }
 
-impl ClientContext for Deliveries {}
+impl ClientContext for Deliveries {
+    fn log(&self, level: Level, facility: &str, message: &str) {
+        if matches!(level, Level::Debug) {
+            // Asked for with the property `debug`: all of it.
+            debug!(facility, "librdkafka: {message}");
+            return;
+        }
+        let cause = repeat::cause(&format!("{facility} {message}"));
+        if let Some(times) = self.0.repeats.say(&cause, 1, Instant::now()) {
+            match level {
+                Level::Info | Level::Notice => info!(facility, times, "librdkafka: {message}"),
+                _ => warn!(facility, times, "librdkafka: {message}"),
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let cause = repeat::cause(&format!("{error} {reason}"));
+        if let Some(times) = self.0.repeats.say(&cause, 1, Instant::now()) {
+            warn!(%error, times, "librdkafka: {reason}");
+        }
+    }
+}
 
 impl ProducerContext for Deliveries {
     type DeliveryOpaque = ();
@@ -103,6 +131,11 @@ impl KafkaSink {
 
     fn send_all(&mut self, batch: &Batch) -> Result<(), SinkError> {
         let mut rest = batch.rows.clone();
+        if rest.num_rows() > 0 {
+            failpoint::hit("kafka.send.begun");
+        }
+        let half = rest.num_rows().div_ceil(2);
+        let mut sent = 0;
         while rest.num_rows() > 0 {
             // Rendered side by side where cores are free, sent in order. What is rendered ahead stays small.
             let cores = cores::lend(rest.num_rows() / cores::ROWS_MIN);
@@ -118,8 +151,15 @@ impl KafkaSink {
                 })?;
                 for record in records {
                     self.send(record, &batch.moves)?;
+                    sent += 1;
+                    if sent == half {
+                        failpoint::hit("kafka.send.half");
+                    }
                 }
             }
+        }
+        if sent > 0 {
+            SinkError::point("kafka.send.done")?;
         }
         self.positions.accept(&batch.moves);
         Ok(())
@@ -152,11 +192,13 @@ impl KafkaSink {
     }
 
     fn deliver(&mut self) -> Result<Positions, SinkError> {
+        failpoint::hit("kafka.flush.begun");
         let flushed = self.producer.flush(DELIVERY_MAX);
         let failure = self.producer.context().take_failure().or_else(|| flushed.err());
         if let Some(error) = failure {
             return Err(self.explain(error, self.positions.accepted()));
         }
+        SinkError::point("kafka.flush.done")?;
         let positions = self.positions.settle()?;
         self.settled = self.sent;
         Ok(positions)

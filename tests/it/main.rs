@@ -14,6 +14,9 @@ mod patterns;
 /// Broker and registry away, at the start and in the middle.
 mod outages;
 
+/// Records and passwords stay out of logs.
+mod canary;
+
 /// The pure core under a scripted world of crashes, zombies and lost replies.
 mod simulation;
 

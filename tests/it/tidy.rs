@@ -6,17 +6,22 @@ use std::path::{Path, PathBuf};
 use crate::support::program::files;
 
 /// What a module may use of the others. A new edge is a reviewed change of this table.
-const LAYERS: [(&str, &[&str]); 11] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("cores", &[]),
+    ("failpoint", &[]),
+    ("repeat", &[]),
     ("model", &[]),
     ("render", &[]),
     ("config", &["model"]),
-    ("kafka", &["model", "config"]),
+    ("kafka", &["repeat", "model", "config"]),
     ("registry", &["model", "config"]),
     ("codec", &["model", "config"]),
     ("handler", &["model", "config", "codec", "render"]),
-    ("sink", &["cores", "model", "config", "render"]),
-    ("engine", &["cores", "model", "config", "kafka", "registry", "codec", "handler", "sink"]),
+    ("sink", &["cores", "failpoint", "repeat", "model", "config", "render"]),
+    (
+        "engine",
+        &["cores", "failpoint", "repeat", "model", "config", "kafka", "registry", "codec", "handler", "sink"],
+    ),
     ("cli", &["model", "render", "config", "kafka", "registry", "codec", "handler", "sink", "engine"]),
 ];
 

@@ -28,9 +28,9 @@ pub enum Problem {
     Utf8,
     #[error("{0} is not a boolean")]
     Boolean(u8),
-    #[error("branch {0} of a union does not exist")]
+    #[error("branch {} of a union does not exist", small(*.0))]
     UnionBranch(i64),
-    #[error("symbol {0} of an enum does not exist")]
+    #[error("symbol {} of an enum does not exist", small(*.0))]
     EnumSymbol(i64),
     #[error("the reader's enum has neither the writer's symbol {0} nor a default")]
     UnknownSymbol(i64),
@@ -42,6 +42,12 @@ pub enum Problem {
     Uuid(usize),
     #[error("the columns of the batch grew beyond 2 GiB; set a smaller `batch:`")]
     Size,
+}
+
+/// A number that was read where another kind of value may have been: as long as it is small it tells more of the
+/// schema than of the record, which errors do not quote.
+fn small(number: i64) -> String {
+    if (0..=255).contains(&number) { number.to_string() } else { "beyond 255".to_owned() }
 }
 
 impl Problem {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::OnDataLoss;
-use crate::engine::message::{Report, Stop};
+use crate::engine::message::{Place, Report, Stop};
 use crate::engine::{chain, retry};
 use crate::model::{Classify, Fault, SinkSet, TopicPartition};
 use crate::sink::{SinkError, Store};
@@ -16,7 +16,7 @@ impl Lane {
     /// Stops after everything that was taken is durable.
     pub(super) async fn fail(&mut self, stop: Stop) {
         self.flush_all().await;
-        self.stop(stop.message, stop.hint).await;
+        self.stop(stop.message, stop.hint, stop.place).await;
     }
 
     /// The brokers do not have what is wanted next. Going on begins with a look at what they have.
@@ -55,7 +55,8 @@ impl Lane {
                 let name = &self.parts.sinks[index].name;
                 let hint = error.hint().map(|hint| hint.into_owned());
                 let message = format!("sink `{name}` refuses what became of a record: {}", chain(&error));
-                self.stop(message, hint).await;
+                let place = self.alone.clone();
+                self.stop(message, hint, place).await;
             }
             return;
         }
@@ -107,17 +108,29 @@ impl Lane {
         let hint = error.hint().map(|hint| hint.into_owned());
         let message = chain(&error);
         match fault {
-            Fault::Stop | Fault::Refused => self.stop(format!("sink `{name}`: {message}"), hint).await,
+            Fault::Stop | Fault::Refused => {
+                let place = self.alone.clone().filter(|_| fault == Fault::Refused);
+                self.stop(format!("sink `{name}`: {message}"), hint, place).await;
+            }
             Fault::Transient | Fault::Conflict => {
                 let attempt = match &self.state {
                     State::Recovering { attempt, .. } => *attempt,
                     _ => {
-                        warn!(route = self.parts.route, sink = name, error = message, hint, "route paused");
+                        self.say_paused(&name, &message, hint.as_deref());
                         0
                     }
                 };
                 self.recover_at(SinkSet::EMPTY.with(index), attempt, Instant::now());
             }
+        }
+    }
+
+    /// A sink may fail, recover and fail again many times a second.
+    fn say_paused(&mut self, sink: &str, error: &str, hint: Option<&str>) {
+        let times = self.repeats.say(&format!("paused by {sink}"), 1, Instant::now());
+        self.is_pause_said |= times.is_some();
+        if let Some(times) = times {
+            warn!(route = self.parts.route, sink, error, hint, times, "route paused");
         }
     }
 
@@ -158,7 +171,9 @@ impl Lane {
             }
         }
         self.state = State::Running;
-        info!(route = self.parts.route, "route resumed");
+        if std::mem::take(&mut self.is_pause_said) {
+            info!(route = self.parts.route, "route resumed");
+        }
         // A commit whose reply was lost has moved positions all the same.
         self.report_progress().await;
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
@@ -175,7 +190,7 @@ impl Lane {
     }
 
     /// Ends the lane's work until somebody acts.
-    pub(super) async fn stop(&mut self, message: String, hint: Option<String>) {
+    pub(super) async fn stop(&mut self, message: String, hint: Option<String>, place: Option<Place>) {
         if self.is_stopped() {
             return;
         }
@@ -186,7 +201,7 @@ impl Lane {
             sink.sink.abandon().await;
         }
         self.drop_buffered();
-        let stop = Stop { message, hint };
+        let stop = Stop { message, hint, place };
         self.summary.stop = Some(stop.clone());
         self.report(Report::Stopped(stop)).await;
     }

@@ -13,6 +13,7 @@ use crate::codec::Learnt;
 use crate::engine::{chain, retry};
 use crate::model::{Classify, SchemaId};
 use crate::registry::{Registry, RegistryError};
+use crate::repeat::Repeats;
 
 use super::Lane;
 
@@ -54,10 +55,11 @@ impl Lane {
             return self.learn(unknown);
         };
         // One grace for all of them: they wait side by side, also those that are asked for later.
-        let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone()));
+        let repeats = self.repeats.clone();
+        let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone(), repeats.clone()));
         let all = stream::iter(each.collect::<Vec<_>>())
-            .map(move |(id, route, registry)| async move {
-                (id, look_up(&route, registry.as_ref(), id, now + grace).await)
+            .map(move |(id, route, registry, repeats)| async move {
+                (id, look_up(&route, registry.as_ref(), id, now + grace, &repeats).await)
             })
             .buffer_unordered(LOOKUPS_MAX)
             .collect();
@@ -74,13 +76,20 @@ impl Lane {
     }
 }
 
-async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, until: Instant) -> Learnt {
+async fn look_up(
+    route: &str,
+    registry: &dyn Registry,
+    id: SchemaId,
+    until: Instant,
+    repeats: &Repeats,
+) -> Learnt {
     let mut attempt = 0;
+    let mut is_said = false;
     loop {
         let error = match registry.by_id(id).await {
             Ok(schema) => {
-                if attempt > 0 {
-                    info!(route, %id, "the schema registry answers again");
+                if is_said {
+                    info!(route, schema_id = id.0, "the schema registry answers again");
                 }
                 return Learnt::Schema {
                     kind: schema.kind,
@@ -93,8 +102,14 @@ async fn look_up(route: &str, registry: &dyn Registry, id: SchemaId, until: Inst
             Err(error) => error,
         };
         attempt += 1;
-        if attempt == 1 {
-            warn!(route, %id, error = chain(&error), hint = error.hint().as_deref(), "waiting for a schema");
+        // Garbage names thousands of ids, which is one cause.
+        if attempt == 1
+            && let Some(times) = repeats.say("schema", 1, Instant::now())
+        {
+            is_said = true;
+            let hint = error.hint();
+            let error = chain(&error);
+            warn!(route, schema_id = id.0, error, hint = hint.as_deref(), times, "waiting for a schema");
         }
         tokio::time::sleep(error.retry_after().max(retry::pause(attempt))).await;
     }

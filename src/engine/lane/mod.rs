@@ -24,17 +24,19 @@ use tracing::warn;
 
 use crate::codec::Decoder;
 use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss};
+use crate::failpoint;
 use crate::handler::Handler;
 use crate::kafka::{Assignment, Cluster, Gauge, Outlet};
 use crate::model::{
     Chunk, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicName, TopicPartition,
 };
 use crate::registry::Registry;
+use crate::repeat::Repeats;
 use crate::sink::{Settled, Sink, Store};
 
 use super::batching::{Buffer, Pushed, Taken};
 use super::ledger::Ledger;
-use super::message::{Committed, Control, Durable, Report, Stop};
+use super::message::{Committed, Control, Durable, Place, Report, Stop};
 use lookup::Lookup;
 use prepare::Ends;
 
@@ -174,9 +176,14 @@ pub struct Lane {
     resume_retry: Option<(Instant, u32)>,
     /// Lost compare-and-sets in a row, by sink.
     conflicts: Vec<u32>,
-    bad_logged: Option<Instant>,
+    /// What was said of this route.
+    repeats: Arc<Repeats>,
+    /// It was said that the route is paused.
+    is_pause_said: bool,
     /// Records of the last batch.
     taken_last: usize,
+    /// Where the record of the last batch is, if it was the only one.
+    alone: Option<Place>,
     /// A row that a sink refuses is looked for, in small batches.
     is_searching: bool,
     /// Dead letters were written and are not durable yet.
@@ -216,8 +223,10 @@ impl Lane {
             to_resume,
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
-            bad_logged: None,
+            repeats: Arc::default(),
+            is_pause_said: false,
             taken_last: 0,
+            alone: None,
             is_searching: false,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
@@ -349,6 +358,7 @@ impl Lane {
             Control::Fail(stop) => self.fail(stop).await,
             Control::Drain => {
                 self.flush_all().await;
+                failpoint::hit("lane.drained");
                 self.report(Report::Drained).await;
                 return true;
             }
@@ -388,7 +398,10 @@ impl Lane {
             Ok(Pushed::Kept | Pushed::Stale) => {}
             Err(gap) => {
                 // A defect of ours; reading again mends it.
-                warn!(route = self.parts.route, %source, %gap, "reading a partition again");
+                if let Some(times) = self.repeats.say("gap", 1, Instant::now()) {
+                    let (topic, partition) = (source.topic.as_str(), source.partition.0);
+                    warn!(route = self.parts.route, topic, partition, %gap, times, "reading a partition again");
+                }
                 self.buffer.remove(&key);
                 self.report(Report::Rewind(vec![source])).await;
             }
@@ -406,6 +419,7 @@ impl Lane {
         } else {
             self.flush_all().await;
         }
+        failpoint::hit("lane.revoke.flushed");
         // A position that was lost to another member says nothing about the ones that are left.
         self.conflicts.fill(0);
         let mut others: Vec<TopicPartition> = Vec::new();
@@ -454,6 +468,7 @@ impl Lane {
         });
         let durable: BTreeMap<TopicPartition, Durable> = durable.collect();
         self.report(Report::Progress(durable)).await;
+        failpoint::hit("lane.progress.reported");
     }
 
     /// Positions of the sinks whose store is the group.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
@@ -16,15 +16,14 @@ use crate::config::plan::BadRecords;
 use crate::cores;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
+use crate::engine::message::Place;
+use crate::failpoint;
 use crate::model::{
     Batch, Classify, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
 };
 
 use super::{Feed, Lane, State};
 use crate::sink::SinkError;
-
-/// Skipped records are told at most this often per route; the table at exit has the number.
-const BAD_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A decoded batch: all columns of `batch` in SQL, and what was set aside.
 struct Ready {
@@ -40,9 +39,17 @@ struct Ready {
 struct Bad {
     rejected: Rejected,
     part: usize,
-    offset: Offset,
-    /// `topic/partition offset n`, for people.
-    place: String,
+    place: Place,
+}
+
+impl Bad {
+    fn offset(&self) -> Offset {
+        self.place.offset.unwrap_or_default()
+    }
+}
+
+fn place_of(record: &RecordRef<'_>) -> Place {
+    Place::new(record.source(), Offset::new(record.offset()))
 }
 
 /// What Arrow's offsets reach.
@@ -116,14 +123,17 @@ impl Lane {
     }
 
     async fn process(&mut self, taken: Taken) {
+        failpoint::hit("lane.batch.taken");
         self.taken_last = taken.records().count();
+        self.alone = taken.records().next().filter(|_| self.taken_last == 1).map(|record| place_of(&record));
         let ready = match block_in_place(|| self.decode(&taken)) {
             Ok(ready) => ready,
             Err(error) => {
                 let message = format!("failed to build a batch: {}", chain(&error));
-                return self.stop(message, None).await;
+                return self.stop(message, None, None).await;
             }
         };
+        failpoint::hit("lane.batch.decoded");
         if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
             return self.stop_at_bad_record(taken, &ready).await;
         }
@@ -144,11 +154,13 @@ impl Lane {
 
     /// The good prefix is written and made durable; then the route stops before the bad record.
     async fn stop_at_bad_record(&mut self, taken: Taken, ready: &Ready) {
-        let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset));
+        let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset()));
         let prefix = taken.before(cuts);
         let Bad { rejected, place, .. } = &ready.bad[0];
+        let (source, offset) = (&place.source, ready.bad[0].offset());
         let id = rejected.schema_id.map(|id| format!(", schema id {id}")).unwrap_or_default();
-        let message = format!("bad record at {place}{id}: {} ({})", rejected.message, rejected.code);
+        let message =
+            format!("bad record at {source} offset {offset}{id}: {} ({})", rejected.message, rejected.code);
         if let Some(prefix) = prefix {
             match block_in_place(|| self.decode(&prefix)) {
                 Ok(ready) => {
@@ -158,7 +170,15 @@ impl Lane {
                     }
                 }
                 Err(error) => {
-                    warn!(error = chain(&error), "the records before a bad one could not be written")
+                    let (topic, partition) = (source.topic.as_str(), source.partition.0);
+                    warn!(
+                        route = self.parts.route,
+                        topic,
+                        partition,
+                        offset = offset.get(),
+                        error = chain(&error),
+                        "the records before a bad one could not be written"
+                    );
                 }
             }
         }
@@ -167,23 +187,31 @@ impl Lane {
         if matches!(self.state, State::Running) {
             let hint = "mend the producer, or set `bad_records: {dead_letter: …}` or `skip` for this route"
                 .to_owned();
-            self.stop(message, Some(hint)).await;
+            self.stop(message, Some(hint), Some(place.clone())).await;
         }
     }
 
-    fn log_bad(&mut self, ready: &Ready) {
-        let Some(Bad { rejected, place, .. }) = ready.bad.first() else {
-            return;
-        };
+    /// The first of each kind; the table at exit has the number of all.
+    fn log_bad(&self, ready: &Ready) {
         let now = Instant::now();
-        if self.bad_logged.is_none_or(|last| now.duration_since(last) >= BAD_LOG_INTERVAL) {
-            self.bad_logged = Some(now);
+        let mut by_code: BTreeMap<&str, (u64, &Bad)> = BTreeMap::new();
+        for bad in &ready.bad {
+            by_code.entry(bad.rejected.code).or_insert((0, bad)).0 += 1;
+        }
+        for (code, (count, first)) in by_code {
+            let Some(count) = self.repeats.say(code, count, now) else {
+                continue;
+            };
+            let source = &first.place.source;
             warn!(
                 route = self.parts.route,
-                count = ready.bad.len(),
-                first = place,
-                code = rejected.code,
-                reason = rejected.message,
+                topic = source.topic.as_str(),
+                partition = source.partition.0,
+                offset = first.offset().get(),
+                schema_id = first.rejected.schema_id.map(|id| id.0),
+                code,
+                reason = first.rejected.message,
+                count,
                 "bad records skipped"
             );
         }
@@ -204,12 +232,7 @@ impl Lane {
             .into_iter()
             .map(|rejected| {
                 let record = &records[rejected.index];
-                Bad {
-                    part: taken.part_of(rejected.index),
-                    rejected,
-                    offset: Offset::new(record.offset()).unwrap_or_default(),
-                    place: format!("{} offset {}", record.source(), record.offset()),
-                }
+                Bad { part: taken.part_of(rejected.index), rejected, place: place_of(record) }
             })
             .collect();
         Ok(Ready { rows, records: records.len() as u64, dropped: dropped as u64, bad, letters })
@@ -236,7 +259,8 @@ impl Lane {
                     let message = format!("{} on {ranges}", chain(&error));
                     let hint = "guard the expression in the view, for example with `try_cast` or `nullif`";
                     self.flush_all().await;
-                    self.stop(message, Some(hint.to_owned())).await;
+                    let place = self.alone.clone();
+                    self.stop(message, Some(hint.to_owned()), place).await;
                     return false;
                 }
             }
@@ -254,7 +278,9 @@ impl Lane {
                 moves: moves.clone(),
                 rows: rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty()))),
             };
-            match self.parts.sinks[index].sink.write(&batch).await {
+            failpoint::hit("lane.sink.writing");
+            let written = self.parts.sinks[index].sink.write(&batch).await;
+            match written.and_then(|()| SinkError::point("lane.sink.written")) {
                 Ok(()) => self.ledger.accept(index, &moves),
                 Err(error) if error.fault() == Fault::Refused => {
                     is_taken = false;
@@ -343,7 +369,18 @@ impl Lane {
 
     /// Makes durable what a sink has taken.
     pub(super) async fn settle(&mut self, index: usize) -> Result<(), SinkError> {
+        let is_letters = self.parts.sinks[index].feed == Feed::DeadLetters;
+        if is_letters {
+            failpoint::hit("letters.flushing");
+        } else {
+            failpoint::hit("lane.sink.flushing");
+        }
         let positions = self.parts.sinks[index].sink.flush().await?;
+        if is_letters {
+            SinkError::point("letters.flushed")?;
+        } else {
+            SinkError::point("lane.sink.flushed")?;
+        }
         self.conflicts[index] = 0;
         self.ledger.settle(index, &positions);
         self.stored[index] = positions;

@@ -9,8 +9,9 @@ use arrow::record_batch::RecordBatch;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::OnDataLoss;
-use crate::engine::message::{Committed, Report};
+use crate::engine::message::{Committed, Place, Report};
 use crate::engine::{chain, retry};
+use crate::failpoint;
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
@@ -41,6 +42,8 @@ enum Setback {
     Stop {
         message: String,
         hint: &'static str,
+        /// Where, if it is one place.
+        place: Option<Place>,
     },
 }
 
@@ -78,19 +81,25 @@ impl Lane {
                 self.report_progress().await;
                 let ready = self.resume_offsets(unknown.keys());
                 self.report(Report::Ready(ready)).await;
+                failpoint::hit("lane.ready.reported");
             }
             Err(Setback::Letters) => {
                 self.resume_retry = Some((Instant::now() + retry::pause(1), 1));
             }
             Err(Setback::Sink) => {}
-            Err(Setback::Stop { message, hint }) => self.stop(message, Some(hint.to_owned())).await,
+            Err(Setback::Stop { message, hint, place }) => {
+                self.stop(message, Some(hint.to_owned()), place).await;
+            }
             Err(Setback::Brokers(error)) => {
                 let attempt = self.resume_retry.map_or(1, |(_, attempt)| attempt + 1);
-                if attempt == 1 {
+                if attempt == 1
+                    && let Some(times) = self.repeats.say("brokers", 1, Instant::now())
+                {
                     warn!(
                         route = self.parts.route,
                         error = chain(&error),
                         hint = error.hint().as_deref(),
+                        times,
                         "partitions wait for the brokers"
                     );
                 }
@@ -147,6 +156,7 @@ impl Lane {
                         ),
                         hint: "instances of one group share the sink's `path`; if the directory was deleted to \
                                start again, use another `group.id`",
+                        place: Some(Place::new(source, None)),
                     });
                 }
             }
@@ -169,7 +179,10 @@ impl Lane {
                 }
                 Err(error) if asked.keys().any(|source| source.topic == topic) => return Err(error.into()),
                 // It is seen when it is there.
-                Err(error) => debug!(route = self.parts.route, error = chain(&error), "a topic is not there"),
+                Err(error) => {
+                    let (route, topic) = (self.parts.route.as_str(), topic.as_str());
+                    debug!(route, topic, error = chain(&error), "a topic is not there");
+                }
             }
         }
         // A broker that lags behind may not know a partition yet that was given to us.
@@ -217,7 +230,8 @@ impl Lane {
                 );
                 match self.parts.on_data_loss {
                     OnDataLoss::Continue => {
-                        warn!(route = self.parts.route, "{message}; it is read from its beginning");
+                        let route = self.parts.route.as_str();
+                        warn!(route, topic = topic.as_str(), "{message}; it is read from its beginning");
                         recreated.insert(topic.clone());
                     }
                     OnDataLoss::Stop => {
@@ -225,6 +239,7 @@ impl Lane {
                             message,
                             hint: "its offsets mean other records now; read it with another `group.id` and other \
                                    paths, or set `on_data_loss: continue` to read what is there",
+                            place: None,
                         });
                     }
                 }
@@ -276,7 +291,9 @@ impl Lane {
                 starts = starts_shown(&moves),
                 "first sight"
             );
+            failpoint::hit("lane.start.storing");
             self.store_moves(index, moves).await?;
+            failpoint::hit("lane.start.stored");
         }
         Ok(())
     }
@@ -426,6 +443,7 @@ impl Lane {
             return Err(Setback::Stop {
                 message: format!("sink `{name}` has no position for {source}"),
                 hint: "this is a defect of sidestream; please report it",
+                place: Some(Place::new(source, None)),
             });
         };
         let (message, hint, to) = if next < first {
@@ -445,9 +463,15 @@ impl Lane {
             return Ok(None);
         };
         if self.parts.on_data_loss == OnDataLoss::Stop {
-            return Err(Setback::Stop { message, hint });
+            return Err(Setback::Stop { message, hint, place: Some(Place::new(source, Some(next))) });
         }
-        warn!(route = self.parts.route, "{message}; going on at {to}");
+        warn!(
+            route = self.parts.route,
+            topic = source.topic.as_str(),
+            partition = source.partition.0,
+            offset = next.get(),
+            "{message}; going on at {to}"
+        );
         Ok(Some(Move {
             key,
             topic: source.topic.clone(),

@@ -8,6 +8,7 @@ use tracing::{info, warn};
 use super::{Answer, Engine, EngineError, Pending, RELEASE_MAX, Releasing};
 use crate::engine::message::{Committed, Control, LaneId};
 use crate::engine::{chain, retry};
+use crate::failpoint;
 use crate::kafka::{Assignment, Command};
 use crate::model::metadata::GroupMetadata;
 use crate::model::{Offset, TopicPartition};
@@ -19,6 +20,7 @@ impl Engine {
             return Ok(());
         }
         info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), "assigned");
+        failpoint::hit("engine.assigned");
         for releasing in &mut self.releasing {
             // What comes back while it is being released is not given up any more.
             releasing.partitions.retain(|source| !partitions.contains(source));
@@ -47,7 +49,7 @@ impl Engine {
                 self.take_up(partitions, &committed).await
             }
             Answer::Given { partitions, attempt, committed: Err(error) } => {
-                self.say(format!("committed offsets could not be read: {}", chain(&error)));
+                self.say(None, &format!("committed offsets could not be read: {}", chain(&error)));
                 let left: Vec<TopicPartition> =
                     partitions.into_iter().filter(|source| self.asking.contains(source)).collect();
                 if !left.is_empty() {
@@ -61,7 +63,7 @@ impl Engine {
             }
             Answer::Names(Err(error)) => {
                 self.is_asking_names = false;
-                self.say(format!("topics could not be listed: {}", chain(&error)));
+                self.say(None, &format!("topics could not be listed: {}", chain(&error)));
                 Ok(())
             }
             Answer::Others(committed) => {
@@ -92,7 +94,8 @@ impl Engine {
             let known = committed.get(&source);
             let text = known.map_or("", |(_, text)| text.as_str());
             let metadata = GroupMetadata::parse(text).unwrap_or_else(|error| {
-                warn!(%source, %error, "what was committed by others is overwritten");
+                let (topic, partition) = (source.topic.as_str(), source.partition.0);
+                warn!(topic, partition, %error, "what was committed by others is overwritten");
                 GroupMetadata::default()
             });
             let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
@@ -177,6 +180,7 @@ impl Engine {
             // `latest` on an idle partition must mean the same after a crash.
             self.commit_now()?;
             self.source.send(Command::Assign(assignments))?;
+            failpoint::hit("engine.assign.sent");
         }
         Ok(())
     }
@@ -207,6 +211,7 @@ impl Engine {
         for (lane, partitions) in by_lane {
             self.tell(lane, Control::Revoke { partitions, is_lost }).await;
         }
+        failpoint::hit("engine.revoked");
         self.release(Instant::now())
     }
 
@@ -226,7 +231,9 @@ impl Engine {
             for source in &releasing.partitions {
                 self.group.disown(source);
             }
+            failpoint::hit("engine.release.sending");
             self.source.send(Command::Release(releasing.partitions))?;
+            failpoint::hit("engine.release.sent");
         }
         Ok(())
     }

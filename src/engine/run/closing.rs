@@ -5,6 +5,7 @@ use tracing::warn;
 use super::{CLOSE_MAX, DRAIN_MAX, Engine, EngineError};
 use crate::engine::lane::Summary;
 use crate::engine::message::{Control, LaneId, Report};
+use crate::failpoint;
 use crate::kafka::{Command, Event, SourceError};
 
 impl Engine {
@@ -35,6 +36,7 @@ impl Engine {
         if drained.is_err() {
             warn!("not everything could be made durable in time; it is read again by the next start");
         }
+        failpoint::hit("engine.drained");
         let closed = tokio::time::timeout(CLOSE_MAX, self.leave()).await;
         if !matches!(closed, Ok(Ok(()))) {
             warn!(
@@ -64,6 +66,7 @@ impl Engine {
         while self.is_committing {
             self.wait_committed().await?;
         }
+        failpoint::hit("engine.leaving");
         self.source.send(Command::Close)?;
         while let Some(event) = self.source.next().await {
             if matches!(event, Event::Closed) {

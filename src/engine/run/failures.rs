@@ -5,11 +5,12 @@ use std::time::Instant;
 use tokio::task;
 use tracing::{error, warn};
 
-use super::{Engine, EngineError, REPEAT_INTERVAL};
+use super::{Engine, EngineError};
 use crate::engine::lane::Summary;
-use crate::engine::message::{Control, LaneId, Stop};
+use crate::engine::message::{Control, LaneId, Place, Stop};
 use crate::kafka::{Command, Verdict};
 use crate::model::{Offset, TopicName, TopicPartition};
+use crate::repeat;
 
 impl Engine {
     pub(super) async fn on_failed(
@@ -21,8 +22,7 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let hint = match verdict {
             Verdict::Passing => {
-                let place = source.map(|source| format!("{source}: ")).unwrap_or_default();
-                self.say(format!("{place}{message}"));
+                self.say(source.as_ref(), &message);
                 return Ok(());
             }
             Verdict::Fatal => return Err(EngineError::Client(message)),
@@ -38,7 +38,8 @@ impl Engine {
             return self.on_failed_somewhere(&message, verdict, hint).await;
         };
         let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
-        let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()) };
+        let place = Some(Place::new(&source, offset));
+        let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()), place };
         for lane in self.live_lanes_of(&source.topic) {
             let control = match verdict {
                 Verdict::DataLost => Control::Lost { source: source.clone(), stop: stop.clone() },
@@ -60,34 +61,40 @@ impl Engine {
         let named = |topic: &&TopicName| message.contains(&format!(": {topic}: "));
         let topic = self.by_topic.keys().find(named).cloned();
         let Some(topic) = topic.filter(|_| verdict == Verdict::Refused) else {
-            self.say(message.to_owned());
+            self.say(None, message);
             return Ok(());
         };
-        let stop = Stop { message: message.to_owned(), hint: Some(hint.to_owned()) };
+        let stop = Stop { message: message.to_owned(), hint: Some(hint.to_owned()), place: None };
         for lane in self.live_lanes_of(&topic) {
             self.tell(lane, Control::Fail(stop.clone())).await;
         }
         Ok(())
     }
 
-    /// Says an error that passes, once per change and once in a while.
-    pub(super) fn say(&mut self, message: String) {
-        let now = Instant::now();
-        let is_news = |last: &Instant| now.duration_since(*last) >= REPEAT_INTERVAL;
-        if self.said.get(&message).is_none_or(is_news) {
-            // Texts differ by broker and topic; there are not many.
-            if self.said.len() > 1000 {
-                self.said.clear();
-            }
-            warn!("{message}");
-            self.said.insert(message, now);
+    /// Says an error that passes, at once and then once in a while.
+    pub(super) fn say(&self, source: Option<&TopicPartition>, message: &str) {
+        let place = source.map(|source| format!("{source}: ")).unwrap_or_default();
+        let cause = repeat::cause(&format!("{place}{message}"));
+        if let Some(times) = self.repeats.say(&cause, 1, Instant::now()) {
+            let topic = source.map(|source| source.topic.as_str());
+            let partition = source.map(|source| source.partition.0);
+            warn!(topic, partition, times, "{place}{message}");
         }
     }
 
     pub(super) async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
         self.group.stopped(lane, self.stores[lane.0]);
-        error!(route = self.names[lane.0], error = stop.message, hint = stop.hint, "route stopped");
+        let source = stop.place.as_ref().map(|place| &place.source);
+        error!(
+            route = self.names[lane.0],
+            topic = source.map(|source| source.topic.as_str()),
+            partition = source.map(|source| source.partition.0),
+            offset = stop.place.as_ref().and_then(|place| place.offset).map(Offset::get),
+            error = stop.message,
+            hint = stop.hint,
+            "route stopped"
+        );
         let pending: Vec<TopicPartition> = self.pending.keys().cloned().collect();
         for source in pending {
             self.answered(lane, &source, None);
@@ -122,9 +129,12 @@ impl Engine {
                 let Some(lane) = self.by_task.get(&failure.id()).copied() else {
                     return Ok(());
                 };
+                // The text of a panic may hold a piece of a record; where it was is in the log.
+                let how = if failure.is_panic() { "its task panicked" } else { "its task was ended" };
                 let stop = Stop {
-                    message: format!("a defect of sidestream: {failure}"),
+                    message: format!("a defect of sidestream: {how}"),
                     hint: Some("please report it; what is durable is safe".to_owned()),
+                    place: None,
                 };
                 let route = self.names[lane.0].clone();
                 let summary = Summary { route, stop: Some(stop.clone()), ..Summary::default() };

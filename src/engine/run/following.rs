@@ -132,6 +132,7 @@ impl Engine {
                 let stop = Stop {
                     message: error.to_string(),
                     hint: Some("leave the topic out with `exclude`, or change the template".to_owned()),
+                    place: None,
                 };
                 let name = format!("{}/{topic}", route.name);
                 let store = store(route);

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 use uuid::Uuid;
 
+use crate::failpoint;
 use crate::model::{Conflict, Move, Offset, Partition, PositionKey, Positions, TopicId};
 
 use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, StoredPosition, VERSION};
@@ -34,7 +35,7 @@ const COMMIT_TRIES_MAX: u32 = 100;
 /// Why the log could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
-    #[error("failed to {action} `{}`", path.display())]
+    #[error("failed to {action} `{}`", shown(path))]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the commit log was moved on by another writer")]
     Conflict(#[from] Conflict),
@@ -49,6 +50,18 @@ pub enum LogError {
     NoLinks { path: PathBuf },
     #[error("lost the race for a log entry {COMMIT_TRIES_MAX} times in a row in `{}`", path.display())]
     Crowded { path: PathBuf },
+}
+
+/// A path as it may be told: `partition_by` puts values of records into the names of directories.
+fn shown(path: &Path) -> String {
+    let parts = path.iter().map(|part| {
+        let part = part.to_string_lossy();
+        match part.split_once('=') {
+            Some((name, _)) => format!("{name}=…"),
+            None => part.into_owned(),
+        }
+    });
+    parts.collect::<PathBuf>().display().to_string()
 }
 
 /// An open commit log, folded up to the last entry that was read.
@@ -206,6 +219,7 @@ impl Log {
         for file in &files {
             create_dir_durably(&parent(&self.root.join(&file.path)))?;
         }
+        point("file.targets.made", &self.root)?;
         let mut entry = Entry {
             version: VERSION,
             commit: Uuid::new_v4(),
@@ -221,6 +235,7 @@ impl Log {
             create_entry(&self.root, number, &entry)?;
             self.refresh()?;
             if self.is_ours(number, &entry)? {
+                point("file.entry.owned", &self.root)?;
                 show(&self.root, &entry.files)?;
                 return self.maybe_checkpoint();
             }
@@ -243,7 +258,9 @@ impl Log {
     pub fn recover(&mut self) -> Result<(), LogError> {
         // An entry whose writer died before this is perhaps not durable yet, and counts from here on.
         sync_dir(&log_dir(&self.root))?;
+        point("file.recovery.synced", &self.root)?;
         show(&self.root, &self.files)?;
+        point("file.recovery.shown", &self.root)?;
         let listed: BTreeSet<&str> = self.files.iter().map(|file| file.staged.as_str()).collect();
         for name in list(&staged_dir(&self.root))? {
             let Some((key, start)) = witness(&name) else {
@@ -252,6 +269,7 @@ impl Log {
             let passed = self.positions.get(&key).is_some_and(|position| position.next > start);
             if passed && !listed.contains(name.as_str()) {
                 remove_if_there(&staged_dir(&self.root).join(&name))?;
+                point("file.orphan.removed", &self.root)?;
             }
         }
         // What a crash left of entries that were never linked, or were linked and not removed here.
@@ -259,6 +277,7 @@ impl Log {
             let number = name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
             if number.is_some_and(|number| number < self.last) {
                 remove_if_there(&tmp_dir(&self.root).join(&name))?;
+                point("file.temporary.removed", &self.root)?;
             }
         }
         Ok(())
@@ -290,6 +309,7 @@ impl Log {
             files: std::mem::take(&mut self.files),
         };
         create(&self.root, &checkpoint_path(&self.root, self.last), &checkpoint)?;
+        point("file.checkpoint.created", &self.root)?;
         let before = self.checkpoint.replace(self.last);
         // Entries below the checkpoint before this one go; those since stay for people who look.
         self.prune(before.unwrap_or(0))
@@ -300,6 +320,7 @@ impl Log {
             let number = name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
             if number.is_some_and(|number| number < below) {
                 remove_if_there(&log_dir(&self.root).join(&name))?;
+                point("file.entry.removed", &self.root)?;
             }
         }
         Ok(())
@@ -358,6 +379,7 @@ fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
         if let Err(source) = linked {
             return Err(LogError::Io { action: "bring into sight", path, source });
         }
+        point("file.data.linked", root)?;
         // A directory on the way may be new too, made by another writer a moment ago.
         for dir in path.ancestors().skip(1) {
             if !targets.insert(dir.to_owned()) || dir == root {
@@ -372,8 +394,10 @@ fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
     for target in targets {
         sync_dir(&target)?;
     }
+    point("file.targets.synced", root)?;
     for staged in done {
         remove_if_there(&staged)?;
+        point("file.staged.removed", root)?;
     }
     Ok(())
 }
@@ -421,8 +445,8 @@ fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogEr
     };
     let entry: Entry = parse(&path, &bytes)?;
     check_version(&path, entry.version)?;
-    if let Some(file) = entry.files.iter().find(|file| !file.is_below_root()) {
-        let problem = format!("names a file that is not below the sink's directory: `{}`", file.path);
+    if entry.files.iter().any(|file| !file.is_below_root()) {
+        let problem = "names a file that is not below the sink's directory".to_owned();
         return Err(LogError::Damaged { path, problem });
     }
     Ok(Some((entry, entry::hash(&bytes))))
@@ -472,7 +496,7 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
         // Deleted by somebody who has seen the entry: it exists.
         Err(error) if error.kind() == io::ErrorKind::NotFound && path.try_exists()? => Ok(()),
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        _ => failpoint::check("file.entry.linked"),
     });
     // Writing worked and linking is not permitted: exclusive creation is no substitute (PROTOCOL §5).
     let has_no_links = result.as_ref().is_err_and(|error| {
@@ -488,7 +512,9 @@ fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<
     if let Err(error) = removed.or_else(not_there) {
         warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
     }
-    sync_dir(&parent(path))
+    point("file.entry.released", root)?;
+    sync_dir(&parent(path))?;
+    point("file.log.synced", root)
 }
 
 /// What is gone already needs no removing.
@@ -499,7 +525,9 @@ fn not_there(error: io::Error) -> io::Result<()> {
 fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()> {
     let mut file = fs::File::create_new(path)?;
     file.write_all(&serde_json::to_vec(content)?)?;
-    file.sync_all()
+    failpoint::check("file.entry.written")?;
+    file.sync_all()?;
+    failpoint::check("file.entry.synced")
 }
 
 fn remove_if_there(path: &Path) -> Result<(), LogError> {
@@ -527,7 +555,14 @@ fn create_dir_durably(dir: &Path) -> Result<(), LogError> {
             return Err(LogError::Io { action: "create directory", path: dir.to_owned(), source });
         }
     }
+    point("file.directory.created", dir)?;
     sync_dir(&above)
+}
+
+/// A fail point behind a step at `path`.
+pub fn point(name: &'static str, path: &Path) -> Result<(), LogError> {
+    let told = failpoint::check(name);
+    told.map_err(|source| LogError::Io { action: "finish a step in", path: path.to_owned(), source })
 }
 
 pub fn sync_dir(dir: &Path) -> Result<(), LogError> {

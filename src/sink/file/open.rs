@@ -10,6 +10,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 
 use crate::config::plan::Roll;
+use crate::failpoint;
 use crate::model::Move;
 
 use super::entry::DataFile;
@@ -101,12 +102,14 @@ impl OpenFiles {
                 let name = log::data_file_name(&witness.key, start, self.format.extension());
                 let staged = log::staged_name(&name);
                 let file = File::create_new(log::staged_path(&self.root, &staged))?;
+                failpoint::check("file.staged.created")?;
                 let writer = self.format.begin(file, &self.schema)?;
                 let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
                 place.insert(OpenFile { path, staged, rows: 0, last_write: 0, writer })
             }
         };
         file.writer.write(rows)?;
+        failpoint::check("file.rows.written")?;
         file.rows += rows.num_rows() as u64;
         self.writes += 1;
         file.last_write = self.writes;
@@ -144,6 +147,7 @@ impl OpenFiles {
         }
         if !self.finished.is_empty() {
             log::sync_dir(&log::staged_dir(&self.root))?;
+            log::point("file.staged.synced", &self.root)?;
         }
         self.has_full = false;
         Ok(std::mem::take(&mut self.finished))
@@ -163,9 +167,11 @@ impl OpenFiles {
     fn close(&mut self, file: OpenFile) -> Result<(), LogError> {
         let OpenFile { path, staged, rows, writer, .. } = file;
         let finished = writer.finish().and_then(|file| {
+            failpoint::check("file.data.written")?;
             // After a failed fsync the pages may be gone and the next fsync may lie: the file is
             // abandoned, never synced again.
             file.sync_all()?;
+            failpoint::check("file.data.synced")?;
             file.metadata()
         });
         match finished {

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 /// Longer than anything takes on a busy machine: what hangs, fails.
 const DEADLINE: Duration = Duration::from_secs(120);
 
+const PROGRAM: &str = env!("CARGO_BIN_EXE_sidestream");
+
 /// A working directory with a routes file.
 pub struct Workplace {
     pub dir: tempfile::TempDir,
@@ -31,26 +33,30 @@ impl Workplace {
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sidestream"));
-        command.args(arguments).current_dir(self.dir.path()).env("RUST_LOG", "info");
+        let mut command = Command::new(PROGRAM);
+        command.args(arguments);
+        self.placed(command)
+    }
+
+    fn placed(&self, mut command: Command) -> Command {
+        command.current_dir(self.dir.path()).env("RUST_LOG", "info");
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command
     }
 
     /// Runs the program to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
-        let child = self.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let id = child.id();
-        let (done_tx, done_rx) = std::sync::mpsc::channel();
-        std::thread::spawn(move || done_tx.send(child.wait_with_output()));
-        match done_rx.recv_timeout(DEADLINE) {
-            Ok(output) => Finished::from(output.unwrap()),
-            Err(_) => {
-                signal(id, "KILL");
-                let output = done_rx.recv().unwrap().unwrap();
-                panic!("{arguments:?} did not end in time: {}", Finished::from(output).stderr);
-            }
-        }
+        finished(self.command(arguments), arguments)
+    }
+
+    /// As [`Workplace::run`] on a terminal, where the log is text. What is printed and what is logged come as one.
+    pub fn run_on_terminal(&self, arguments: &[&str]) -> Finished {
+        let words = [PROGRAM].into_iter().chain(arguments.iter().copied());
+        let line: Vec<String> = words.map(|word| format!("'{word}'")).collect();
+        // Of util-linux, as `setpriv` is.
+        let mut command = Command::new("script");
+        command.args(["-q", "-e", "-c", &line.join(" "), "/dev/null"]).stdin(Stdio::null());
+        finished(self.placed(command), arguments)
     }
 
     /// Starts the program as a service; its log goes to a file.
@@ -59,6 +65,22 @@ impl Workplace {
         let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
         let child = self.command(arguments).stdout(Stdio::null()).stderr(file).spawn().unwrap();
         Service { child, log }
+    }
+}
+
+/// Lets a program run to its end.
+fn finished(mut command: Command, arguments: &[&str]) -> Finished {
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let id = child.id();
+    let (done_tx, done_rx) = std::sync::mpsc::channel();
+    std::thread::spawn(move || done_tx.send(child.wait_with_output()));
+    match done_rx.recv_timeout(DEADLINE) {
+        Ok(output) => Finished::from(output.unwrap()),
+        Err(_) => {
+            signal(id, "KILL");
+            let output = done_rx.recv().unwrap().unwrap();
+            panic!("{arguments:?} did not end in time: {}", Finished::from(output).stderr);
+        }
     }
 }
 
