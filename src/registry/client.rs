@@ -228,6 +228,8 @@ fn explain(what: &str, error: &SRCError) -> RegistryError {
         {
             unavailable(format!("HTTP {status}"), retry_after)
         }
+        // Whoever sends that much, it is not the schema: a record must not be taken for a bad one.
+        Some(refusal @ Refusal::TooLarge) => unavailable(refusal.to_string(), None),
         Some(refusal) => RegistryError::Unusable { what, problem: refusal.to_string() },
         // An answer that is no JSON comes from something in between, or from a registry that is starting.
         None => unavailable(error.source().map_or_else(|| error.error.clone(), root_cause), None),

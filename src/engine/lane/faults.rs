@@ -22,7 +22,12 @@ impl Lane {
     /// The brokers do not have what is wanted next. Going on begins with a look at what they have.
     pub(super) async fn lost(&mut self, source: TopicPartition, stop: Stop) {
         match self.parts.on_data_loss {
-            OnDataLoss::Stop => self.fail(stop).await,
+            OnDataLoss::Stop => {
+                // The range begins where the sinks stand once they have all that was taken.
+                self.flush_all().await;
+                let named = self.lost_range(&source).await;
+                self.fail(named.unwrap_or(stop)).await;
+            }
             OnDataLoss::Continue => {
                 self.give_up(std::slice::from_ref(&source), false).await;
                 // If the brokers find nothing wrong when they are asked, this must not go round at full speed.

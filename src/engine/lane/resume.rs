@@ -9,7 +9,7 @@ use arrow::record_batch::RecordBatch;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::OnDataLoss;
-use crate::engine::message::{Committed, Place, Report};
+use crate::engine::message::{Committed, Place, Report, Stop};
 use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{ClusterError, TopicInfo};
@@ -427,6 +427,23 @@ impl Lane {
             }
         }
         Ok(())
+    }
+
+    /// Which records the brokers no longer have for a sink: the consumer only says where it failed. `None` if the
+    /// brokers cannot be asked, or have everything that is wanted.
+    pub(super) async fn lost_range(&mut self, source: &TopicPartition) -> Option<Stop> {
+        let key = *self.keys.get(source)?;
+        let bounds = self.parts.cluster.bounds(std::slice::from_ref(source)).await.ok()?;
+        let bounds = *bounds.get(source)?;
+        self.stored.iter().enumerate().find_map(|(index, stored)| {
+            let next = stored.get(&key)?.next;
+            match self.check_position(index, source, key, Some(next), bounds) {
+                Err(Setback::Stop { message, hint, place }) => {
+                    Some(Stop { message, hint: Some(hint.to_owned()), place })
+                }
+                _ => None,
+            }
+        })
     }
 
     /// The move over what the brokers have lost, if the route goes on without it.

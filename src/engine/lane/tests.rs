@@ -36,10 +36,9 @@ fn at(raw: usize) -> Offset {
     Offset::new(i64::try_from(raw).unwrap()).unwrap()
 }
 
-/// A cluster with one topic of one partition, which keeps `[first, end)`.
+/// A cluster with one topic of one partition, which keeps these offsets, from the first up to the end.
 struct OneTopic {
-    first: Offset,
-    end: Offset,
+    bounds: Arc<Mutex<(Offset, Offset)>>,
 }
 
 #[async_trait]
@@ -68,9 +67,8 @@ impl Cluster for OneTopic {
         &self,
         wanted: &[(TopicPartition, &Start)],
     ) -> Result<BTreeMap<TopicPartition, Offset>, ClusterError> {
-        let each = wanted
-            .iter()
-            .map(|(source, start)| (source.clone(), start.resolve(source, (self.first, self.end), None)));
+        let bounds = *self.bounds.lock().unwrap();
+        let each = wanted.iter().map(|(source, start)| (source.clone(), start.resolve(source, bounds, None)));
         Ok(each.collect())
     }
 
@@ -78,7 +76,8 @@ impl Cluster for OneTopic {
         &self,
         sources: &[TopicPartition],
     ) -> Result<BTreeMap<TopicPartition, (Offset, Offset)>, ClusterError> {
-        Ok(sources.iter().map(|source| (source.clone(), (self.first, self.end))).collect())
+        let bounds = *self.bounds.lock().unwrap();
+        Ok(sources.iter().map(|source| (source.clone(), bounds)).collect())
     }
 
     async fn committed(
@@ -211,11 +210,15 @@ struct World {
     values: Vec<&'static str>,
     main: Arc<Mutex<Target>>,
     letters: Arc<Mutex<Target>>,
+    bounds: Arc<Mutex<(Offset, Offset)>>,
+    /// The offsets that are left when the brokers delete records under the lane.
+    left: Option<(Offset, Offset)>,
 }
 
 impl World {
     fn new(values: &[&'static str]) -> Self {
-        Self { values: values.to_vec(), main: Arc::default(), letters: Arc::default() }
+        let bounds = Arc::new(Mutex::new((Offset::ZERO, at(values.len()))));
+        Self { values: values.to_vec(), main: Arc::default(), letters: Arc::default(), bounds, left: None }
     }
 
     fn is_bad(value: &str) -> bool {
@@ -246,7 +249,7 @@ impl World {
         };
         let before = Some((self.letters.clone(), self.bad()));
         let value = Raw::new(RawForm::Json, Tombstones::Keep);
-        let cluster = OneTopic { first: Offset::ZERO, end: at(self.values.len()) };
+        let cluster = OneTopic { bounds: self.bounds.clone() };
         LaneParts {
             route: "r".to_owned(),
             sinks: vec![
@@ -307,13 +310,24 @@ impl World {
             while !self.is_done() {
                 let (_, report) = reports.recv().await.expect("the lane lives");
                 match report {
-                    Report::Ready(offsets) => {
-                        let from = offsets[&source()];
-                        number += 1;
-                        let assignment = Assignment { source: source(), from, number };
-                        handle.control.send(Control::Assigned(vec![(assignment, None)])).await.unwrap();
-                        handle.outlet().offer(self.chunk(number, from)).unwrap();
-                    }
+                    Report::Ready(offsets) => match self.left {
+                        Some(left) => {
+                            *self.bounds.lock().unwrap() = left;
+                            let stop = Stop {
+                                message: "t [0] offset 0: out of range".to_owned(),
+                                hint: None,
+                                place: None,
+                            };
+                            handle.control.send(Control::Lost { source: source(), stop }).await.unwrap();
+                        }
+                        None => {
+                            let from = offsets[&source()];
+                            number += 1;
+                            let assignment = Assignment { source: source(), from, number };
+                            handle.control.send(Control::Assigned(vec![(assignment, None)])).await.unwrap();
+                            handle.outlet().offer(self.chunk(number, from)).unwrap();
+                        }
+                    },
                     Report::Rewind(_) => handle.control.send(resume()).await.unwrap(),
                     Report::Stopped(stop) => return Some(stop),
                     Report::Progress(_) | Report::Released(_) | Report::Drained => {}
@@ -334,6 +348,17 @@ impl World {
             ended.expect("the lane has not failed");
         }
         stop
+    }
+}
+
+/// The consumer says only where it failed; the route says what is gone, unless nothing is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_deleted_under_a_running_lane_are_named() {
+    for (first, said) in [(4, "offsets 0 to 4 are lost"), (0, "offset 0: out of range")] {
+        let world = World { left: Some((at(first), at(VALUES.len()))), ..World::new(&VALUES) };
+        let stop = world.run().await.expect("it stops");
+        assert!(stop.message.contains(said), "{}", stop.message);
+        assert!(world.main.lock().unwrap().rows.is_empty());
     }
 }
 

@@ -73,7 +73,19 @@ pub fn are_there() -> Result<(), String> {
     Installation::find().map(drop)
 }
 
-/// A single Kafka broker in KRaft mode, without authentication.
+/// Nodes of one cluster, at most: three survive the loss of one, and more would only be slower.
+pub const NODES_MAX: usize = 3;
+
+/// What several nodes need besides: one of three may die, and nothing that was acknowledged is lost with it.
+const CLUSTER_SETTINGS: [(&str, &str); 5] = [
+    ("default.replication.factor", "3"),
+    ("min.insync.replicas", "2"),
+    ("offsets.topic.replication.factor", "3"),
+    ("transaction.state.log.replication.factor", "3"),
+    ("transaction.state.log.min.isr", "2"),
+];
+
+/// A Kafka broker in KRaft mode, without authentication: alone, or a node of a cluster.
 ///
 /// Topics are not created by themselves, nothing is deleted for its age, consumer groups start without the usual delay,
 /// and sessions may be as short as one second.
@@ -83,42 +95,94 @@ pub struct Kafka {
     bootstrap: String,
     cluster: String,
     ports: [u16; 2],
+    /// `node.id`, from 1.
+    id: usize,
+    /// Where the controllers of all nodes are.
+    voters: String,
 }
 
 impl Kafka {
     /// Starts a broker with no topics and waits until it takes requests.
     pub fn start() -> Result<Kafka, String> {
+        let mut nodes = Kafka::start_nodes(1, &[])?;
+        nodes.pop().ok_or_else(|| "no broker was started".to_owned())
+    }
+
+    /// Starts a cluster of one or three nodes, each of them broker and controller, with no topics, and waits until all
+    /// take requests. `settings` of the brokers win over [`BROKER_SETTINGS`].
+    pub fn start_nodes(count: usize, settings: &[(&str, &str)]) -> Result<Vec<Kafka>, String> {
         let installation = Installation::find()?;
         retry_if_port_taken(|| {
-            let ports = free_ports()?;
-            let mut kafka = Kafka {
-                service: Service::new("kafka")?,
-                installation: installation.clone(),
-                bootstrap: format!("127.0.0.1:{}", ports[0]),
-                cluster: cluster_id(),
-                ports,
-            };
-            kafka.format()?;
-            kafka.run()?;
-            Ok(kafka)
+            let [a, b, c, d, e, f] = free_ports()?;
+            let pairs: [[u16; 2]; NODES_MAX] = [[a, b], [c, d], [e, f]];
+            let numbered = || (1..=count).zip(pairs);
+            let voters: Vec<String> =
+                numbered().map(|(id, [_, controller])| format!("{id}@127.0.0.1:{controller}")).collect();
+            let cluster = cluster_id();
+            let mut nodes = Vec::new();
+            for (id, ports) in numbered() {
+                let node = Kafka {
+                    service: Service::new("kafka")?,
+                    installation: installation.clone(),
+                    bootstrap: format!("127.0.0.1:{}", ports[0]),
+                    cluster: cluster.clone(),
+                    ports,
+                    id,
+                    voters: voters.join(","),
+                };
+                let shared: &[(&str, &str)] = if count > 1 { &CLUSTER_SETTINGS } else { &[] };
+                node.format(&[shared, settings].concat())?;
+                nodes.push(node);
+            }
+            Kafka::run_all(&mut nodes)?;
+            Ok(nodes)
         })
     }
 
-    /// The value for `bootstrap.servers`.
+    /// Starts all nodes of a cluster again, having stopped those that still ran: the first one alone would wait for a
+    /// majority.
+    pub fn restart_all(nodes: &mut [Kafka]) -> Result<(), String> {
+        retry_if_port_taken(|| {
+            for node in nodes.iter_mut() {
+                node.stop();
+            }
+            for node in nodes.iter() {
+                await_free(&node.ports);
+            }
+            Kafka::run_all(nodes)
+        })
+    }
+
+    /// The value for `bootstrap.servers`; that of a cluster is all of them, separated by commas.
     pub fn bootstrap(&self) -> &str {
         &self.bootstrap
+    }
+
+    /// The folder of its log segments: `<topic>-<partition>/<offset>.log` and more.
+    pub fn data(&self) -> PathBuf {
+        self.service.folder.path.join("data")
+    }
+
+    /// Stops its process in the middle of whatever it does (SIGSTOP): its connections stay open, nothing answers.
+    pub fn freeze(&self) -> bool {
+        self.service.child.as_ref().is_some_and(|child| signal(child.id(), "STOP"))
+    }
+
+    /// Lets it go on (SIGCONT).
+    pub fn thaw(&self) -> bool {
+        self.service.child.as_ref().is_some_and(|child| signal(child.id(), "CONT"))
     }
 
     fn properties(&self) -> PathBuf {
         self.service.folder.path.join("server.properties")
     }
 
-    fn format(&self) -> Result<(), String> {
+    fn format(&self, settings: &[(&str, &str)]) -> Result<(), String> {
         let [port, controller] = self.ports;
-        let data = self.service.folder.path.join("data");
+        let (data, voters, id) = (self.data(), &self.voters, self.id);
         let data = data.display();
         let mut properties = format!(
-            "controller.quorum.voters=1@127.0.0.1:{controller}
+            "controller.quorum.voters={voters}
 listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
@@ -126,6 +190,11 @@ log.dirs={data}
 "
         );
         for (name, value) in BROKER_SETTINGS {
+            properties.push_str(&format!("{name}={value}\n"));
+        }
+        // Of settings that are there twice, the last one counts.
+        properties.push_str(&format!("node.id={id}\n"));
+        for (name, value) in settings {
             properties.push_str(&format!("{name}={value}\n"));
         }
         fs::write(self.properties(), properties)
@@ -160,10 +229,21 @@ log.dirs={data}
     }
 
     fn run(&mut self) -> Result<(), String> {
-        let mut java = self.java();
-        java.arg("kafka.Kafka").arg(self.properties());
-        let (port, cluster) = (self.ports[0], self.cluster.as_str());
-        self.service.run(java, |_| kafka_is_ready(port, cluster).unwrap_or(false))
+        Kafka::run_all(std::slice::from_mut(self))
+    }
+
+    /// Starts all, then waits for all.
+    fn run_all(nodes: &mut [Kafka]) -> Result<(), String> {
+        for node in nodes.iter_mut() {
+            let mut java = node.java();
+            java.arg("kafka.Kafka").arg(node.properties());
+            node.service.launch(java)?;
+        }
+        for node in nodes {
+            let (port, cluster) = (node.ports[0], node.cluster.as_str());
+            node.service.await_ready(|_| kafka_is_ready(port, cluster).unwrap_or(false))?;
+        }
+        Ok(())
     }
 }
 
@@ -320,6 +400,19 @@ fn check_java() -> Result<(), String> {
 
 /// A `java` that starts fast, and dies with this process where that is possible.
 fn java(archive: &Path) -> Command {
+    let mut command = mortal("java");
+    command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
+    if archive.is_file() {
+        let mut option = OsStr::new("-XX:SharedArchiveFile=").to_os_string();
+        option.push(archive);
+        command.arg(option);
+    }
+    command
+}
+
+/// A command whose process the kernel kills when this process ends, where there is `setpriv`. To be started by
+/// [`spawn`].
+pub fn mortal(program: &str) -> Command {
     static HAS_SETPRIV: OnceLock<bool> = OnceLock::new();
     let has_setpriv = *HAS_SETPRIV.get_or_init(|| {
         Command::new("setpriv")
@@ -330,27 +423,19 @@ fn java(archive: &Path) -> Command {
             .status()
             .is_ok_and(|status| status.success())
     });
-    let mut command = if has_setpriv {
-        let mut setpriv = Command::new("setpriv");
-        setpriv.args(["--pdeathsig", "KILL", "java"]);
-        setpriv
-    } else {
-        Command::new("java")
-    };
-    command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
-    if archive.is_file() {
-        let mut option = OsStr::new("-XX:SharedArchiveFile=").to_os_string();
-        option.push(archive);
-        command.arg(option);
+    if !has_setpriv {
+        return Command::new(program);
     }
-    command
+    let mut setpriv = Command::new("setpriv");
+    setpriv.args(["--pdeathsig", "KILL", program]);
+    setpriv
 }
 
 /// Starts a process from a thread that lives as long as this process.
 ///
 /// `setpriv --pdeathsig` has the kernel kill the child when the *thread* that started it ends, and a test's thread ends
 /// with the test while a service may be shared with the next one.
-fn spawn(command: Command) -> io::Result<Child> {
+pub fn spawn(command: Command) -> io::Result<Child> {
     type Job = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
@@ -368,6 +453,13 @@ fn spawn(command: Command) -> io::Result<Child> {
     result.recv().map_err(|e| gone(e.to_string()))?
 }
 
+/// Sends a process of ours a signal by its name, such as `TERM`; whether it was still there.
+pub fn signal(process: u32, name: &str) -> bool {
+    let script = format!("kill -{name} \"$0\"");
+    let sent = Command::new("sh").args(["-c", script.as_str(), process.to_string().as_str()]).status();
+    sent.is_ok_and(|status| status.success())
+}
+
 /// A process with its folder.
 struct Service {
     name: &'static str,
@@ -383,15 +475,32 @@ impl Service {
     }
 
     /// Starts the process and waits until it is ready, of which `ready` judges by the log so far and by asking.
-    fn run(&mut self, mut command: Command, ready: impl Fn(&str) -> bool) -> Result<(), String> {
+    fn run(&mut self, command: Command, ready: impl Fn(&str) -> bool) -> Result<(), String> {
+        self.launch(command)?;
+        self.await_ready(ready)
+    }
+
+    /// Of the run now.
+    fn log(&self) -> PathBuf {
+        self.folder.path.join(format!("log-{}", self.runs))
+    }
+
+    fn launch(&mut self, mut command: Command) -> Result<(), String> {
         self.runs += 1;
-        let log = self.folder.path.join(format!("log-{}", self.runs));
-        let cannot = |e: io::Error| format!("cannot start {}: {e}", self.name);
-        let output = File::create(&log).map_err(cannot)?;
+        let name = self.name;
+        let cannot = |e: io::Error| format!("cannot start {name}: {e}");
+        let output = File::create(self.log()).map_err(cannot)?;
         let errors = output.try_clone().map_err(cannot)?;
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        let child = self.child.insert(spawn(command).map_err(cannot)?);
+        self.child = Some(spawn(command).map_err(cannot)?);
+        Ok(())
+    }
 
+    fn await_ready(&mut self, ready: impl Fn(&str) -> bool) -> Result<(), String> {
+        let log = self.log();
+        let Some(child) = &mut self.child else {
+            return Err(format!("{} was not started", self.name));
+        };
         let read_log = || String::from_utf8_lossy(&fs::read(&log).unwrap_or_default()).into_owned();
         let mut exit: Option<ExitStatus> = None;
         let mut is_ready = false;
@@ -414,12 +523,10 @@ impl Service {
     }
 
     fn stop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let id = child.id().to_string();
-            let asked = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &id]).status();
-            if asked.is_ok_and(|status| status.success()) {
-                wait_until(Instant::now() + STOP_LIMIT, || !matches!(child.try_wait(), Ok(None)));
-            }
+        if let Some(child) = &mut self.child
+            && signal(child.id(), "TERM")
+        {
+            wait_until(Instant::now() + STOP_LIMIT, || !matches!(child.try_wait(), Ok(None)));
         }
         self.kill();
     }
