@@ -22,7 +22,7 @@ use crate::model::{Classify, ClusterId, Hint};
 use crate::registry::{Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
-    CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
+    Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
 };
 use crate::sink::kafka::{KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
@@ -341,6 +341,16 @@ pub struct Surroundings<'a> {
     pub cluster: &'a ClusterId,
 }
 
+/// Who a sink is to its target.
+pub fn claim(plan: &Sink, around: Surroundings<'_>) -> Claim {
+    let owner = Owner {
+        cluster: around.cluster.clone(),
+        group: around.kafka.group.clone(),
+        identity: plan.identity.clone(),
+    };
+    Claim { owner, adopt: plan.adopt.clone(), is_shared: plan.is_shared }
+}
+
 /// Builds a sink for rows of `schema`. The one place that names the kinds.
 ///
 /// # Errors
@@ -348,11 +358,7 @@ pub struct Surroundings<'a> {
 pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow::Result<Box<dyn sink::Sink>> {
     Ok(match &plan.target {
         Target::Files { format, path, partition_by, roll } => {
-            let owner = Owner {
-                cluster: around.cluster.clone(),
-                group: around.kafka.group.clone(),
-                identity: plan.identity.clone(),
-            };
+            let claim = claim(plan, around);
             // What is wrong with them was reported when the route was bound.
             let expressions = expressions(plan, &schema).map_err(|problems| {
                 let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
@@ -366,7 +372,7 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
                 };
                 Partitioning::new(names, &schema, Box::new(values))
             });
-            let options = FileSinkOptions { root: path.clone(), owner, schema, roll: *roll, partitioning };
+            let options = FileSinkOptions { root: path.clone(), claim, schema, roll: *roll, partitioning };
             let format: Box<dyn Format> = match format {
                 FileFormat::Parquet => Box::new(ParquetFormat),
                 FileFormat::JsonLines => Box::new(JsonLinesFormat),

@@ -7,8 +7,11 @@ mod datagen;
 mod demo;
 mod factory;
 mod load;
+mod offsets;
+mod plan;
 mod progress;
 mod run;
+mod standing;
 mod table;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
@@ -35,6 +38,10 @@ enum Command {
     Run(run::Options),
     /// Report every problem of a routes file, and the guarantee of each sink.
     Check(check::Options),
+    /// Explain what a start would do: topics, where each sink begins or goes on, what would stop. Writes nothing.
+    Plan(plan::Options),
+    /// Where every sink stands, and moving it.
+    Offsets(offsets::Options),
     /// Run the whole job on an embedded broker and registry, with generated records. Needs nothing else.
     Demo(datagen::Options),
     /// Fill topics with records generated from Avro schemas.
@@ -70,6 +77,8 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         Command::Run(options) => run::run(&options),
         Command::Check(options) => check::check(&options),
+        Command::Plan(options) => plan::plan(&options),
+        Command::Offsets(options) => offsets::offsets(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Datagen(options) => datagen::datagen(&options),
         Command::ConfigSchema(options) => config_schema::print(&options),

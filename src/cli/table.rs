@@ -2,6 +2,21 @@
 
 use crate::engine::lane::Summary;
 
+/// Rows of cells as lines; those of the columns in `numbers` are written to the right.
+pub fn columns<const N: usize>(rows: &[[String; N]], numbers: &[usize]) -> String {
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut out = String::new();
+    for row in rows {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = widths[column];
+            if numbers.contains(&column) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
+        });
+        out.push_str(&format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end()));
+    }
+    out
+}
+
 /// One line per sink, and one per stopped route.
 pub fn render(summaries: &[Summary]) -> String {
     let mut rows =
@@ -21,17 +36,8 @@ pub fn render(summaries: &[Summary]) -> String {
             ]);
         }
     }
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let widths: Vec<usize> = (0..8).map(width).collect();
-    let mut out = String::new();
-    for row in &rows {
-        let cells = row.iter().enumerate().map(|(column, cell)| {
-            let width = widths[column];
-            // Names to the left, numbers to the right.
-            if column == 0 || column == 4 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        out.push_str(&format!("{}\n", cells.collect::<Vec<_>>().join("  ").trim_end()));
-    }
+    // Names to the left, numbers to the right.
+    let mut out = columns(&rows, &[1, 2, 3, 5, 6, 7]);
     for summary in summaries {
         if let Some(stop) = &summary.stop {
             out.push_str(&format!("\nroute {} stopped: {}\n", summary.route, stop.message));

@@ -234,6 +234,18 @@ pub static SINK: Scope = Scope {
             "<route>/<sink>",
             "The identity its progress is kept under. Set it to rename a route or a sink without starting again.",
         ),
+        key(
+            "adopt",
+            Kind::Text,
+            "",
+            "After a rename (of route, sink, `id` or group): the former identity, `route/sink`, whose positions in the directory this sink takes over, once. It may stay in the file. File sinks only.",
+        ),
+        key(
+            "shared",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "It may write to a directory that another sink (of another route, group or cluster) writes to; each has its own positions there. File sinks only.",
+        ),
         key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
         key("console", Kind::Scope(&CONSOLE), "", "The first rows of every batch on the screen."),
         key("kafka", Kind::Scope(&KAFKA_SINK), "", "Records of a Kafka topic, at least once."),

@@ -24,5 +24,5 @@ mod values;
 
 pub use expand::Environment;
 pub use problem::{Problem, render};
-pub use read::{parse_offsets, read};
+pub use read::{parse_offsets, parse_start, read};
 pub use tree::Span;

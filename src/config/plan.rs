@@ -234,6 +234,10 @@ pub struct Sink {
     /// The view it reads, by its place in the route; `None` is `batch`.
     pub from: Option<usize>,
     pub target: Target,
+    /// The identity whose positions in the target are taken over, if it is not known there by its own.
+    pub adopt: Option<String>,
+    /// It may write where others write.
+    pub is_shared: bool,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -278,6 +282,14 @@ pub struct Roll {
 }
 
 impl Target {
+    /// Are a sink's positions kept with its data? Else they are kept beside the group's offsets.
+    pub fn has_own_store(&self) -> bool {
+        match self {
+            Self::Files { .. } => true,
+            Self::Console { .. } | Self::Kafka { .. } => false,
+        }
+    }
+
     /// What `check` prints of a sink.
     pub fn guarantee(&self) -> &'static str {
         match self {

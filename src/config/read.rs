@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use crate::model::{Offset, Partition, TopicName};
+use crate::model::{Offset, Partition, Start, TopicName};
 
 use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text, written};
 use super::plan::{ClientCertificate, Login, Plan, Registry};
-use super::{Problem, kafka, route, sink, tree};
+use super::{Problem, kafka, route, sink, tree, values};
 
 /// The only version of the format.
 const VERSION: &str = "1";
@@ -48,6 +48,21 @@ pub fn parse_offsets(text: &str) -> Result<BTreeMap<TopicName, BTreeMap<Partitio
     let mut context = Context { environment: &Environment::default(), problems };
     let offsets = route::offsets(&tree, &mut context);
     if context.problems.is_empty() { Ok(offsets) } else { Err(context.problems) }
+}
+
+/// A start on a command line, as in `start:`.
+///
+/// # Errors
+/// What may be written instead.
+pub fn parse_start(text: &str) -> Result<Start, String> {
+    if !text.trim_start().starts_with('{') {
+        return values::start(text);
+    }
+    let offsets = parse_offsets(text).map_err(|problems| {
+        let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
+        messages.join("; ")
+    });
+    offsets.map(Start::Offsets)
 }
 
 fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {

@@ -109,7 +109,9 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
             Target::Kafka { topic: Some(topic), .. } => ("topic", topic.to_string()),
             Target::Kafka { topic: None, .. } | Target::Console { .. } => ("topic", String::new()),
         };
+        let adopt = sink.adopt.as_deref().map(template::placeholders).unwrap_or_default();
         let used = template::placeholders(&place).into_iter().chain(template::placeholders(&sink.identity));
+        let used = used.chain(adopt);
         if !plan.is_per_topic {
             if let Some(name) = used.into_iter().next() {
                 let message =
@@ -128,7 +130,7 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
                 context.problems.push(unknown("placeholder", span, name, &known));
             }
         }
-        let is_apart = !template::placeholders(&place).is_empty() || what == "topic";
+        let is_apart = !template::placeholders(&place).is_empty() || what == "topic" || sink.is_shared;
         if !is_apart || template::placeholders(&sink.identity).is_empty() {
             let what = if is_apart { "id" } else { what };
             let message =
@@ -437,7 +439,8 @@ fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
 
 /// Two sinks must not write to one place, nor share an identity.
 pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
-    let mut paths: BTreeMap<PathBuf, String> = BTreeMap::new();
+    check_adopted(routes, context);
+    let mut paths: BTreeMap<PathBuf, (String, bool)> = BTreeMap::new();
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
     let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| route.plan.topics.named()).collect();
     for route in routes.iter().filter(|route| route.plan.is_per_topic) {
@@ -466,10 +469,15 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                 Target::Files { path, .. } => {
                     // `./out`, `out/` and `out` are one directory.
                     let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
-                    if let Some(other) = paths.insert(path.clone(), own.clone()) {
+                    let other = paths.insert(path.clone(), (own.clone(), sink.is_shared));
+                    if let Some((other, is_shared)) = other
+                        && !(is_shared && sink.is_shared)
+                    {
                         let message = format!("`{}` is already used by sink `{other}`", path.display());
                         let problem = Problem::new(span, message);
-                        context.problems.push(problem.hint("give each sink its own `path`"));
+                        context.problems.push(
+                            problem.hint("give each sink its own `path`, or let both say `shared: true`"),
+                        );
                     }
                 }
                 Target::Kafka { topic: Some(topic), .. } if read.contains(topic) => {
@@ -483,6 +491,30 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);
                 context.problems.push(Problem::new(span, message).hint("give each sink its own `id`"));
             }
+        }
+    }
+}
+
+/// What still writes under its identity cannot be taken over.
+fn check_adopted(routes: &[ReadRoute], context: &mut Context<'_>) {
+    let sinks =
+        || routes.iter().flat_map(|route| route.plan.sinks.iter().zip(route.sink_spans.iter().copied()));
+    let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
+    for (sink, span) in sinks() {
+        let Some(adopt) = sink.adopt.as_deref() else {
+            continue;
+        };
+        let is_living =
+            |(other, _): (&Sink, Span)| other.identity == adopt && other.identity != sink.identity;
+        if sinks().any(is_living) {
+            let message = format!("`adopt`: a sink of this file still writes as `{adopt}`");
+            context
+                .problems
+                .push(Problem::new(span, message).hint("name the identity of a sink that is gone"));
+        }
+        if let Some(other) = taken.insert(adopt, &sink.name) {
+            let message = format!("`{adopt}` is adopted by sink `{other}` already");
+            context.problem(span, message);
         }
     }
 }

@@ -39,14 +39,38 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
     let mapping = Mapping::open(node, &keys::SINK, context)?;
     let from = from(&mapping, views, context);
     let identity = mapping.text("id", context);
+    let adopt = mapping.text("adopt", context);
+    let is_shared = mapping.choice("shared", context) == "true";
     let target = target(key, &mapping, context);
+    if let Some(target) = &target {
+        check_owner_keys(key, &mapping, target, context);
+    }
     Some(Sink {
         name: key.name.clone(),
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
         target: target?,
+        adopt,
+        is_shared,
     })
+}
+
+/// Only a target that keeps positions has an owner.
+fn check_owner_keys(key: &Key, mapping: &Mapping<'_>, target: &Target, context: &mut Context<'_>) {
+    if target.has_own_store() {
+        return;
+    }
+    let name = &key.name;
+    for (given, hint) in [
+        ("adopt", "its positions are kept with the group: set `id:` to the former identity, `route/sink`"),
+        ("shared", "leave it out: routes may share the target as it is"),
+    ] {
+        if mapping.own(given).is_some() {
+            let message = format!("`{given}` is of no use for sink `{name}`: nobody owns its target");
+            context.problems.push(Problem::new(mapping.place(given), message).hint(hint));
+        }
+    }
 }
 
 /// A named target for bad records.
@@ -68,7 +92,8 @@ impl DeadLetter {
             other => other.clone(),
         };
         let name = format!("dead_letter/{}", self.name);
-        Sink { identity: format!("{route}/{name}"), name, from: None, target }
+        let identity = format!("{route}/{name}");
+        Sink { identity, name, from: None, target, adopt: None, is_shared: false }
     }
 }
 
@@ -255,6 +280,56 @@ routes:
             partition_by.iter().map(|level| (level.name.as_str(), level.sql.as_str())).collect();
         assert_eq!(levels, [("day", "to_date(at)"), ("country", "country")]);
         assert_eq!(partition_by[0].content.place(1, 9), Span { line: 9, column: 59 });
+    }
+
+    #[test]
+    fn owners_are_of_use_only_where_positions_are_kept() {
+        let with = |keys: &str| TEXT.replace("s: {csv", &format!("s: {{{keys}, csv"));
+        let plan = read(&with("adopt: old/s, shared: true"), &environment()).unwrap();
+        let sink = &plan.routes[0].sinks[0];
+        assert_eq!((sink.adopt.as_deref(), sink.is_shared), (Some("old/s"), true));
+        let text = TEXT.replace(
+            "s: {csv: {path: out/s, partition_by: {day: \"to_date(at)\", country: country}}}",
+            "s: {adopt: a/b, shared: true, kafka: {topic: x}}",
+        );
+        let shown = render("routes.yaml", &text, &read(&text, &environment()).unwrap_err());
+        for expected in
+            ["routes.yaml:9:11: `adopt` is of no use for sink `s`", "routes.yaml:9:23: `shared` is of no use"]
+        {
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+        let wrong = with("shared: yes");
+        let shown = render("routes.yaml", &wrong, &read(&wrong, &environment()).unwrap_err());
+        assert!(shown.contains("`yes` is not a known value here"), "{shown}");
+    }
+
+    #[test]
+    fn a_directory_is_shared_by_those_who_say_so_and_nobody_adopts_the_living() {
+        let shown = |first: &str, second: &str| {
+            let route = |name: &str, keys: &str| {
+                format!(
+                    "  {name}: {{topics: [{name}], value: string, sinks: {{s: {{{keys}, csv: {{path: out}}}}}}}}\n"
+                )
+            };
+            let head = "version: 1\nkafka: {bootstrap.servers: b, group.id: g}\nroutes:\n";
+            let text = format!("{head}{}{}", route("a", first), route("b", second));
+            let problems = read(&text, &environment()).err().unwrap_or_default();
+            render("routes.yaml", &text, &problems)
+        };
+        let shared = "shared: true";
+        assert_eq!(shown(shared, shared), "");
+        for (first, second) in [(shared, "shared: false"), ("from: batch", shared)] {
+            let shown = shown(first, second);
+            assert!(shown.contains("`out` is already used by sink `a/s`"), "{shown}");
+        }
+        let adopting = |former: &str| format!("shared: true, adopt: {former}");
+        assert_eq!(shown(shared, &adopting("gone/s")), "");
+        // After a change of the group.
+        assert_eq!(shown(shared, &adopting("b/s")), "");
+        let living = shown(shared, &adopting("a/s"));
+        assert!(living.contains("a sink of this file still writes as `a/s`"), "{living}");
+        let twice = shown(&adopting("gone/s"), &adopting("gone/s"));
+        assert!(twice.contains("`gone/s` is adopted by sink `s` already"), "{twice}");
     }
 
     #[test]

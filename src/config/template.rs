@@ -116,6 +116,7 @@ struct Filler<'a> {
 impl Filler<'_> {
     fn sink(&self, sink: &mut Sink) -> Result<(), TemplateError> {
         sink.identity = self.text(&sink.identity);
+        sink.adopt = sink.adopt.as_deref().map(|former| self.text(former));
         match &mut sink.target {
             Target::Files { path, .. } => *path = self.path(path)?,
             Target::Kafka { topic: Some(topic), .. } => {

@@ -72,7 +72,8 @@ impl Group {
         for (identity, next) in &standing.positions {
             metadata.set_position(identity, *next);
         }
-        Some(Committed { offset: standing.committed, metadata })
+        // Whoever wrote it was told when the partition came.
+        Some(Committed { offset: standing.committed, metadata, is_foreign: false })
     }
 
     /// Another lane reads the topic from now on.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::kafka::Assignment;
-use crate::model::metadata::GroupMetadata;
+use crate::model::metadata::{GroupMetadata, MetadataError};
 use crate::model::{LeaderEpoch, Offset, TopicName, TopicPartition};
 
 use super::lane::Seen;
@@ -54,6 +54,29 @@ pub enum Report {
 pub struct Committed {
     pub offset: Option<Offset>,
     pub metadata: GroupMetadata,
+    /// The offset was committed by something else than sidestream.
+    pub is_foreign: bool,
+}
+
+impl Committed {
+    /// Reads what the group has for a partition, and what is wrong with the string beside the offset.
+    pub fn read(known: Option<&(Offset, String)>) -> (Self, Option<MetadataError>) {
+        let Some((offset, text)) = known else {
+            return (Self::default(), None);
+        };
+        let (metadata, error) = match GroupMetadata::parse(text) {
+            Ok(metadata) => (metadata, None),
+            Err(error) => (GroupMetadata::default(), Some(error)),
+        };
+        let is_foreign = !GroupMetadata::is_ours(text);
+        (Self { offset: Some(*offset), metadata, is_foreign }, error)
+    }
+
+    /// Did something else than sidestream put the group elsewhere than at `next`, where a sink with a store of its own
+    /// stands? It is not obeyed there, so it is told.
+    pub fn is_moved_from(&self, next: Offset) -> bool {
+        self.is_foreign && self.offset.is_some_and(|offset| offset != next)
+    }
 }
 
 /// What a lane has durable of one partition.
@@ -87,4 +110,28 @@ pub struct Stop {
     pub hint: Option<String>,
     /// Where it stopped, if that is one place. The message tells it too.
     pub place: Option<Place>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_offset_that_a_tool_committed_is_told_from_ours() {
+        let at = |raw| Offset::new(raw).unwrap();
+        for (text, next, is_moved) in [
+            // A commit of ours that came late, or is ahead of a sink that was added.
+            ("ss1 l0011223344556677=abcd.17", 9, false),
+            ("ss1", 9, false),
+            ("", 9, true),
+            ("{\"by\":\"a tool\"}", 9, true),
+            // It happens to be where the sink is.
+            ("", 5, false),
+        ] {
+            let (committed, error) = Committed::read(Some(&(at(5), text.to_owned())));
+            assert_eq!(committed.is_moved_from(at(next)), is_moved, "{text}");
+            assert_eq!(error.is_some(), text.starts_with('{'));
+        }
+        assert!(!Committed::read(None).0.is_moved_from(at(9)));
+    }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
 use sha2::{Digest, Sha256};
@@ -15,6 +15,7 @@ use crate::model::{
     Classify, ClusterId, Fault, Hint, Offset, Partition, Start, TimePoint, TopicId, TopicName, TopicPartition,
 };
 
+use super::event::Commit;
 use super::ffi::{self, Described};
 
 /// How long one question may take. Callers ask again.
@@ -151,6 +152,31 @@ impl KafkaCluster {
             let found = ffi::list_offsets(client, &list, TIMEOUT).map_err(Failure::Answer)?;
             // -1: every record is older than the time that was asked for.
             Ok(found.into_iter().filter_map(|(source, at)| Some((source, Offset::new(at)?))).collect())
+        })
+        .await
+    }
+}
+
+impl KafkaCluster {
+    /// Commits offsets for the group from outside. The brokers take that only while it has no members.
+    ///
+    /// # Errors
+    /// If a partition was not committed; others may have been.
+    pub async fn commit(&self, commits: Vec<Commit>) -> Result<(), ClusterError> {
+        if commits.is_empty() {
+            return Ok(());
+        }
+        self.ask("a commit of the group's offsets", move |client| {
+            let mut list = TopicPartitionList::with_capacity(commits.len());
+            for Commit { source, next, epoch, metadata } in &commits {
+                let mut element = list.add_partition(source.topic.as_str(), source.partition.0);
+                element.set_metadata(metadata);
+                element.set_offset(KafkaOffset::Offset(next.get()))?;
+                if let Some(epoch) = epoch {
+                    ffi::set_epoch(&mut list, source, *epoch);
+                }
+            }
+            client.commit(&list, CommitMode::Sync).map_err(Failure::Client)
         })
         .await
     }

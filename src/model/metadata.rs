@@ -12,7 +12,8 @@
 //! instance does not know, and kinds it does not know, are copied unchanged: during a rolling deploy
 //! they belong to the other version.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use sha2::{Digest, Sha256};
 
@@ -38,6 +39,29 @@ impl IdentityHash {
     }
 }
 
+impl fmt::Display for IdentityHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A word about a sink or a route that is not known here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stranger {
+    /// Kind and hash, as written: [`GroupMetadata::forget`] takes it.
+    pub key: String,
+    pub hash: IdentityHash,
+    pub says: Saying,
+}
+
+/// What a word says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Saying {
+    Position(Offset),
+    Log { id: String, entry: u64 },
+    Start(StartHash),
+}
+
 /// The parsed string of one partition.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct GroupMetadata {
@@ -55,6 +79,11 @@ pub enum MetadataError {
 }
 
 impl GroupMetadata {
+    /// Did sidestream write this string? Tools that move a group's offsets leave an empty one.
+    pub fn is_ours(text: &str) -> bool {
+        text == PREFIX || text.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with(' '))
+    }
+
     /// Reads the string committed with an offset. An empty one is an empty map: a commit by a tool.
     ///
     /// # Errors
@@ -130,6 +159,37 @@ impl GroupMetadata {
         self.entries.insert(format!("s{}", route.0), hash.0.clone());
     }
 
+    /// Words about sinks and routes that are not among these. Kinds of words that are not known belong to another
+    /// version, and are nobody's here.
+    pub fn strangers(
+        &self,
+        sinks: &BTreeSet<IdentityHash>,
+        routes: &BTreeSet<IdentityHash>,
+    ) -> Vec<Stranger> {
+        let read = |(key, value): (&String, &String)| {
+            let hash = key
+                .get(1..)
+                .filter(|hash| hash.len() == 16 && hash.chars().all(|char| char.is_ascii_hexdigit()));
+            let hash = IdentityHash(hash?.to_owned());
+            let (known, says) = match key.get(..1)? {
+                "p" => (sinks, Saying::Position(self.position(&hash)?)),
+                "l" => {
+                    let (id, entry) = self.log(&hash)?;
+                    (sinks, Saying::Log { id, entry })
+                }
+                "s" => (routes, Saying::Start(StartHash(value.clone()))),
+                _ => return None,
+            };
+            (!known.contains(&hash)).then(|| Stranger { key: key.clone(), hash, says })
+        };
+        self.entries.iter().filter_map(read).collect()
+    }
+
+    /// Drops a word.
+    pub fn forget(&mut self, key: &str) {
+        self.entries.remove(key);
+    }
+
     pub fn set_log(&mut self, identity: &IdentityHash, log_id: &str, number: u64) {
         self.entries.insert(format!("l{}", identity.0), format!("{log_id}.{number}"));
     }
@@ -154,6 +214,35 @@ mod tests {
         assert_eq!(back.start(&own), Some(StartHash("0a1b".to_owned())));
         assert_eq!(back.start(&IdentityHash::of("other")), None);
         assert!(back.render().unwrap().contains("z1=of-a-later-version"));
+    }
+
+    #[test]
+    fn words_of_what_is_not_known_are_found_and_forgotten() {
+        let (here, gone) = (IdentityHash::of("orders/archive"), IdentityHash::of("orders/gone"));
+        let mut metadata = GroupMetadata::parse("ss1 z1=later p1=7").unwrap();
+        metadata.set_position(&here, Offset::ZERO);
+        metadata.set_position(&gone, Offset::ZERO);
+        metadata.set_log(&gone, "ff00", 3);
+        metadata.set_start(&here, &StartHash("0a".to_owned()));
+        let (sinks, routes) = (BTreeSet::from([here.clone()]), BTreeSet::new());
+        let strangers = metadata.strangers(&sinks, &routes);
+        let keys: Vec<&str> = strangers.iter().map(|stranger| stranger.key.as_str()).collect();
+        assert_eq!(keys, [format!("l{gone}"), format!("p{gone}"), format!("s{here}")]);
+        assert_eq!(strangers[0].says, Saying::Log { id: "ff00".to_owned(), entry: 3 });
+        for stranger in &strangers {
+            metadata.forget(&stranger.key);
+        }
+        assert_eq!(metadata.render().unwrap(), format!("ss1 p1=7 p{here}=0 z1=later"));
+        assert!(metadata.strangers(&sinks, &routes).is_empty());
+    }
+
+    #[test]
+    fn a_string_says_who_wrote_it() {
+        for (text, is_ours) in
+            [("ss1", true), ("ss1 p00=1", true), ("", false), ("ss12", false), ("{}", false)]
+        {
+            assert_eq!(GroupMetadata::is_ours(text), is_ours, "{text}");
+        }
     }
 
     #[test]

@@ -218,8 +218,9 @@ impl Positions {
     pub fn apply(&mut self, moves: &[Move]) -> Result<(), Conflict> {
         self.check(moves)?;
         for step in moves {
-            // A move without records says nothing about epochs: keep the one known.
-            let epoch = step.end.epoch.or_else(|| self.get(&step.key).and_then(|position| position.epoch));
+            // A move without records says nothing about epochs: keep the one known, but for a place nobody read up to.
+            let known = self.get(&step.key).and_then(|position| position.epoch);
+            let epoch = step.end.epoch.or_else(|| known.filter(|_| step.reason != Reason::Reset));
             let next = step.end.next;
             if let Reason::Start { hash } = &step.reason {
                 self.start_hash = Some(hash.clone());
@@ -261,6 +262,19 @@ mod tests {
             positions.apply(&bad).unwrap_err();
             assert_eq!(positions, before);
         }
+    }
+
+    #[test]
+    fn a_reset_leads_anywhere_and_forgets_the_epoch() {
+        let mut positions = Positions::default();
+        let mut read = step(None, 9);
+        read.end.epoch = Some(LeaderEpoch(2));
+        positions.apply(&[read]).unwrap();
+        let reset = |start, end| Move { reason: Reason::Reset, ..step(Some(start), end) };
+        positions.apply(&[reset(8, 0)]).unwrap_err();
+        positions.apply(&[reset(9, 4)]).unwrap();
+        let standing = positions.get(&step(None, 0).key).unwrap();
+        assert_eq!((standing.next.get(), standing.epoch), (4, None));
     }
 
     #[test]

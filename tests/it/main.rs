@@ -8,6 +8,9 @@ mod support;
 /// Records through the real program into files, read back and compared.
 mod pipeline;
 
+/// Where sinks stand: listed, moved, taken over, shared, and explained before a start.
+mod positions;
+
 /// Topics by pattern, and what the cluster does to topics: new ones, new partitions, lost records.
 mod patterns;
 

@@ -8,6 +8,7 @@
 //! meanwhile, which pauses its partitions), or stopped (needs a person). What it does never holds up
 //! another lane.
 
+pub mod begin;
 mod faults;
 mod lookup;
 mod prepare;
@@ -41,6 +42,7 @@ use lookup::Lookup;
 use prepare::Ends;
 
 pub use prepare::{LaneFactory, Life, lane};
+pub use resume::MOVED_HINT;
 
 /// Chunks that wait in a lane's inbox. Their bytes are bounded by the gauge; this bounds their number.
 const CHUNKS_MAX: usize = 256;

@@ -20,6 +20,7 @@ use crate::model::{
 
 use crate::sink::Store;
 
+use super::begin::{Begin, Gap, Unseen};
 use super::{Lane, Seen, State};
 
 /// Partitions that were asked for, with what the group has for them.
@@ -30,6 +31,9 @@ type Infos = BTreeMap<TopicName, TopicInfo>;
 
 /// Positions of a first sight that are shown; a pattern may match thousands of topics.
 const SHOWN_MAX: usize = 8;
+
+/// How offsets are moved for sinks that have positions of their own.
+pub const MOVED_HINT: &str = "to move those, end all instances and run `sidestream offsets reset`";
 
 /// Why resuming did not go through.
 enum Setback {
@@ -120,11 +124,36 @@ impl Lane {
         }
         self.check_logs(asked)?;
         let infos = self.describe(asked).await?;
+        let moved = self.moved_by_others(asked, &infos);
         self.restore(asked, &infos);
         let recreated = self.recreated(&infos)?;
         self.first_sight(asked, &infos, &recreated).await?;
         self.restate_start(asked, &infos).await?;
-        self.enter(asked, &infos).await
+        self.enter(asked, &infos).await?;
+        if !moved.is_empty() {
+            warn!(
+                route = self.parts.route,
+                moved = shown(&moved),
+                hint = MOVED_HINT,
+                "something else has moved the group's offsets, and sinks with positions of their own stay where they are"
+            );
+        }
+        Ok(())
+    }
+
+    /// Partitions whose offset in the group was put elsewhere by a tool than where a sink with a store of its own stands.
+    fn moved_by_others(&self, asked: &Asked<'_>, infos: &Infos) -> Vec<String> {
+        let own = || {
+            let sinks = self.parts.sinks.iter().zip(&self.stored);
+            sinks.filter(|(sink, _)| sink.sink.store() == Store::Own).map(|(_, stored)| stored)
+        };
+        let told = asked.iter().filter_map(|(source, committed)| {
+            let key = key(infos.get(&source.topic)?, source.partition);
+            let next = own().filter_map(|stored| Some(stored.get(&key)?.next)).min()?;
+            let offset = committed.offset.filter(|_| committed.is_moved_from(next))?;
+            Some(format!("{source} from {next} to {offset}"))
+        });
+        told.collect()
     }
 
     async fn read_positions(&mut self, index: usize) -> Result<(), Setback> {
@@ -319,17 +348,17 @@ impl Lane {
                     count.is_some_and(|count| number >= count)
                 }
             };
-            // A sink added to a living route begins where its siblings stand.
-            let siblings = self.stored.iter().filter_map(|stored| stored.get(key));
-            let sibling = siblings.map(|position| position.next).min().filter(|_| !is_added);
-            if let Some(next) = sibling {
-                starts.insert(source, next);
-                continue;
-            }
-            // So is a topic that appeared while topics and start were the same.
             let is_new = is_unchanged || seen.is_some_and(|seen| seen.is_new);
-            let is_whole = is_added || is_new || recreated.contains(&source.topic);
-            wanted.push((source.clone(), if is_whole { &Start::Earliest } else { &self.parts.start }));
+            let is_new = is_new || recreated.contains(&source.topic);
+            let siblings = self.stored.iter().filter_map(|stored| stored.get(key));
+            let siblings = siblings.map(|position| position.next).min();
+            match (Unseen { is_added, is_new, siblings }).begin() {
+                Begin::WithSiblings(next) => {
+                    starts.insert(source, next);
+                }
+                Begin::Whole => wanted.push((source.clone(), &Start::Earliest)),
+                Begin::AtStart => wanted.push((source.clone(), &self.parts.start)),
+            }
         }
         let resolved = self.parts.cluster.resolve(&wanted).await?;
         let moves = missing.iter().filter_map(|(source, key)| {
@@ -453,7 +482,7 @@ impl Lane {
         source: &TopicPartition,
         key: PositionKey,
         position: Option<Offset>,
-        (first, end): (Offset, Offset),
+        bounds: (Offset, Offset),
     ) -> Result<Option<Move>, Setback> {
         let name = &self.parts.sinks[index].name;
         let Some(next) = position else {
@@ -463,22 +492,10 @@ impl Lane {
                 place: Some(Place::new(source, None)),
             });
         };
-        let (message, hint, to) = if next < first {
-            let message = format!(
-                "{source}: offsets {next} to {first} are lost: sink `{name}` has not read them, and the brokers have deleted them (retention)"
-            );
-            let hint =
-                "give the topic a longer retention; to go on without them, set `on_data_loss: continue`";
-            (message, hint, first)
-        } else if next > end {
-            let message = format!(
-                "{source}: sink `{name}` stands at offset {next}, and the brokers have only {end}: the partition was truncated (unclean leader election)"
-            );
-            let hint = "records were replaced; find out what was lost before reading on with `on_data_loss: continue`";
-            (message, hint, end)
-        } else {
+        let Some(gap) = Gap::of(next, bounds) else {
             return Ok(None);
         };
+        let (message, hint, to) = (gap.told(source, name), gap.hint(), gap.to());
         if self.parts.on_data_loss == OnDataLoss::Stop {
             return Err(Setback::Stop { message, hint, place: Some(Place::new(source, Some(next))) });
         }
@@ -500,15 +517,17 @@ impl Lane {
     }
 }
 
-/// Where partitions start, for people: the first few of them.
+/// Where partitions start, for people.
 fn starts_shown(moves: &[Move]) -> String {
-    let shown = moves.iter().take(SHOWN_MAX);
-    let mut shown: Vec<String> =
-        shown.map(|step| format!("{}/{} at {}", step.topic, step.key.partition, step.end.next)).collect();
-    if moves.len() > SHOWN_MAX {
-        shown.push("…".to_owned());
-    }
-    shown.join(", ")
+    let each = moves.iter().map(|step| format!("{}/{} at {}", step.topic, step.key.partition, step.end.next));
+    shown(&each.collect::<Vec<_>>())
+}
+
+/// The first few of them.
+fn shown(all: &[String]) -> String {
+    let more = if all.len() > SHOWN_MAX { ", …" } else { "" };
+    let first: Vec<&str> = all.iter().take(SHOWN_MAX).map(String::as_str).collect();
+    format!("{}{more}", first.join(", "))
 }
 
 fn key(info: &TopicInfo, partition: Partition) -> PositionKey {

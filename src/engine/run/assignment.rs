@@ -10,7 +10,6 @@ use crate::engine::message::{Committed, Control, LaneId};
 use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{Assignment, Command};
-use crate::model::metadata::GroupMetadata;
 use crate::model::{Offset, TopicPartition};
 
 impl Engine {
@@ -91,14 +90,11 @@ impl Engine {
             if !self.asking.remove(&source) {
                 continue;
             }
-            let known = committed.get(&source);
-            let text = known.map_or("", |(_, text)| text.as_str());
-            let metadata = GroupMetadata::parse(text).unwrap_or_else(|error| {
+            let (committed, error) = Committed::read(committed.get(&source));
+            if let Some(error) = error {
                 let (topic, partition) = (source.topic.as_str(), source.partition.0);
                 warn!(topic, partition, %error, "what was committed by others is overwritten");
-                GroupMetadata::default()
-            });
-            let committed = Committed { offset: known.map(|(offset, _)| *offset), metadata };
+            }
             let lanes = self.lanes_of(&source.topic);
             self.group.own(source.clone(), &lanes, committed.clone());
             for lane in lanes.iter().filter(|lane| self.stopped.contains(lane)) {

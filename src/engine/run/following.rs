@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use tracing::info;
 
 use super::{Answer, Engine, EngineError};
-use crate::config::plan::{Route, Sink, Target};
+use crate::config::plan::Route;
 use crate::config::topics::matched;
 use crate::engine::lane::{self, LaneParts, Seen};
 use crate::engine::message::{Committed, Control, LaneId, Stop};
@@ -145,6 +145,5 @@ impl Engine {
 /// Where the positions of a route's sinks are: `Group` if one of them has no store of its own.
 fn store(route: &Route) -> Store {
     let mut sinks = route.sinks.iter().chain(&route.dead_letters);
-    let has_own = |sink: &Sink| matches!(sink.target, Target::Files { .. });
-    if sinks.all(has_own) { Store::Own } else { Store::Group }
+    if sinks.all(|sink| sink.target.has_own_store()) { Store::Own } else { Store::Group }
 }

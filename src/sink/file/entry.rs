@@ -1,5 +1,6 @@
-//! The commit log's entries and checkpoints, as they are on disk. Version 1; see `docs/formats.md`.
+//! The commit log's entries and checkpoints, as they are on disk. Versions 1 and 2; see `docs/formats.md`.
 
+use std::fmt;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -7,18 +8,40 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::model::metadata::hex;
-use crate::model::{ClusterId, Move, Position, PositionKey, Positions, StartHash, TopicName};
+use crate::model::{ClusterId, Move, Position, PositionKey, StartHash, TopicName};
 
-/// The version written. A reader refuses a higher one: it would misread the progress.
+/// The version of what only the owner of entry 0 has written to.
 pub const VERSION: u32 = 1;
 
+/// The version of what names another owner. A program that knows only version 1 would take the moves for those of the
+/// owner of entry 0, so it has to refuse.
+pub const VERSION_OWNERS: u32 = 2;
+
 /// Who writes to a directory: one sink of one group of one cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Owner {
     pub cluster: ClusterId,
     pub group: String,
     /// `route/sink`, or the sink's `id:`.
     pub identity: String,
+}
+
+impl Owner {
+    /// 16 hex digits that tell this owner from others, for names of files.
+    pub fn mark(&self) -> String {
+        let mut hasher = Sha256::new();
+        for part in [&self.cluster.0, &self.group, &self.identity] {
+            hasher.update((part.len() as u64).to_be_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hex(&hasher.finalize()[..8])
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "sink `{}` of group `{}` on cluster `{}`", self.identity, self.group, self.cluster)
+    }
 }
 
 /// One committed data file.
@@ -53,6 +76,12 @@ pub struct Entry {
     pub previous: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub created: Option<Created>,
+    /// Whose moves these are, if they are not those of the owner in entry 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// Whose positions the moves take over; that one writes no more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adopts: Option<Owner>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub moves: Vec<Move>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -75,10 +104,17 @@ pub struct Checkpoint {
     /// SHA-256 of the bytes of entry `entry`.
     pub hash: String,
     pub created: Created,
+    /// Of the owner in `created`, as are the two that follow.
     pub positions: Vec<StoredPosition>,
     /// Of the last `start` move.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_hash: Option<StartHash>,
+    /// Who has taken its positions over.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<Owner>,
+    /// All other owners.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<StoredAccount>,
     /// Files committed since the checkpoint before.
     pub files: Vec<DataFile>,
 }
@@ -90,17 +126,20 @@ pub struct StoredPosition {
     pub topic: TopicName,
     #[serde(flatten)]
     pub position: Position,
+    /// The last entry that led it back, or gave it to this owner: files from before may be gone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turned: Option<u64>,
 }
 
-impl Checkpoint {
-    pub fn fold(&self) -> Positions {
-        let mut positions = Positions::default();
-        for stored in &self.positions {
-            positions.restore(stored.key, stored.topic.clone(), stored.position);
-        }
-        positions.restore_start_hash(self.start_hash.clone());
-        positions
-    }
+/// An owner that is not the one of entry 0, and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredAccount {
+    pub owner: Owner,
+    pub positions: Vec<StoredPosition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_hash: Option<StartHash>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<Owner>,
 }
 
 /// The hash by which an entry names its predecessor.
@@ -127,6 +166,8 @@ mod tests {
             commit: Uuid::from_u128(1),
             previous: String::new(),
             created: Some(created),
+            owner: None,
+            adopts: None,
             moves: Vec::new(),
             files: vec![DataFile { path: "a/b.parquet".into(), staged: "b".into(), rows: 2, bytes: 3 }],
         };
@@ -138,6 +179,34 @@ mod tests {
         );
         assert_eq!(serde_json::to_string(&entry).unwrap(), text);
         assert_eq!(serde_json::from_str::<Entry>(text).unwrap(), entry);
+    }
+
+    #[test]
+    fn the_form_of_an_entry_with_an_owner_is_fixed() {
+        let owner = |identity: &str| Owner {
+            cluster: ClusterId("c".into()),
+            group: "g".into(),
+            identity: identity.into(),
+        };
+        let entry = Entry {
+            version: VERSION_OWNERS,
+            commit: Uuid::from_u128(1),
+            previous: "00".into(),
+            created: None,
+            owner: Some(owner("new/s")),
+            adopts: Some(owner("old/s")),
+            moves: Vec::new(),
+            files: Vec::new(),
+        };
+        let text = concat!(
+            r#"{"version":2,"commit":"00000000-0000-0000-0000-000000000001","previous":"00","#,
+            r#""owner":{"cluster":"c","group":"g","identity":"new/s"},"#,
+            r#""adopts":{"cluster":"c","group":"g","identity":"old/s"}}"#
+        );
+        assert_eq!(serde_json::to_string(&entry).unwrap(), text);
+        assert_eq!(serde_json::from_str::<Entry>(text).unwrap(), entry);
+        assert_eq!(owner("new/s").mark().len(), 16);
+        assert_ne!(owner("new/s").mark(), owner("old/s").mark());
     }
 
     #[test]

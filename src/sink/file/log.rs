@@ -10,16 +10,17 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tracing::warn;
+use tracing::{info, warn};
 use uuid::Uuid;
 
 use crate::failpoint;
-use crate::model::{Conflict, Move, Offset, Partition, PositionKey, Positions, TopicId};
+use crate::model::{Conflict, Move, Positions};
 
-use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, StoredPosition, VERSION};
-
-/// Everything of ours lies below this name, and readers that glob for data never match it.
-pub const HOUSEKEEPING: &str = "_sidestream";
+use super::accounts::{Accounts, Admission, Claim, Objection, Refusal};
+use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, VERSION, VERSION_OWNERS};
+use super::names::{
+    Witness, checkpoint_path, entry_path, log_dir, staged_dir, staged_path, tmp_dir, witness,
+};
 
 /// Entries between two checkpoints: a start reads at most this many small files.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -39,11 +40,8 @@ pub enum LogError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the commit log was moved on by another writer")]
     Conflict(#[from] Conflict),
-    #[error(
-        "`{}` belongs to sink `{}` of group `{}` on cluster `{}`",
-        path.display(), owner.identity, owner.group, owner.cluster
-    )]
-    Foreign { path: PathBuf, owner: Box<Owner> },
+    #[error("`{}` {refusal}", path.display())]
+    Refused { path: PathBuf, refusal: Box<Refusal> },
     #[error("the commit log entry `{}` {problem}", path.display())]
     Damaged { path: PathBuf, problem: String },
     #[error("the file system of `{}` has no hard links", path.display())]
@@ -69,10 +67,12 @@ fn shown(path: &Path) -> String {
 pub struct Log {
     root: PathBuf,
     created: Created,
+    /// Who opened it.
+    owner: Owner,
     last: u64,
     last_hash: String,
     checkpoint: Option<u64>,
-    positions: Positions,
+    accounts: Accounts,
     /// Files since the last checkpoint.
     files: Vec<DataFile>,
 }
@@ -81,29 +81,54 @@ impl Log {
     /// Opens the log of `root`, creating it (and the directory) if there is none.
     ///
     /// # Errors
-    /// [`LogError::Foreign`] if the directory belongs to another sink, group or cluster.
-    pub fn open(root: &Path, owner: &Owner) -> Result<Self, LogError> {
+    /// [`LogError::Refused`] if somebody else writes there and `claim` does not say what to make of that.
+    pub fn open(root: &Path, claim: &Claim) -> Result<Self, LogError> {
         for dir in [log_dir(root), staged_dir(root), tmp_dir(root)] {
             create_dir_durably(&dir)?;
         }
-        if read_entry(root, 0)?.is_none() && latest_checkpoint(root)?.is_none() {
-            let created = Created { log: Uuid::new_v4(), owner: owner.clone() };
-            let entry = Entry {
-                version: VERSION,
-                commit: Uuid::new_v4(),
-                previous: String::new(),
-                created: Some(created),
-                moves: Vec::new(),
-                files: Vec::new(),
-            };
+        if !is_there(root)? {
+            let created = Created { log: Uuid::new_v4(), owner: claim.owner.clone() };
+            let entry = Entry { created: Some(created), ..entry_of(VERSION) };
             // Losing this race is fine: what counts is what is there afterwards.
             create_entry(root, 0, &entry)?;
         }
-        let log = Self::read(root)?;
-        if log.created.owner != *owner {
-            return Err(LogError::Foreign { path: root.to_owned(), owner: Box::new(log.created.owner) });
-        }
+        let mut log = Self::read(root)?;
+        log.owner = claim.owner.clone();
+        log.enter(claim)?;
         Ok(log)
+    }
+
+    /// Reads the log of `root`, if there is one, and changes nothing. It belongs to who has created it.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn look(root: &Path) -> Result<Option<Self>, LogError> {
+        let dir = log_dir(root);
+        let found = dir.try_exists();
+        let is_dir = found.map_err(|source| LogError::Io { action: "read", path: dir.clone(), source })?;
+        if is_dir && is_there(root)? { Self::read(root).map(Some) } else { Ok(None) }
+    }
+
+    /// Takes over the positions of another owner, if that is how `claim` gets in.
+    fn enter(&mut self, claim: &Claim) -> Result<(), LogError> {
+        for _ in 0..COMMIT_TRIES_MAX {
+            let former = match self.accounts.admit(claim) {
+                Ok(Admission::Known | Admission::Joins) => return Ok(()),
+                Ok(Admission::Adopts(former)) => former,
+                Err(refusal) => return Err(self.refused(refusal)),
+            };
+            let moves = self.accounts.adoption(&former);
+            info!(root = %self.root.display(), from = %former, to = %self.owner, "taking positions over");
+            let mut entry = Entry { moves, adopts: Some(former), ..self.entry() };
+            if self.append(&mut entry)? {
+                return Ok(());
+            }
+        }
+        Err(LogError::Crowded { path: self.root.clone() })
+    }
+
+    fn refused(&self, refusal: Refusal) -> LogError {
+        LogError::Refused { path: self.root.clone(), refusal: Box::new(refusal) }
     }
 
     /// Folds the whole log from its last checkpoint.
@@ -124,7 +149,8 @@ impl Log {
         check_version(&path, checkpoint.version)?;
         Ok(Self {
             root: root.to_owned(),
-            positions: checkpoint.fold(),
+            accounts: Accounts::restore(&checkpoint),
+            owner: checkpoint.created.owner.clone(),
             created: checkpoint.created,
             last: checkpoint.entry,
             last_hash: checkpoint.hash,
@@ -141,11 +167,12 @@ impl Log {
         let created = entry.created.ok_or_else(|| damaged("names no owner"))?;
         Ok(Self {
             root: root.to_owned(),
+            accounts: Accounts::new(created.owner.clone()),
+            owner: created.owner.clone(),
             created,
             last: 0,
             last_hash: hash,
             checkpoint: None,
-            positions: Positions::default(),
             files: Vec::new(),
         })
     }
@@ -158,8 +185,19 @@ impl Log {
         self.last
     }
 
-    pub fn positions(&self) -> &Positions {
-        &self.positions
+    /// Where its owner stands.
+    pub fn positions(&self) -> Positions {
+        let account = self.accounts.get(&self.owner);
+        account.map(|account| account.positions.clone()).unwrap_or_default()
+    }
+
+    pub fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
+    /// What tells the files of this owner from those of others; those of the owner in entry 0 need nothing.
+    pub fn mark(&self) -> Option<String> {
+        (!self.accounts.is_creator(&self.owner)).then(|| self.owner.mark())
     }
 
     /// Reads the entries that others (or an attempt of ours with a lost reply) have added, and brings
@@ -172,7 +210,8 @@ impl Log {
             // Entries above the last one read may be pruned, or void, once a checkpoint has passed it.
             let newest = latest_checkpoint(&self.root)?;
             if let Some(newest) = newest.filter(|newest| *newest > self.last) {
-                *self = Self::from_checkpoint(&self.root, newest)?;
+                let owner = self.owner.clone();
+                *self = Self { owner, ..Self::from_checkpoint(&self.root, newest)? };
             }
             self.read_entries()?;
             // A checkpoint that appeared meanwhile may have passed what was just read.
@@ -193,10 +232,8 @@ impl Log {
                         .to_owned(),
                 });
             }
-            self.positions.apply(&entry.moves).map_err(|conflict| LogError::Damaged {
-                path,
-                problem: format!("holds a move that does not fit: {conflict}"),
-            })?;
+            let applied = self.accounts.apply(self.last + 1, &entry);
+            applied.map_err(|problem| LogError::Damaged { path, problem })?;
             self.files.extend(entry.files);
             self.last += 1;
             self.last_hash = hash;
@@ -216,31 +253,56 @@ impl Log {
     /// [`LogError::Conflict`] if a position has moved: nothing was committed. After any other error the
     /// outcome is unknown until the log was read again.
     pub fn commit(&mut self, moves: Vec<Move>, files: Vec<DataFile>) -> Result<(), LogError> {
+        self.commit_since(self.last, moves, files)
+    }
+
+    /// As [`Log::commit`], for moves and files that were begun when the log ended with entry `base`.
+    ///
+    /// # Errors
+    /// As [`Log::commit`].
+    pub fn commit_since(
+        &mut self,
+        base: u64,
+        moves: Vec<Move>,
+        files: Vec<DataFile>,
+    ) -> Result<(), LogError> {
         for file in &files {
             create_dir_durably(&parent(&self.root.join(&file.path)))?;
         }
         point("file.targets.made", &self.root)?;
-        let mut entry = Entry {
-            version: VERSION,
-            commit: Uuid::new_v4(),
-            previous: String::new(),
-            created: None,
-            moves,
-            files,
-        };
+        let mut entry = Entry { moves, files, ..self.entry() };
         for _ in 0..COMMIT_TRIES_MAX {
-            self.positions.check(&entry.moves)?;
-            entry.previous.clone_from(&self.last_hash);
-            let number = self.last + 1;
-            create_entry(&self.root, number, &entry)?;
-            self.refresh()?;
-            if self.is_ours(number, &entry)? {
+            self.accounts.check(&self.owner, &entry.moves, base).map_err(|objection| match objection {
+                Objection::Conflict(conflict) => LogError::Conflict(conflict),
+                Objection::Taken(by) => self.refused(Refusal::Taken { by }),
+            })?;
+            if self.append(&mut entry)? {
                 point("file.entry.owned", &self.root)?;
                 show(&self.root, &entry.files)?;
                 return self.maybe_checkpoint();
             }
         }
         Err(LogError::Crowded { path: self.root.clone() })
+    }
+
+    /// An entry of this owner, to be filled.
+    fn entry(&self) -> Entry {
+        let is_creator = self.accounts.is_creator(&self.owner);
+        let version = if is_creator { VERSION } else { VERSION_OWNERS };
+        Entry { owner: (!is_creator).then(|| self.owner.clone()), ..entry_of(version) }
+    }
+
+    /// Tries the next free number, and reads on; `false` if another writer was faster.
+    fn append(&mut self, entry: &mut Entry) -> Result<bool, LogError> {
+        // The owner of entry 0 that takes its positions back: programs of before would take that for a first sight.
+        if entry.adopts.is_some() {
+            entry.version = VERSION_OWNERS;
+        }
+        entry.previous.clone_from(&self.last_hash);
+        let number = self.last + 1;
+        create_entry(&self.root, number, entry)?;
+        self.refresh()?;
+        self.is_ours(number, entry)
     }
 
     /// An entry created below an existing checkpoint is void: we slept while others went on and cleaned
@@ -263,10 +325,14 @@ impl Log {
         point("file.recovery.shown", &self.root)?;
         let listed: BTreeSet<&str> = self.files.iter().map(|file| file.staged.as_str()).collect();
         for name in list(&staged_dir(&self.root))? {
-            let Some((key, start)) = witness(&name) else {
+            let Some(Witness { key, start, mark }) = witness(&name) else {
                 continue;
             };
-            let passed = self.positions.get(&key).is_some_and(|position| position.next > start);
+            // Whose it is decides. Nobody commits for an owner whose positions were taken over.
+            let passed = self.accounts.marked(mark.as_deref()).is_some_and(|account| {
+                account.taken_by.is_some()
+                    || account.positions.get(&key).is_some_and(|position| position.next > start)
+            });
             if passed && !listed.contains(name.as_str()) {
                 remove_if_there(&staged_dir(&self.root).join(&name))?;
                 point("file.orphan.removed", &self.root)?;
@@ -291,21 +357,16 @@ impl Log {
         }
         // All files below a checkpoint are in sight: recovery never looks below it again.
         show(&self.root, &self.files)?;
+        let (own, others) = self.accounts.store();
         let checkpoint = Checkpoint {
-            version: VERSION,
+            version: if others.is_empty() { VERSION } else { VERSION_OWNERS },
             entry: self.last,
             hash: self.last_hash.clone(),
             created: self.created.clone(),
-            positions: self
-                .positions
-                .iter()
-                .map(|(key, topic, position)| StoredPosition {
-                    key: *key,
-                    topic: topic.clone(),
-                    position: *position,
-                })
-                .collect(),
-            start_hash: self.positions.start_hash().cloned(),
+            positions: own.positions,
+            start_hash: own.start_hash,
+            taken_by: own.taken_by,
+            others,
             files: std::mem::take(&mut self.files),
         };
         create(&self.root, &checkpoint_path(&self.root, self.last), &checkpoint)?;
@@ -325,33 +386,6 @@ impl Log {
         }
         Ok(())
     }
-}
-
-/// A name for a data file: random, never reused, with the position that proves it an orphan.
-pub fn data_file_name(key: &PositionKey, start: Offset, extension: &str) -> String {
-    let attempt = Uuid::new_v4().simple();
-    format!("{}.{}@{start}-{attempt}.{extension}", key.topic_id, key.partition)
-}
-
-/// The staged name of a data file: it must not match a reader's glob for the extension.
-pub fn staged_name(name: &str) -> String {
-    format!("{name}.staged")
-}
-
-pub fn staged_path(root: &Path, staged: &str) -> PathBuf {
-    staged_dir(root).join(staged)
-}
-
-/// The witness in a name made by [`data_file_name`].
-fn witness(name: &str) -> Option<(PositionKey, Offset)> {
-    let (key, rest) = name.split_once('@')?;
-    let (topic_id, partition) = key.split_once('.')?;
-    let (start, _) = rest.split_once('-')?;
-    let key = PositionKey {
-        topic_id: TopicId(Uuid::try_parse(topic_id).ok()?),
-        partition: Partition(partition.parse().ok()?),
-    };
-    Some((key, Offset::new(start.parse().ok()?)?))
 }
 
 /// Brings committed files into sight. Idempotent; several writers may do it at once.
@@ -410,28 +444,27 @@ fn link(staged: &Path, path: &Path) -> io::Result<()> {
     }
 }
 
-fn log_dir(root: &Path) -> PathBuf {
-    root.join(HOUSEKEEPING).join("log")
-}
-
-pub fn staged_dir(root: &Path) -> PathBuf {
-    root.join(HOUSEKEEPING).join("staged")
-}
-
-fn tmp_dir(root: &Path) -> PathBuf {
-    root.join(HOUSEKEEPING).join("tmp")
-}
-
-fn entry_path(root: &Path, number: u64) -> PathBuf {
-    log_dir(root).join(format!("{number:020}.entry"))
-}
-
-fn checkpoint_path(root: &Path, number: u64) -> PathBuf {
-    log_dir(root).join(format!("{number:020}.checkpoint"))
-}
-
 fn parent(path: &Path) -> PathBuf {
     path.parent().unwrap_or_else(|| Path::new(".")).to_owned()
+}
+
+/// An entry without content.
+fn entry_of(version: u32) -> Entry {
+    Entry {
+        version,
+        commit: Uuid::new_v4(),
+        previous: String::new(),
+        created: None,
+        owner: None,
+        adopts: None,
+        moves: Vec::new(),
+        files: Vec::new(),
+    }
+}
+
+/// Has `root` a log? Its directory must exist.
+fn is_there(root: &Path) -> Result<bool, LogError> {
+    Ok(read_entry(root, 0)?.is_some() || latest_checkpoint(root)?.is_some())
 }
 
 fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogError> {
@@ -460,10 +493,10 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T,
 }
 
 fn check_version(path: &Path, version: u32) -> Result<(), LogError> {
-    if version > VERSION {
+    if version > VERSION_OWNERS {
         return Err(LogError::Damaged {
             path: path.to_owned(),
-            problem: format!("was written by a later version (format {version}, this is {VERSION})"),
+            problem: format!("was written by a later version (format {version}, this is {VERSION_OWNERS})"),
         });
     }
     Ok(())

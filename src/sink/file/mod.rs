@@ -5,16 +5,19 @@
 //! them into sight. What happens when the process dies in between is told step by step in PROTOCOL §5 and
 //! tested in `log`.
 
+mod accounts;
 mod entry;
 mod log;
+mod names;
 mod open;
 mod parquet;
 mod partition;
+mod survey;
 mod text;
 
 use std::fs::File;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
@@ -25,9 +28,11 @@ use tokio::task::block_in_place;
 use crate::config::plan::Roll;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName, ranges};
 
+pub use accounts::{Account, Admission, Claim, Refusal};
 pub use entry::Owner;
 pub use parquet::ParquetFormat;
 pub use partition::Partitioning;
+pub use survey::{Survey, reset};
 pub use text::{CsvFormat, JsonLinesFormat};
 
 use super::{Settled, Sink, SinkError, Store};
@@ -65,7 +70,8 @@ pub trait RowWriter: Send {
 #[derive(Debug)]
 pub struct FileSinkOptions {
     pub root: PathBuf,
-    pub owner: Owner,
+    /// Who writes there.
+    pub claim: Claim,
     /// Of the rows it is given.
     pub schema: SchemaRef,
     pub roll: Roll,
@@ -76,7 +82,7 @@ pub struct FileSinkOptions {
 /// A sink that writes files of one format below one directory.
 pub struct FileSink {
     root: PathBuf,
-    owner: Owner,
+    claim: Claim,
     age_max: Duration,
     partitioning: Option<Partitioning>,
     files: OpenFiles,
@@ -84,6 +90,8 @@ pub struct FileSink {
     pending: Vec<Move>,
     /// When the first of `pending` was accepted.
     since: Option<Instant>,
+    /// The last entry of the log then.
+    base: Option<u64>,
     settled: Settled,
     /// Staged files of a commit whose outcome is unknown.
     unsettled: Vec<String>,
@@ -91,7 +99,7 @@ pub struct FileSink {
 
 impl FileSink {
     pub fn new(options: FileSinkOptions, format: Box<dyn Format>) -> Self {
-        let FileSinkOptions { root, owner, schema, roll, partitioning } = options;
+        let FileSinkOptions { root, claim, schema, roll, partitioning } = options;
         let schema = match &partitioning {
             Some(partitioning) => partitioning.schema().clone(),
             None => schema,
@@ -99,12 +107,13 @@ impl FileSink {
         Self {
             files: OpenFiles::new(root.clone(), format, schema, roll),
             root,
-            owner,
+            claim,
             age_max: roll.age_max,
             partitioning,
             log: None,
             pending: Vec::new(),
             since: None,
+            base: None,
             settled: Settled::default(),
             unsettled: Vec::new(),
         }
@@ -113,7 +122,7 @@ impl FileSink {
     fn read_positions(&mut self) -> Result<Positions, SinkError> {
         let opened = match self.log.take() {
             Some(log) => Ok(log),
-            None => Log::open(&self.root, &self.owner),
+            None => Log::open(&self.root, &self.claim),
         };
         let ready = opened.and_then(|mut log| {
             log.refresh()?;
@@ -126,7 +135,8 @@ impl FileSink {
                 remove_staged(&self.root, &staged);
             }
         }
-        Ok(self.log.insert(log).positions().clone())
+        self.files.mark(log.mark());
+        Ok(self.log.insert(log).positions())
     }
 
     fn accept(&mut self, batch: &Batch) -> Result<(), SinkError> {
@@ -134,6 +144,7 @@ impl FileSink {
             self.write_rows(batch)?;
         }
         self.since.get_or_insert_with(Instant::now);
+        self.base.get_or_insert_with(|| self.log.as_ref().map_or(0, Log::last));
         for step in &batch.moves {
             merge(&mut self.pending, step);
         }
@@ -150,7 +161,7 @@ impl FileSink {
             let written = self.files.write("", &batch.rows, witness);
             return written.map_err(|error| self.explain(error));
         };
-        let refuse = |error| refused(error, &batch.moves, &self.owner.identity);
+        let refuse = |error| refused(error, &batch.moves, &self.claim.owner.identity);
         let (rows, mut pieces) = partitioning.split(&batch.rows).map_err(refuse)?;
         // Open files come first, before one of them has to make room for another.
         pieces.sort_by_key(|piece| !self.files.is_open(&piece.directory));
@@ -166,6 +177,7 @@ impl FileSink {
         let files = self.files.finish().map_err(|error| self.explain(error))?;
         let moves = std::mem::take(&mut self.pending);
         self.since = None;
+        let base = self.base.take();
         // Until the log is known to hold the entry, it is read anew: the outcome of an error is unknown.
         let Some(mut log) = self.log.take() else {
             return self.read_positions();
@@ -175,52 +187,55 @@ impl FileSink {
         let count = files.len() as u64;
         if !moves.is_empty() {
             self.unsettled = files.iter().map(|file| file.staged.clone()).collect();
-            log.commit(moves, files).map_err(|error| self.explain(error))?;
+            let base = base.unwrap_or_else(|| log.last());
+            log.commit_since(base, moves, files).map_err(|error| self.explain(error))?;
             self.unsettled.clear();
         }
         self.settled.rows += rows;
         self.settled.bytes += bytes;
         self.settled.files += count;
-        Ok(self.log.insert(log).positions().clone())
+        Ok(self.log.insert(log).positions())
     }
 
     fn drop_pending(&mut self) {
         self.pending.clear();
         self.since = None;
+        self.base = None;
         self.files.discard();
         // What the log holds is read anew before the next use.
         self.log = None;
     }
 
     fn explain(&self, error: LogError) -> SinkError {
-        let identity = &self.owner.identity;
-        let action = format!("write sink `{identity}` below `{}`", self.root.display());
-        match error {
-            LogError::Conflict(conflict) => SinkError::Conflict(conflict),
-            LogError::Foreign { .. } => SinkError::stop(
-                action,
-                "give each sink its own `path`; a directory belongs to the sink that wrote to it first",
-                error,
-            ),
-            LogError::Damaged { .. } => SinkError::stop(
-                action,
-                "restore the directory as a whole, `_sidestream` included, or start a new `path`",
-                error,
-            ),
-            LogError::Io { ref source, .. } => {
-                let hint = match source.kind() {
-                    io::ErrorKind::StorageFull => Some("free space on that disk"),
-                    io::ErrorKind::PermissionDenied => Some("let this user write there"),
-                    io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable, or change `path`"),
-                    _ => None,
-                };
-                SinkError::Transient { action, hint: hint.map(Into::into), source: error.into() }
-            }
-            LogError::NoLinks { .. } => {
-                SinkError::stop(action, "choose a `path` on a local file system: commits need `link`", error)
-            }
-            LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
+        explain(&self.root, &self.claim, error)
+    }
+}
+
+/// What follows from an error of the log below `root`, and what helps.
+fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
+    let identity = &claim.owner.identity;
+    let action = format!("write sink `{identity}` below `{}`", root.display());
+    match error {
+        LogError::Conflict(conflict) => SinkError::Conflict(conflict),
+        LogError::Refused { ref refusal, .. } => SinkError::stop(action, refusal.remedy(claim), error),
+        LogError::Damaged { .. } => SinkError::stop(
+            action,
+            "restore the directory as a whole, `_sidestream` included, or start a new `path`",
+            error,
+        ),
+        LogError::Io { ref source, .. } => {
+            let hint = match source.kind() {
+                io::ErrorKind::StorageFull => Some("free space on that disk"),
+                io::ErrorKind::PermissionDenied => Some("let this user write there"),
+                io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable, or change `path`"),
+                _ => None,
+            };
+            SinkError::Transient { action, hint: hint.map(Into::into), source: error.into() }
         }
+        LogError::NoLinks { .. } => {
+            SinkError::stop(action, "choose a `path` on a local file system: commits need `link`", error)
+        }
+        LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
     }
 }
 

@@ -15,7 +15,7 @@ use crate::model::Move;
 
 use super::entry::DataFile;
 use super::log::{self, LogError};
-use super::{Format, RowWriter};
+use super::{Format, RowWriter, names};
 
 /// What is held at a time.
 const LIMITS: Limits = Limits {
@@ -44,6 +44,8 @@ pub struct OpenFiles {
     schema: SchemaRef,
     roll: Roll,
     limits: Limits,
+    /// Of the owner, in the names of files.
+    mark: Option<String>,
     /// By directory below the root; that of the root itself is empty.
     open: BTreeMap<String, OpenFile>,
     finished: Vec<DataFile>,
@@ -70,11 +72,17 @@ impl OpenFiles {
             schema,
             roll,
             limits: LIMITS,
+            mark: None,
             open: BTreeMap::new(),
             finished: Vec::new(),
             has_full: false,
             writes: 0,
         }
+    }
+
+    /// Names files from now on as those of this owner.
+    pub fn mark(&mut self, mark: Option<String>) {
+        self.mark = mark;
     }
 
     /// Has `directory` an open file?
@@ -99,9 +107,10 @@ impl OpenFiles {
             Entry::Occupied(file) => file.into_mut(),
             Entry::Vacant(place) => {
                 let start = witness.start.unwrap_or_default();
-                let name = log::data_file_name(&witness.key, start, self.format.extension());
-                let staged = log::staged_name(&name);
-                let file = File::create_new(log::staged_path(&self.root, &staged))?;
+                let name =
+                    names::data_file_name(&witness.key, start, self.mark.as_deref(), self.format.extension());
+                let staged = names::staged_name(&name);
+                let file = File::create_new(names::staged_path(&self.root, &staged))?;
                 failpoint::check("file.staged.created")?;
                 let writer = self.format.begin(file, &self.schema)?;
                 let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
@@ -146,7 +155,7 @@ impl OpenFiles {
             self.close(file)?;
         }
         if !self.finished.is_empty() {
-            log::sync_dir(&log::staged_dir(&self.root))?;
+            log::sync_dir(&names::staged_dir(&self.root))?;
             log::point("file.staged.synced", &self.root)?;
         }
         self.has_full = false;
@@ -181,7 +190,7 @@ impl OpenFiles {
             }
             Err(source) => {
                 remove_staged(&self.root, &staged);
-                let path = log::staged_path(&self.root, &staged);
+                let path = names::staged_path(&self.root, &staged);
                 Err(LogError::Io { action: "finish", path, source })
             }
         }
@@ -202,7 +211,7 @@ impl OpenFiles {
 
 /// Removes a file that no entry names. Left behind, it is an orphan that recovery removes.
 pub fn remove_staged(root: &Path, staged: &str) {
-    let path = log::staged_path(root, staged);
+    let path = names::staged_path(root, staged);
     if let Err(error) = std::fs::remove_file(&path) {
         tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
     }
@@ -273,7 +282,7 @@ mod tests {
 
     fn bench(limits: Limits, rows_max: Option<u64>) -> Bench {
         let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir_all(log::staged_dir(root.path())).unwrap();
+        std::fs::create_dir_all(names::staged_dir(root.path())).unwrap();
         let format = Holding::default();
         let relieved = format.relieved.clone();
         let roll = Roll { bytes_max: u64::MAX, rows_max, age_max: Duration::from_secs(3600) };
@@ -335,7 +344,7 @@ mod tests {
         write(files, "p=a", 1);
         write(files, "p=b", 1);
         assert!(files.is_due());
-        let staged = log::staged_dir(&files.root);
+        let staged = names::staged_dir(&files.root);
         assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2);
         files.discard();
         assert!(!files.is_due());

@@ -59,7 +59,7 @@ fn sink_by(root: &Path, format: Box<dyn Format>, values: fn(&RecordBatch) -> Val
     let partitioning = Partitioning::new(vec!["part".to_owned()], &schema(), Box::new(values));
     let options = FileSinkOptions {
         root: root.to_owned(),
-        owner: Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() },
+        claim: Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() }.into(),
         schema: schema(),
         roll: Roll { bytes_max: u64::MAX, rows_max: None, age_max: Duration::from_secs(3600) },
         partitioning: Some(partitioning),
@@ -78,7 +78,7 @@ fn texts(root: &Path) -> BTreeMap<String, Vec<String>> {
     let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for directory in fs::read_dir(root).unwrap().map(|entry| entry.unwrap().path()) {
         let name = directory.file_name().unwrap().to_str().unwrap().to_owned();
-        if name == log::HOUSEKEEPING {
+        if name == names::HOUSEKEEPING {
             continue;
         }
         for file in fs::read_dir(&directory).unwrap() {
@@ -101,7 +101,7 @@ fn ids(root: &Path) -> BTreeMap<String, Vec<i64>> {
 }
 
 fn staged_count(root: &Path) -> usize {
-    fs::read_dir(log::staged_dir(root)).unwrap().count()
+    fs::read_dir(names::staged_dir(root)).unwrap().count()
 }
 
 /// JSON Lines, counting open files.
@@ -202,8 +202,8 @@ fn a_restart_brings_files_into_sight_in_their_directories() {
     for directory in before.keys() {
         for file in fs::read_dir(root.join(directory)).unwrap() {
             let file = file.unwrap();
-            let staged = log::staged_name(file.file_name().to_str().unwrap());
-            fs::rename(file.path(), log::staged_path(root, &staged)).unwrap();
+            let staged = names::staged_name(file.file_name().to_str().unwrap());
+            fs::rename(file.path(), names::staged_path(root, &staged)).unwrap();
         }
     }
     fs::remove_dir(root.join("part=CH")).unwrap();

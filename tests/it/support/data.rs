@@ -8,7 +8,7 @@ use arrow::array::{Array, Int64Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::message::OwnedMessage;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -208,6 +208,32 @@ pub fn committed_and_ends(
             (partition, (offset, end))
         })
         .collect()
+}
+
+/// What the group has committed: offset and string of each partition that has an offset.
+pub fn committed(services: &Services, group: &str, topic: &str) -> BTreeMap<i32, (i64, String)> {
+    let consumer: BaseConsumer = client(services).set("group.id", group).create().unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+    let mut list = TopicPartitionList::new();
+    for partition in metadata.topics()[0].partitions() {
+        list.add_partition(topic, partition.id());
+    }
+    let committed = consumer.committed_offsets(list, TIMEOUT).unwrap();
+    let each = committed.elements().into_iter().filter_map(|element| match element.offset() {
+        Offset::Offset(offset) => Some((element.partition(), (offset, element.metadata().to_owned()))),
+        _ => None,
+    });
+    each.collect()
+}
+
+/// Moves a group that has no members, as tools do: without a string.
+pub fn reset_group(services: &Services, group: &str, topic: &str, offsets: &[(i32, i64)]) {
+    let consumer: BaseConsumer = client(services).set("group.id", group).create().unwrap();
+    let mut list = TopicPartitionList::new();
+    for (partition, offset) in offsets {
+        list.add_partition_offset(topic, *partition, Offset::Offset(*offset)).unwrap();
+    }
+    consumer.commit(&list, CommitMode::Sync).unwrap();
 }
 
 /// All rows of the Parquet files below `dir` that a globbing reader sees.

@@ -1,8 +1,13 @@
 use super::*;
-use crate::model::{ClusterId, Position, Reason, TopicName};
+use crate::model::{ClusterId, Offset, Partition, Position, PositionKey, Reason, TopicId, TopicName};
+use crate::sink::file::names::{data_file_name, staged_name};
 
-fn owner() -> Owner {
-    Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() }
+fn owner() -> Claim {
+    of("g", "r/s")
+}
+
+fn of(group: &str, identity: &str) -> Claim {
+    Owner { cluster: ClusterId("c".into()), group: group.into(), identity: identity.into() }.into()
 }
 
 fn key(partition: i32) -> PositionKey {
@@ -26,7 +31,7 @@ fn next(log: &Log, partition: i32) -> Option<i64> {
 
 /// Stages a file as a sink would.
 fn stage(root: &Path, partition: i32, start: i64) -> DataFile {
-    let name = data_file_name(&key(partition), Offset::new(start).unwrap(), "txt");
+    let name = data_file_name(&key(partition), Offset::new(start).unwrap(), None, "txt");
     let staged = staged_name(&name);
     fs::write(staged_path(root, &staged), b"rows").unwrap();
     DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4 }
@@ -64,9 +69,14 @@ fn writers_of_different_partitions_share_a_log_and_a_late_one_loses() {
 fn another_identity_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     Log::open(dir.path(), &owner()).unwrap();
-    let other = Owner { identity: "other/s".into(), ..owner() };
-    let error = Log::open(dir.path(), &other).unwrap_err();
+    let error = Log::open(dir.path(), &of("g", "other/s")).unwrap_err();
     assert!(error.to_string().contains("belongs to sink `r/s` of group `g`"), "{error}");
+    Log::open(dir.path(), &of("h", "r/s")).unwrap_err();
+    let mistaken = Claim { adopt: Some("r/x".into()), ..of("g", "other/s") };
+    let error = Log::open(dir.path(), &mistaken).unwrap_err();
+    assert!(error.to_string().contains("`r/x`, which is to be adopted, does not write there"), "{error}");
+    let log = Log::look(dir.path()).unwrap().unwrap();
+    assert_eq!((log.last(), log.accounts().iter().count()), (0, 1));
 }
 
 #[test]
@@ -81,6 +91,8 @@ fn a_crash_between_entry_and_sight_is_repaired_and_orphans_go() {
         commit: Uuid::new_v4(),
         previous: log.last_hash.clone(),
         created: None,
+        owner: None,
+        adopts: None,
         moves: vec![step(0, None, 5)],
         files: vec![committed.clone()],
     };
@@ -100,8 +112,9 @@ fn sleepy(root: &Path) -> Log {
     log.last = 1;
     log.last_hash = "of entry 1".to_owned();
     log.checkpoint = None;
-    log.positions = Positions::default();
-    log.positions.apply(&[step(1, None, 1)]).unwrap();
+    log.accounts = Accounts::new(owner().owner);
+    let first = Entry { moves: vec![step(1, None, 1)], ..log.entry() };
+    log.accounts.apply(1, &first).unwrap();
     log.files.clear();
     log
 }
@@ -143,6 +156,8 @@ fn an_entry_that_does_not_follow_is_reported_not_obeyed() {
         commit: Uuid::new_v4(),
         previous: "another history".into(),
         created: None,
+        owner: None,
+        adopts: None,
         moves: vec![step(0, None, 5)],
         files: vec![],
     };
@@ -151,13 +166,6 @@ fn an_entry_that_does_not_follow_is_reported_not_obeyed() {
     assert!(error.to_string().contains("does not follow"), "{error}");
     let error = Log::open(dir.path(), &owner()).unwrap_err();
     assert!(error.to_string().contains("backup was restored"), "{error}");
-}
-
-#[test]
-fn a_witness_is_read_back_from_a_name() {
-    let name = staged_name(&data_file_name(&key(12), Offset::new(77).unwrap(), "parquet"));
-    assert_eq!(witness(&name), Some((key(12), Offset::new(77).unwrap())));
-    assert_eq!(witness("part-0001.parquet"), None);
 }
 
 #[test]
@@ -191,6 +199,8 @@ fn an_entry_that_names_a_file_elsewhere_is_not_obeyed() {
         commit: Uuid::new_v4(),
         previous: log.last_hash.clone(),
         created: None,
+        owner: None,
+        adopts: None,
         moves: vec![step(0, None, 5)],
         files: vec![file],
     };
@@ -238,4 +248,135 @@ fn what_a_sink_was_started_with_outlives_its_entries() {
     assert!(latest_checkpoint(dir.path()).unwrap().is_some());
     let again = Log::open(dir.path(), &owner()).unwrap();
     assert_eq!(again.positions().start_hash(), Some(&hash));
+}
+
+/// Stages a file as a sink of this log would.
+fn stage_for(log: &Log, start: i64) -> DataFile {
+    let name = data_file_name(&key(0), Offset::new(start).unwrap(), log.mark().as_deref(), "txt");
+    let staged = staged_name(&name);
+    fs::write(staged_path(&log.root, &staged), b"rows").unwrap();
+    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4 }
+}
+
+#[test]
+fn several_owners_share_a_directory_and_each_has_its_own_positions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut one = Log::open(dir.path(), &owner()).unwrap();
+    let joining = Claim { is_shared: true, ..of("g", "other/s") };
+    let mut two = Log::open(dir.path(), &joining).unwrap();
+    assert_eq!(next(&two, 0), None);
+    one.commit(vec![step(0, None, 5)], vec![stage_for(&one, 0)]).unwrap();
+    two.commit(vec![step(0, None, 2)], vec![stage_for(&two, 0)]).unwrap();
+    one.commit(vec![step(0, Some(5), 6)], vec![]).unwrap();
+    two.refresh().unwrap();
+    assert_eq!((next(&one, 0), next(&two, 0)), (Some(6), Some(2)));
+    assert_eq!(visible(dir.path()), 2);
+    // Once it is known there it needs no leave.
+    let again = Log::open(dir.path(), &of("g", "other/s")).unwrap();
+    assert_eq!((again.id(), next(&again, 0)), (one.id(), Some(2)));
+    // An orphan is one by the position of its owner.
+    let (late, open) = (stage_for(&one, 5), stage_for(&two, 5));
+    one.recover().unwrap();
+    let is_staged = |file: &DataFile| staged_path(dir.path(), &file.staged).try_exists().unwrap();
+    assert_eq!([&late, &open].map(is_staged), [false, true]);
+    // What only the first owner has written stays readable for programs of before; what names another does not.
+    let version = |number| read_entry(dir.path(), number).unwrap().unwrap().0.version;
+    assert_eq!([0, 1, 2, 3].map(version), [1, 1, 2, 1]);
+}
+
+#[test]
+fn owners_outlive_checkpoints() {
+    let dir = tempfile::tempdir().unwrap();
+    let joining = Claim { is_shared: true, ..of("g", "other/s") };
+    let mut one = Log::open(dir.path(), &owner()).unwrap();
+    let mut two = Log::open(dir.path(), &joining).unwrap();
+    two.commit(vec![step(0, None, 2)], vec![]).unwrap();
+    let end = i64::try_from(CHECKPOINT_EVERY).unwrap();
+    let mut at = None;
+    for next in 1..=end {
+        one.commit(vec![step(0, at, next)], vec![]).unwrap();
+        at = Some(next);
+    }
+    assert!(latest_checkpoint(dir.path()).unwrap().is_some());
+    // One that slept through it is still who it was.
+    two.commit(vec![step(0, Some(2), 4)], vec![]).unwrap();
+    let one = Log::open(dir.path(), &owner()).unwrap();
+    let two = Log::open(dir.path(), &of("g", "other/s")).unwrap();
+    assert_eq!((next(&one, 0), next(&two, 0)), (at, Some(4)));
+}
+
+#[test]
+fn positions_are_adopted_once_and_the_former_owner_commits_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = Log::open(dir.path(), &owner()).unwrap();
+    let hash = crate::model::StartHash("00ff".to_owned());
+    let first = Move { reason: Reason::Start { hash: hash.clone() }, ..step(0, None, 0) };
+    old.commit(vec![first], vec![]).unwrap();
+    old.commit(vec![step(0, Some(0), 5)], vec![]).unwrap();
+    let orphan = stage_for(&old, 5);
+    let renamed = Claim { adopt: Some("r/s".into()), ..of("g", "new/s") };
+    // Two instances start at the same time.
+    let mut new = Log::open(dir.path(), &renamed).unwrap();
+    let twin = Log::open(dir.path(), &renamed).unwrap();
+    assert_eq!((next(&new, 0), next(&twin, 0), twin.last()), (Some(5), Some(5), new.last()));
+    assert_eq!(new.positions().start_hash(), Some(&hash));
+    // One of the former still runs.
+    let error = old.commit(vec![step(0, Some(5), 7)], vec![orphan.clone()]).unwrap_err();
+    assert!(error.to_string().contains("was taken over by sink `new/s`"), "{error}");
+    let error = Log::open(dir.path(), &owner()).unwrap_err();
+    assert!(error.to_string().contains("was taken over by sink `new/s`"), "{error}");
+    new.commit(vec![step(0, Some(5), 6)], vec![]).unwrap();
+    new.recover().unwrap();
+    assert!(!staged_path(dir.path(), &orphan.staged).try_exists().unwrap());
+    // Back again; what the first one had begun before stays lost, as its file may be gone.
+    let base = old.last();
+    let back = Claim { adopt: Some("new/s".into()), ..owner() };
+    let mut again = Log::open(dir.path(), &back).unwrap();
+    assert_eq!(next(&again, 0), Some(6));
+    let error = again.commit_since(base, vec![step(0, Some(6), 7)], vec![]).unwrap_err();
+    assert!(matches!(error, LogError::Conflict(_)), "{error}");
+    again.commit(vec![step(0, Some(6), 7)], vec![]).unwrap();
+    assert_eq!(next(&Log::open(dir.path(), &owner()).unwrap(), 0), Some(7));
+}
+
+#[test]
+fn a_group_may_be_renamed_a_cluster_may_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut old = Log::open(dir.path(), &owner()).unwrap();
+    old.commit(vec![step(0, None, 5)], vec![]).unwrap();
+    let same = Claim { adopt: Some("r/s".into()), ..of("h", "r/s") };
+    let mut elsewhere = same.clone();
+    elsewhere.owner.cluster = ClusterId("d".into());
+    let error = Log::open(dir.path(), &elsewhere).unwrap_err();
+    assert!(error.to_string().contains("belongs to sink `r/s` of group `g` on cluster `c`"), "{error}");
+    assert_eq!(next(&Log::open(dir.path(), &same).unwrap(), 0), Some(5));
+}
+
+/// After a reset a position may be where it was before, while files that were begun there then are gone as orphans.
+#[test]
+fn what_was_begun_before_a_reset_is_not_committed_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut zombie = Log::open(dir.path(), &owner()).unwrap();
+    zombie.commit(vec![step(0, None, 5)], vec![]).unwrap();
+    let base = zombie.last();
+    let file = stage_for(&zombie, 5);
+    let mut other = Log::open(dir.path(), &owner()).unwrap();
+    other.commit(vec![step(0, Some(5), 9)], vec![]).unwrap();
+    other.recover().unwrap();
+    let reset = Move { reason: Reason::Reset, ..step(0, Some(9), 5) };
+    other.commit(vec![reset], vec![]).unwrap();
+    // It looks before it commits, as a sink does at an assignment.
+    zombie.refresh().unwrap();
+    assert_eq!(next(&zombie, 0), Some(5));
+    let error = zombie.commit_since(base, vec![step(0, Some(5), 7)], vec![file]).unwrap_err();
+    assert!(matches!(error, LogError::Conflict(_)), "{error}");
+    zombie.commit(vec![step(0, Some(5), 7)], vec![]).unwrap();
+}
+
+#[test]
+fn looking_makes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    assert!(Log::look(&dir.path().join("none")).unwrap().is_none());
+    assert!(Log::look(dir.path()).unwrap().is_none());
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

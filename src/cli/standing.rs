@@ -1,0 +1,272 @@
+//! Where all sinks of a file stand, looked at without moving anything: for `offsets` and `plan`.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::config::plan::{Plan, Route, Sink, Target};
+use crate::config::topics::matched;
+use crate::engine::chain;
+use crate::engine::message::Committed;
+use crate::kafka::{self, Cluster, ClusterError, KafkaCluster, TopicInfo};
+use crate::model::metadata::IdentityHash;
+use crate::model::{
+    Classify, ClusterId, Offset, Partition, Position, PositionKey, Positions, TopicName, TopicPartition,
+};
+use crate::sink::file::{Admission, Claim, Refusal, Survey};
+
+use super::build;
+
+/// What brokers, group and directories say.
+pub struct Ground {
+    pub cluster: KafkaCluster,
+    /// The names of all routes of the file.
+    pub families: BTreeSet<String>,
+    /// All routes of the file; one for each topic where a route says so.
+    pub instances: Vec<Instance>,
+    pub infos: BTreeMap<TopicName, TopicInfo>,
+    /// Topics of routes that nothing is known of, and why.
+    pub missing: BTreeMap<TopicName, ClusterError>,
+    /// The first offset kept and the next one written.
+    pub bounds: BTreeMap<TopicPartition, (Offset, Offset)>,
+    pub committed: BTreeMap<TopicPartition, Committed>,
+    /// Topics that a template of a route cannot take: the route, its instance, and what is wrong.
+    pub unfit: Vec<(String, String, String)>,
+}
+
+/// A route, and its sinks.
+pub struct Instance {
+    /// Its name in the file; `route.name` has the topic behind it if there is one for each.
+    pub family: String,
+    pub route: Route,
+    pub topics: BTreeSet<TopicName>,
+    /// The group has run it with the same topics and start.
+    pub has_run: bool,
+    /// Sinks, then those of dead letters.
+    pub seats: Vec<Seat>,
+}
+
+/// A sink, and where it stands.
+pub struct Seat {
+    pub sink: Sink,
+    pub claim: Claim,
+    pub place: Place,
+    pub positions: Positions,
+}
+
+/// Where a sink's positions are kept.
+pub enum Place {
+    /// Beside the group's offsets.
+    Group,
+    /// In a directory that has no commit log yet.
+    Fresh,
+    Log {
+        survey: Box<Survey>,
+        admission: Result<Admission, Refusal>,
+    },
+    /// In one that cannot be read.
+    Unreadable {
+        problem: String,
+        hint: Option<String>,
+    },
+}
+
+impl Place {
+    pub fn is_group(&self) -> bool {
+        matches!(self, Self::Group)
+    }
+
+    pub fn survey(&self) -> Option<&Survey> {
+        match self {
+            Self::Log { survey, .. } => Some(survey),
+            Self::Group | Self::Fresh | Self::Unreadable { .. } => None,
+        }
+    }
+
+    /// Why the sink cannot be opened, and what helps.
+    pub fn refusal(&self, seat: &Seat) -> Option<(String, Option<String>)> {
+        match self {
+            Self::Log { admission: Err(refusal), .. } => {
+                let path = match &seat.sink.target {
+                    Target::Files { path, .. } => path.display().to_string(),
+                    Target::Console { .. } | Target::Kafka { .. } => String::new(),
+                };
+                Some((format!("`{path}` {refusal}"), Some(refusal.remedy(&seat.claim))))
+            }
+            Self::Unreadable { problem, hint } => Some((problem.clone(), hint.clone())),
+            Self::Log { admission: Ok(_), .. } | Self::Group | Self::Fresh => None,
+        }
+    }
+}
+
+impl Instance {
+    /// Is it meant by `--route`?
+    pub fn is_named(&self, only: Option<&str>) -> bool {
+        only.is_none_or(|only| only == self.family || only == self.route.name)
+    }
+}
+
+impl Ground {
+    /// Asks brokers and group, and reads the directories of all file sinks.
+    ///
+    /// # Errors
+    /// If the brokers do not answer.
+    pub async fn look(plan: &Plan) -> Result<Self, ClusterError> {
+        let cluster = KafkaCluster::new(kafka::client_config(&plan.kafka));
+        let cluster_id = cluster.id().await?;
+        let names = if plan.routes.iter().any(|route| route.topics.is_pattern()) {
+            cluster.names().await?
+        } else {
+            BTreeSet::new()
+        };
+        let matched = matched(&plan.routes, &plan.others, &names);
+        let (mut infos, mut missing) = (BTreeMap::new(), BTreeMap::new());
+        for (topic, described) in cluster.describe(&matched.iter().flatten().cloned().collect()).await? {
+            match described {
+                Ok(info) => {
+                    infos.insert(topic, info);
+                }
+                Err(error) => {
+                    missing.insert(topic, error);
+                }
+            }
+        }
+        let sources = sources(&infos);
+        let bounds = cluster.bounds(&sources).await?;
+        let committed = committed(&cluster, &sources).await?;
+        let families = plan.routes.iter().map(|route| route.name.clone()).collect();
+        let mut ground = Self {
+            cluster,
+            families,
+            instances: Vec::new(),
+            infos,
+            missing,
+            bounds,
+            committed,
+            unfit: Vec::new(),
+        };
+        for (route, topics) in plan.routes.iter().zip(matched) {
+            ground.add(plan, route, topics, &cluster_id);
+        }
+        Ok(ground)
+    }
+
+    fn add(&mut self, plan: &Plan, route: &Route, topics: BTreeSet<TopicName>, cluster_id: &ClusterId) {
+        let name = IdentityHash::of(&route.name);
+        let has_run = topics.iter().any(|topic| {
+            let first = self.committed.get(&TopicPartition::new(topic, Partition(0)));
+            first.and_then(|first| first.metadata.start(&name)).is_some_and(|hash| hash == route.start_hash)
+        });
+        let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id };
+        let mut instances = Vec::new();
+        if route.is_per_topic {
+            for topic in topics {
+                match route.instance(&topic) {
+                    Ok(instance) => instances.push((instance, BTreeSet::from([topic]))),
+                    Err(error) => {
+                        let name = format!("{}/{topic}", route.name);
+                        self.unfit.push((route.name.clone(), name, error.to_string()));
+                    }
+                }
+            }
+        } else {
+            instances.push((route.clone(), topics));
+        }
+        for (instance, topics) in instances {
+            let sinks = instance.sinks.iter().chain(&instance.dead_letters);
+            let seats = sinks.map(|sink| self.seat(sink, &topics, around)).collect();
+            let family = route.name.clone();
+            self.instances.push(Instance { family, route: instance, topics, has_run, seats });
+        }
+    }
+
+    fn seat(&self, sink: &Sink, topics: &BTreeSet<TopicName>, around: build::Surroundings<'_>) -> Seat {
+        let claim = build::claim(sink, around);
+        let place = match &sink.target {
+            Target::Files { path, .. } => match Survey::of(path, &claim) {
+                Ok(None) => Place::Fresh,
+                Ok(Some(survey)) => {
+                    let admission = survey.admit(&claim);
+                    Place::Log { survey: Box::new(survey), admission }
+                }
+                Err(error) => Place::Unreadable {
+                    problem: chain(&error),
+                    hint: error.hint().map(|hint| hint.into_owned()),
+                },
+            },
+            Target::Console { .. } | Target::Kafka { .. } => Place::Group,
+        };
+        let positions = match &place {
+            Place::Group => self.group_positions(&sink.identity, topics),
+            Place::Log { survey, admission: Ok(admission) } => survey.positions(&claim, admission),
+            Place::Log { .. } | Place::Fresh | Place::Unreadable { .. } => Positions::default(),
+        };
+        Seat { sink: sink.clone(), claim, place, positions }
+    }
+
+    /// Where a sink stands whose positions the group keeps.
+    fn group_positions(&self, identity: &str, topics: &BTreeSet<TopicName>) -> Positions {
+        let identity = IdentityHash::of(identity);
+        let mut positions = Positions::default();
+        for (source, key) in self.partitions(topics) {
+            let Some(committed) = self.committed.get(&source) else {
+                continue;
+            };
+            if let Some(next) = committed.metadata.position(&identity).or(committed.offset) {
+                positions.restore(key, source.topic.clone(), Position { next, epoch: None });
+            }
+        }
+        positions
+    }
+
+    /// The partitions of those of `topics` that are known.
+    pub fn partitions(&self, topics: &BTreeSet<TopicName>) -> Vec<(TopicPartition, PositionKey)> {
+        let known = topics.iter().filter_map(|topic| Some((topic, self.infos.get(topic)?)));
+        known
+            .flat_map(|(topic, info)| {
+                numbers(info).map(move |partition| {
+                    (TopicPartition::new(topic, partition), PositionKey { topic_id: info.id, partition })
+                })
+            })
+            .collect()
+    }
+
+    /// Is there a route that `--route` means?
+    pub fn has_route(&self, only: Option<&str>) -> bool {
+        let is_instance = || self.instances.iter().any(|instance| instance.is_named(only));
+        only.is_none_or(|only| self.families.contains(only)) || is_instance()
+    }
+
+    /// The identities of all sinks, and the names of all routes, as the group knows them.
+    pub fn known(&self) -> (BTreeSet<IdentityHash>, BTreeSet<IdentityHash>) {
+        let seats = self.instances.iter().flat_map(|instance| &instance.seats);
+        let sinks = seats.map(|seat| IdentityHash::of(&seat.sink.identity)).collect();
+        let routes = self.families.iter().map(|family| IdentityHash::of(family)).collect();
+        (sinks, routes)
+    }
+}
+
+fn numbers(info: &TopicInfo) -> impl Iterator<Item = Partition> + use<> {
+    (0..i32::try_from(info.partition_count).unwrap_or(i32::MAX)).map(Partition)
+}
+
+/// All partitions of these topics.
+pub fn sources(infos: &BTreeMap<TopicName, TopicInfo>) -> Vec<TopicPartition> {
+    let each = infos.iter();
+    each.flat_map(|(topic, info)| numbers(info).map(move |partition| TopicPartition::new(topic, partition)))
+        .collect()
+}
+
+/// What the group has for these partitions.
+///
+/// # Errors
+/// If the brokers do not answer.
+pub async fn committed(
+    cluster: &KafkaCluster,
+    sources: &[TopicPartition],
+) -> Result<BTreeMap<TopicPartition, Committed>, ClusterError> {
+    if sources.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let found = cluster.committed(sources).await?;
+    // A string that is not ours is told as such.
+    Ok(found.into_iter().map(|(source, known)| (source, Committed::read(Some(&known)).0)).collect())
+}
