@@ -355,8 +355,10 @@ const OUT: &str = "out";
 /// How a panic, or a lane that ended by itself, shows in a log.
 const PANICS: [&str; 2] = ["panicked at", "a defect of sidestream"];
 
-/// Own nodes, or the shared broker; and how to reach them.
-fn brokers(options: &StandOptions) -> Result<(Vec<Kafka>, Option<Arc<Kafka>>, String), String> {
+/// Own nodes, or the shared broker, and how to reach them.
+type Brokers = (Vec<Kafka>, Option<Arc<Kafka>>, String);
+
+fn brokers(options: &StandOptions) -> Result<Brokers, String> {
     if options.brokers == 0 {
         let kafka = shared_kafka()?;
         let bootstrap = kafka.bootstrap().to_owned();

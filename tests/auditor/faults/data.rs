@@ -1,5 +1,7 @@
 //! What happens to the data itself on the brokers: records that are gone, that cannot be read, that are not there yet.
 
+#![expect(clippy::single_range_in_vec_init, reason = "a list of ranges of record numbers, often of one")]
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::ops::Range;
