@@ -41,6 +41,10 @@ WORKDIR /data
 # The base image's `nonroot`, by number: of a name, Kubernetes cannot tell that it is not root (`runAsNonRoot`).
 USER 65532:65532
 
+# Metrics, health and status, if `admin: {listen: "0.0.0.0:7979"}` is in routes.yaml: by default it listens inside the
+# container only. There is no HEALTHCHECK, as the image has nothing that could ask; an orchestrator asks by HTTP.
+EXPOSE 7979
+
 # Finishes what it has read, commits and ends with 0.
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/local/bin/sidestream"]

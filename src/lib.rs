@@ -9,12 +9,17 @@
 //!
 //! `model` holds the nouns that flow, `render` shows values as text, `cores` spreads work over free cores, `repeat`
 //! limits what is logged again and again, `failpoint` is for tests; `config` turns `routes.yaml` into a
-//! plan, `cli` builds concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
+//! plan, `status` keeps what the program tells of itself, from which `metrics` and `admin` make pages, `cli` builds
+//! concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
 pub mod cores;
 pub mod failpoint;
 pub mod model;
 pub mod repeat;
+
+pub mod status;
+
+pub mod metrics;
 
 pub mod config;
 
@@ -27,5 +32,7 @@ pub mod render;
 pub mod sink;
 
 pub mod engine;
+
+pub mod admin;
 
 pub mod cli;

@@ -8,6 +8,7 @@ use anyhow::anyhow;
 use arrow::datatypes::{DataType, Field, Fields, IntervalUnit, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
+use crate::admin::ListenError;
 use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, protobuf};
@@ -26,6 +27,7 @@ use crate::sink::file::{
 };
 use crate::sink::kafka::{KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
+use crate::status::Board;
 
 /// A reader schema that could not be had or used.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +40,8 @@ pub enum ReaderError {
 
 /// The hint of an error of ours, wherever it is in a chain.
 pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
-    let classified: [Option<&dyn Classify>; 3] = [
+    let classified: [Option<&dyn Classify>; 4] = [
+        error.downcast_ref::<ListenError>().map(|error| error as &dyn Classify),
         error.downcast_ref::<RegistryError>().map(|error| error as &dyn Classify),
         error.downcast_ref::<ClusterError>().map(|error| error as &dyn Classify),
         error.downcast_ref::<SinkError>().map(|error| error as &dyn Classify),
@@ -404,13 +407,17 @@ pub fn registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
     })
 }
 
-/// As [`registry`], with what its cache on disk knows: for `run`, which also starts while the registry is away.
+/// As [`registry`], with what its cache on disk knows, and its calls counted: for `run`, which also starts while the
+/// registry is away.
 ///
 /// # Errors
 /// If its settings are of no use.
-pub fn cached_registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
+pub fn cached_registry(plan: &Plan, board: &Board) -> anyhow::Result<Option<Arc<dyn Registry>>> {
     Ok(match &plan.registry {
-        Some(settings) => Some(Arc::new(RegistryClient::with_cache(settings)?)),
+        Some(settings) => {
+            let client = RegistryClient::with_cache(settings)?;
+            Some(Arc::new(client.counting(board.registry().clone())))
+        }
         None => None,
     })
 }

@@ -5,6 +5,7 @@ mod check;
 mod config_schema;
 mod datagen;
 mod demo;
+mod eyes;
 mod factory;
 mod load;
 mod offsets;

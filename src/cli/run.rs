@@ -20,10 +20,11 @@ use crate::engine::{self, Watcher, chain, retry};
 use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
+use crate::status::{Board, Held};
 
 use super::factory::Factory;
 use super::progress::Progress;
-use super::{Failure, build, load, table};
+use super::{Failure, build, eyes, load, table};
 
 /// librdkafka's default.
 const SESSION_MS: u64 = 45_000;
@@ -97,8 +98,11 @@ pub fn run_until_latest(
 async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>, join: bool) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
+    let board = Board::new(&loaded.plan.kafka.group);
+    // Before the brokers are asked, so that who watches sees that they are away; until all is committed.
+    let _eyes = eyes::open(&loaded.plan, &board, until.is_some()).await?;
     let prepared = tokio::select! {
-        prepared = prepare(loaded, until, join) => prepared?,
+        prepared = prepare(loaded, &board, until, join) => prepared?,
         // Before the engine runs there is nothing to drain.
         () = shutdown.cancelled() => return interrupted(until),
     };
@@ -144,11 +148,12 @@ fn listen_for_signals(shutdown: &CancellationToken) -> std::io::Result<()> {
 /// Asks brokers and registry what has to be known before records flow, waiting for the brokers if they are away.
 async fn prepare(
     loaded: &Arc<load::Loaded>,
+    board: &Arc<Board>,
     until: Option<&Start>,
     join: bool,
 ) -> Result<EngineParts, Failure> {
     let plan = &loaded.plan;
-    let registry = build::cached_registry(plan)?;
+    let registry = build::cached_registry(plan, board)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
@@ -181,6 +186,13 @@ async fn prepare(
         .map_err(anyhow::Error::from)?;
     // Half of the memory is for records as they came, the other half for what is made of them.
     let budget = Budget::new(usize::try_from(plan.memory / 2).unwrap_or(usize::MAX));
+    board.watch_source(source.counts().clone());
+    let held = budget.clone();
+    let limit = held.limit() as u64;
+    board.watch_memory(
+        Box::new(move || Held { bytes: held.used() as u64, is_full: held.used() >= held.limit() }),
+        limit,
+    );
     Ok(EngineParts {
         source: Box::new(source),
         cluster,
@@ -193,6 +205,7 @@ async fn prepare(
         topic_refresh: plan.topic_refresh,
         watcher: until.is_some().then(|| Box::new(Progress::new("reading")) as Box<dyn Watcher>),
         until,
+        board: board.clone(),
     })
 }
 

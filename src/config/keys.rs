@@ -89,6 +89,12 @@ pub static ROOT: Scope = Scope {
             "How often the cluster's topics are matched against the patterns of routes, and looked at for new partitions.",
         ),
         key(
+            "admin",
+            Kind::Scope(&ADMIN),
+            "",
+            "Where `/metrics`, `/health`, `/ready` and `/status` are answered.",
+        ),
+        key(
             "dead_letters",
             Kind::Named(&DEAD_LETTER),
             "",
@@ -102,6 +108,20 @@ pub static ROOT: Scope = Scope {
         ),
         required("routes", Kind::Named(&ROUTE), "The routes, by name."),
     ],
+};
+
+/// Off the ports of Kafka, of the registry and of what is usually started beside them.
+pub const ADMIN_LISTEN: &str = "127.0.0.1:7979";
+
+pub static ADMIN: Scope = Scope {
+    name: "admin",
+    about: "One port for those who watch. It has no login and changes nothing.",
+    keys: &[key(
+        "listen",
+        Kind::Text,
+        ADMIN_LISTEN,
+        "A host and a port, or `off`. `0.0.0.0:7979` is all addresses of the machine: in a container. Where the file says nothing, or only an empty text, a service listens on the default if the port is free; a bounded run and the demo listen only where the file says so.",
+    )],
 };
 
 pub static SCHEMA_REGISTRY: Scope = Scope {

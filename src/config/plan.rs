@@ -19,6 +19,7 @@ pub struct Plan {
     pub memory: u64,
     /// How often topics are matched against patterns.
     pub topic_refresh: Duration,
+    pub admin: Admin,
     pub routes: Vec<Route>,
     /// Routes of the file that are not run.
     pub others: Vec<Route>,
@@ -38,6 +39,15 @@ impl Plan {
             }
         }
     }
+}
+
+/// `admin:`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// A host and a port; `None`: nowhere.
+    pub listen: Option<String>,
+    /// The file says so; otherwise it is the default.
+    pub is_given: bool,
 }
 
 /// librdkafka properties; never shown, they hold passwords.

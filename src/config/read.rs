@@ -8,7 +8,7 @@ use crate::model::{Offset, Partition, Start, TopicName};
 use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text, written};
-use super::plan::{ClientCertificate, Login, Plan, Registry};
+use super::plan::{Admin, ClientCertificate, Login, Plan, Registry};
 use super::{Problem, kafka, route, sink, tree, values};
 
 /// The only version of the format.
@@ -72,6 +72,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
     let registry = registry(&root, context);
     let memory = root.bytes("memory", context);
     let topic_refresh = root.duration("topic_refresh", context);
+    let admin = admin(&root, context);
     let defaults = root.get("defaults").and_then(|node| Mapping::open(node, &keys::DEFAULTS, context));
     root.require("routes", context);
     if let Some(defaults) = &defaults {
@@ -97,6 +98,7 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
         registry,
         memory: memory?,
         topic_refresh: topic_refresh?,
+        admin: admin?,
         routes: routes.into_iter().map(|read| read.plan).collect(),
         others: Vec::new(),
     })
@@ -111,6 +113,18 @@ fn check_version(root: &Mapping<'_>, context: &mut Context<'_>) {
         let message = format!("version {version} is not known; this sidestream reads version {VERSION}");
         context.problem(node.span, message);
     }
+}
+
+fn admin(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Admin> {
+    let mapping = root.nested("admin", &keys::ADMIN, context)?;
+    // A variable that is not set says nothing: one file then serves in containers and outside.
+    let is_given = mapping.get("listen").is_some() && !mapping.text("listen", context)?.is_empty();
+    let listen = if is_given {
+        mapping.parsed("listen", values::listen, context)?
+    } else {
+        Some(keys::ADMIN_LISTEN.to_owned())
+    };
+    Some(Admin { listen, is_given })
 }
 
 fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
@@ -317,6 +331,33 @@ mod tests {
             ("{avro: x}", "`avro` is not a known key here"),
         ] {
             let text = text(key);
+            let shown = render("r", &text, &read(&text, &environment()).unwrap_err());
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
+    }
+
+    #[test]
+    fn the_admin_port_is_a_default_unless_the_file_says_where() {
+        let text = |admin: &str| {
+            format!(
+                "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\n{admin}\nroutes:\n  \
+                 r: {{topics: [t], value: bytes, sinks: {{s: {{csv: {{path: out/s}}}}}}}}\n"
+            )
+        };
+        let admin = |line: &str| read(&text(line), &environment()).unwrap().admin;
+        let default = Admin { listen: Some("127.0.0.1:7979".to_owned()), is_given: false };
+        for line in ["", "admin:", "admin: {}", "admin: {listen: \"${NONE:-}\"}"] {
+            assert_eq!(admin(line), default, "{line}");
+        }
+        let all = Admin { listen: Some("0.0.0.0:80".to_owned()), is_given: true };
+        assert_eq!(admin("admin: {listen: \"${NONE:-0.0.0.0:80}\"}"), all);
+        assert_eq!(admin("admin: {listen: off}"), Admin { listen: None, is_given: true });
+        for (line, expected) in [
+            ("admin: {listen: 7979}", "r:3:17: `7979` is not an address: write `host:port`"),
+            ("admin: {listem: off}", "did you mean `listen`?"),
+            ("admin: off", "r:3:8: expected a mapping"),
+        ] {
+            let text = text(line);
             let shown = render("r", &text, &read(&text, &environment()).unwrap_err());
             assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
         }

@@ -48,6 +48,28 @@ fn with_unit(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(*factor)
 }
 
+/// `host:port`, `[::1]:port`, `off` (`None`).
+///
+/// # Errors
+/// What may be written instead.
+pub fn listen(text: &str) -> Result<Option<String>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    let parts = text.rsplit_once(':');
+    let is_address = parts.is_some_and(|(host, port)| {
+        // An address of IPv6 has colons of its own.
+        let is_host =
+            !host.is_empty() && (!host.contains(':') || (host.starts_with('[') && host.ends_with(']')));
+        is_host && !host.contains(char::is_whitespace) && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if is_address {
+        Ok(Some(text.to_owned()))
+    } else {
+        Err(format!("`{text}` is not an address: write `host:port`, for example `127.0.0.1:7979`, or `off`"))
+    }
+}
+
 /// A whole number from 1.
 ///
 /// # Errors
@@ -101,6 +123,23 @@ mod tests {
         assert_eq!(duration("2h"), Ok(Duration::from_secs(7200)));
         for bad in ["5", "s", "0s", "1y"] {
             duration(bad).unwrap_err();
+        }
+        assert_eq!(listen("off"), Ok(None));
+        for good in ["127.0.0.1:7979", "localhost:1", "[::1]:65535", "0.0.0.0:7979"] {
+            assert_eq!(listen(good), Ok(Some(good.to_owned())));
+        }
+        for bad in [
+            "",
+            "7979",
+            ":7979",
+            "localhost",
+            "localhost:0",
+            "localhost:65536",
+            "::1:7979",
+            "a b:1",
+            "http://a:1",
+        ] {
+            listen(bad).unwrap_err();
         }
         assert_eq!(start("-100"), Ok(Start::Last(100)));
         assert_eq!(start("-2h"), Ok(Start::Time(TimePoint::Ago(7_200_000))));

@@ -36,6 +36,14 @@ struct Queue {
     chunks: VecDeque<SharedChunk>,
 }
 
+impl Queue {
+    /// Records that are in no batch yet, and may come into one.
+    fn left(&self) -> usize {
+        let limit = self.end.unwrap_or(Offset::MAX);
+        self.chunks.iter().map(|chunk| chunk.records_between(self.taken, limit).len()).sum()
+    }
+}
+
 /// What became of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
@@ -169,6 +177,11 @@ impl Buffer {
         self.oldest.get_or_insert(now);
         queue.chunks.push_back(chunk);
         Ok(Pushed::Kept)
+    }
+
+    /// Records that are in no batch yet.
+    pub fn left(&self) -> usize {
+        self.partitions.values().map(Queue::left).sum()
     }
 
     /// Makes batches of at most so many records.
@@ -363,8 +376,10 @@ mod tests {
         buffer.push(&key(0), chunk(0, 0, 9, &[1, 4, 5, 8]), now).unwrap();
         buffer.push(&key(1), chunk(1, 0, 2, &[0, 1]), now).unwrap();
         assert!(buffer.is_ready(now));
+        assert_eq!(buffer.left(), 6);
         let first = buffer.take(&ledger).unwrap();
         assert_eq!(shape(&first), [(0, 0, 8, 3)]);
+        assert_eq!(buffer.left(), 3);
         let second = buffer.take(&ledger).unwrap();
         assert_eq!(shape(&second), [(0, 8, 9, 1), (1, 0, 2, 2)]);
         assert!(buffer.take(&ledger).is_none());

@@ -1,7 +1,7 @@
 //! The control plane: what is read, batched, written, committed, and when.
 //!
 //! It names no concrete source, codec, handler or sink, only their traits. Decisions are pure
-//! ([`batching`], [`ledger`], [`group`], [`retry`]); the loops of [`lane`] and [`run`] carry them out.
+//! ([`batching`], [`ledger`], [`group`], [`tally`], [`retry`]); the loops of [`lane`] and [`run`] carry them out.
 
 pub mod batching;
 pub mod group;
@@ -10,6 +10,7 @@ pub mod ledger;
 pub mod message;
 pub mod retry;
 pub mod run;
+pub mod tally;
 
 use std::error::Error;
 

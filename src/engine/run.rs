@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use super::lane::{LaneFactory, LaneHandle, Summary};
 use super::message::{Control, Durable, LaneId, Report, Stop};
 use crate::repeat::Repeats;
 use crate::sink::Store;
+use crate::status::Board;
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -67,6 +69,8 @@ pub struct EngineParts {
     pub until: Option<Until>,
     /// Is told how far it is.
     pub watcher: Option<Box<dyn Watcher>>,
+    /// What the engine and its lanes tell of themselves.
+    pub board: Arc<Board>,
 }
 
 /// What a bounded run reads.
@@ -116,6 +120,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         reports,
         until: is_bounded.then_some(until.ends),
         watcher: parts.watcher,
+        board: parts.board,
         expected: BTreeMap::new(),
         done: BTreeSet::new(),
         is_asking_names: false,
@@ -136,6 +141,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         Ok(()) => engine.work(&shutdown).await,
         Err(error) => Err(error),
     };
+    engine.board.engine(|told| told.is_draining = true);
     engine.close().await;
     (engine.summaries().await, result)
 }
@@ -181,6 +187,7 @@ struct Engine {
     reports: mpsc::Receiver<(LaneId, Report)>,
     until: Option<BTreeMap<TopicPartition, Offset>>,
     watcher: Option<Box<dyn Watcher>>,
+    board: Arc<Board>,
     /// Offsets of each partition that a lane will have gone through.
     expected: BTreeMap<(LaneId, TopicPartition), u64>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
@@ -247,6 +254,7 @@ impl Engine {
                     self.on_ended(ended).await?;
                 }
                 _ = tick.tick() => {
+                    self.board.turn(self.group.owned().count());
                     self.commit()?;
                     self.release(Instant::now())?;
                     self.ask_others();
@@ -375,7 +383,12 @@ impl Engine {
     fn on_committed(&mut self, result: Result<(), String>) {
         self.is_committing = false;
         let told = failpoint::check("engine.commit.answered").map_err(|error| error.to_string());
-        match result.and(told) {
+        let result = result.and(told);
+        self.board.engine(|told| match &result {
+            Ok(()) => (told.commits, told.last_commit) = (told.commits + 1, Some(Timestamp::now())),
+            Err(_) => told.commits_failed += 1,
+        });
+        match result {
             Ok(()) if self.commit_failed => {
                 self.commit_failed = false;
                 info!("offsets are committed again");

@@ -31,6 +31,10 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// What one lane may hold now.
     fn share(&self) -> usize {
         self.limit.saturating_sub(self.used()).saturating_mul(SHARE_OF_FREE)

@@ -16,6 +16,7 @@ use tracing::{debug, info, warn};
 
 use crate::model::{Chunk, ChunkBuilder, Offset, Partition, TopicName, TopicPartition};
 use crate::repeat::{self, Repeats};
+use crate::status::SourceCounts;
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
@@ -60,9 +61,15 @@ type MemberConsumer = BaseConsumer<DefaultConsumerContext>;
 pub struct KafkaSource {
     commands: mpsc::SyncSender<Command>,
     events: async_mpsc::Receiver<Event>,
+    counts: Arc<SourceCounts>,
 }
 
 impl KafkaSource {
+    /// What its thread counts.
+    pub fn counts(&self) -> &Arc<SourceCounts> {
+        &self.counts
+    }
+
     /// Starts the thread.
     ///
     /// # Errors
@@ -72,7 +79,9 @@ impl KafkaSource {
         let poller = Poller::new(consumer.clone()).ok_or(SourceError::NoGroup)?;
         let (command_tx, command_rx) = mpsc::sync_channel(COMMANDS_MAX);
         let (event_tx, event_rx) = async_mpsc::channel(EVENTS_MAX);
+        let counts = Arc::<SourceCounts>::default();
         let worker = Worker {
+            counts: counts.clone(),
             poller,
             consumer,
             outlets: HashMap::new(),
@@ -86,7 +95,7 @@ impl KafkaSource {
             .name("kafka-consumer".to_owned())
             .spawn(move || worker.run(&command_rx))
             .map_err(SourceError::Thread)?;
-        Ok(Self { commands: command_tx, events: event_rx })
+        Ok(Self { commands: command_tx, events: event_rx, counts })
     }
 }
 
@@ -154,6 +163,7 @@ struct Worker {
     /// Saves looking at a topic's name for every record.
     by_handle: HashMap<(usize, Partition), TopicPartition>,
     events: EventQueue,
+    counts: Arc<SourceCounts>,
     awaits_answer: Option<Awaited>,
     /// librdkafka's lines, as they were said.
     repeats: Repeats,
@@ -252,6 +262,7 @@ impl Worker {
     }
 
     fn report(&mut self, error: ConsumerError) {
+        self.counts.failed(&error.code.to_string());
         let verdict = triage::verdict(error.code, error.is_fatal);
         // librdkafka may go on behind what it could not read, and a gap in offsets is legal: nothing more
         // may come of this partition.
@@ -381,6 +392,7 @@ impl Worker {
     fn sweep(&mut self, now: Instant) {
         let mut pause = TopicPartitionList::new();
         let mut resume = TopicPartitionList::new();
+        let (mut full, mut waiting_count) = (0, 0);
         for (source, slot) in &mut self.slots {
             let outlets = self.outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
             if let Some(waiting) = slot.waiting.take() {
@@ -401,7 +413,12 @@ impl Worker {
                 slot.is_paused = false;
                 resume.add_partition(source.topic.as_str(), source.partition.0);
             }
+            if slot.is_paused {
+                let count = if slot.waiting.is_some() { &mut waiting_count } else { &mut full };
+                *count += 1;
+            }
         }
+        self.counts.paused(full, waiting_count);
         let paused = self.consumer.pause(&pause).and_then(|()| self.consumer.resume(&resume));
         if let Err(error) = paused {
             warn!(%error, "fetching could not be paused or resumed");

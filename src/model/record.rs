@@ -181,6 +181,11 @@ impl Chunk {
         self.records.len()
     }
 
+    /// Bytes of keys, values and headers.
+    pub fn byte_count(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// Bytes held in memory, bookkeeping included.
     pub fn size(&self) -> usize {
         self.bytes.len() + self.records.len() * size_of::<Entry>()

@@ -21,6 +21,7 @@ use tracing::warn;
 
 use crate::config::plan;
 use crate::model::{Reference, SchemaId};
+use crate::status::{self, RegistryCounts};
 
 use super::connect::{SettingsError, connect};
 use super::disk::{Disk, asked};
@@ -46,6 +47,7 @@ pub struct RegistryClient {
     settings: Arc<SrSettings>,
     by_id: Arc<Mutex<HashMap<SchemaId, Arc<OnceCell<RegisteredSchema>>>>>,
     disk: Option<Arc<Disk>>,
+    counts: Arc<RegistryCounts>,
 }
 
 impl RegistryClient {
@@ -54,7 +56,12 @@ impl RegistryClient {
     /// # Errors
     /// [`SettingsError`] if no client can be made of the settings.
     pub fn new(registry: &plan::Registry) -> Result<Self, SettingsError> {
-        Ok(Self { settings: Arc::new(connect(registry)?), by_id: Arc::default(), disk: None })
+        Ok(Self {
+            settings: Arc::new(connect(registry)?),
+            by_id: Arc::default(),
+            disk: None,
+            counts: Arc::default(),
+        })
     }
 
     /// As [`Self::new`], with the files of `cache_dir`, if the settings name one.
@@ -67,6 +74,25 @@ impl RegistryClient {
         Ok(client)
     }
 
+    /// Counts its calls there.
+    #[must_use]
+    pub fn counting(mut self, counts: Arc<RegistryCounts>) -> Self {
+        self.counts = counts;
+        self
+    }
+
+    /// Counts what a call has come to.
+    fn count<T>(&self, answer: Result<T, RegistryError>) -> Result<T, RegistryError> {
+        self.counts.answered(match &answer {
+            Ok(_) => status::Answer::Found,
+            Err(RegistryError::Unknown { .. }) => status::Answer::Unknown,
+            Err(RegistryError::Unauthorised { .. }) => status::Answer::Unauthorised,
+            Err(RegistryError::Unavailable { .. }) => status::Answer::Unavailable,
+            Err(RegistryError::Unusable { .. }) => status::Answer::Unusable,
+        });
+        answer
+    }
+
     /// Reads or writes files, away from the threads that carry lanes. `None` without a cache on disk.
     async fn on_disk<T: Send + 'static>(&self, work: impl FnOnce(&Disk) -> T + Send + 'static) -> Option<T> {
         let disk = self.disk.clone()?;
@@ -76,11 +102,13 @@ impl RegistryClient {
     /// From disk or from the registry: an id never changes its schema.
     async fn fetch(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
         if let Some(schema) = self.on_disk(move |disk| disk.schema(id)).await.flatten() {
+            self.counts.found_on_disk();
             return Ok(schema);
         }
         let what = format!("schema id {id}");
         let answer = get_schema_by_id(id.0, &self.settings).await;
-        let schema = self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await?;
+        let answer = self.count(answer.map_err(|error| explain(&what, &error)))?;
+        let schema = self.complete(&what, answer).await?;
         let kept = schema.clone();
         self.on_disk(move |disk| disk.keep_schema(&kept)).await;
         Ok(schema)
@@ -93,7 +121,8 @@ impl RegistryClient {
             None => format!("subject `{subject}`"),
         };
         let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
-        let schema = self.complete(&what, answer.map_err(|error| explain(&what, &error))?).await?;
+        let answer = self.count(answer.map_err(|error| explain(&what, &error)))?;
+        let schema = self.complete(&what, answer).await?;
         let (subject, kept) = (subject.to_owned(), schema.clone());
         self.on_disk(move |disk| disk.keep_answer(&subject, version, &kept)).await;
         Ok(schema)
@@ -151,9 +180,8 @@ impl RegistryClient {
             }
             seen.insert(key.clone(), false);
             let what_referenced = format!("version {} of subject `{}`", key.1, key.0);
-            let answer = get_referenced_schema(&self.settings, reference)
-                .await
-                .map_err(|error| explain(&what_referenced, &error))?;
+            let answer = get_referenced_schema(&self.settings, reference).await;
+            let answer = self.count(answer.map_err(|error| explain(&what_referenced, &error)))?;
             Box::pin(self.collect(what, &answer.references, depth + 1, seen, texts)).await?;
             texts.push(Reference { name: reference.name.clone(), text: answer.schema });
             seen.insert(key, true);
@@ -166,7 +194,11 @@ impl RegistryClient {
 impl Registry for RegistryClient {
     async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
         // A failed call leaves the cell empty: the next one asks again.
-        self.cell(id).get_or_try_init(|| self.fetch(id)).await.cloned()
+        let cell = self.cell(id);
+        if cell.initialized() {
+            self.counts.found_in_memory();
+        }
+        cell.get_or_try_init(|| self.fetch(id)).await.cloned()
     }
 
     async fn by_subject(

@@ -183,7 +183,9 @@ impl Stand {
         let log = self.place().join(format!("instance-{}.log", self.starts));
         let output = self.place().join(format!("instance-{}.out", self.starts));
         let cannot = |e: std::io::Error| format!("cannot start the program: {e}");
-        let mut command = mortal(env!("CARGO_BIN_EXE_sidestream"));
+        // Another build of it can be audited too, such as the one of a release.
+        let program = std::env::var("SIDESTREAM_PROGRAM");
+        let mut command = mortal(program.as_deref().unwrap_or(env!("CARGO_BIN_EXE_sidestream")));
         command.args(arguments).current_dir(self.place()).env("RUST_LOG", "info");
         command.envs(env.iter().copied()).stdin(Stdio::null());
         command.stdout(File::create(&output).map_err(cannot)?);

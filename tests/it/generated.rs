@@ -19,3 +19,8 @@ fn the_json_schema_is_fresh() {
 fn the_table_of_keys_is_fresh() {
     assert_fresh("docs/routes.md", &["config-schema", "--markdown"]);
 }
+
+#[test]
+fn the_table_of_metrics_is_fresh() {
+    assert_fresh("docs/metrics.md", &["config-schema", "--metrics"]);
+}

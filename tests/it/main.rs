@@ -40,3 +40,6 @@ mod protobuf;
 
 /// kill -9, and nothing lost or doubled.
 mod kills;
+
+/// Metrics, health, readiness and status of a service.
+mod eyes;

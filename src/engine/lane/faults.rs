@@ -49,6 +49,7 @@ impl Lane {
 
     /// A sink will never take some row of a batch of `records`. Smaller batches are tried until it is alone in one.
     pub(super) async fn refused(&mut self, index: usize, error: SinkError, records: usize) {
+        self.account.failed(index, Fault::Refused);
         if records <= 1 {
             // Everything before the record is settled, with this sink too.
             self.flush_all().await;
@@ -101,6 +102,7 @@ impl Lane {
 
     /// A sink failed: what it accepted is gone. Decides by the fault what follows.
     pub(super) async fn sink_failed(&mut self, index: usize, error: SinkError) {
+        self.account.failed(index, error.fault());
         self.parts.sinks[index].sink.abandon().await;
         let name = self.parts.sinks[index].name.clone();
         let fault = match error.fault() {
@@ -112,6 +114,7 @@ impl Lane {
         };
         let hint = error.hint().map(|hint| hint.into_owned());
         let message = chain(&error);
+        self.account.trouble(&format!("sink `{name}`: {message}"), hint.as_deref());
         match fault {
             Fault::Stop | Fault::Refused => {
                 let place = self.alone.clone().filter(|_| fault == Fault::Refused);
@@ -171,6 +174,7 @@ impl Lane {
                 }
                 Err(error) => {
                     debug!(route = self.parts.route, error = chain(&error), "still paused");
+                    self.account.failed(index, error.fault());
                     return self.recover_at(sinks, attempt, Instant::now());
                 }
             }
@@ -181,6 +185,7 @@ impl Lane {
         }
         // A commit whose reply was lost has moved positions all the same.
         self.report_progress().await;
+        self.abandon_account();
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
         self.drop_buffered();
         if !sources.is_empty() {
@@ -206,6 +211,7 @@ impl Lane {
             sink.sink.abandon().await;
         }
         self.drop_buffered();
+        self.account.forget(None);
         let stop = Stop { message, hint, place };
         self.summary.stop = Some(stop.clone());
         self.report(Report::Stopped(stop)).await;

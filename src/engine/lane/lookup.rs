@@ -46,6 +46,7 @@ pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaId, Learnt)> {
 impl Lane {
     pub(super) fn look_up(&mut self, ids: Vec<SchemaId>) {
         let now = Instant::now();
+        self.account.waits_for_schemas(ids.len());
         self.expired.retain(|at| now.duration_since(*at) < EXPIRED_WINDOW);
         let grace = if self.expired.len() < EXPIRED_MAX { GRACE } else { Duration::ZERO };
         let route: Arc<str> = Arc::from(self.parts.route.as_str());

@@ -8,6 +8,7 @@
 //! meanwhile, which pauses its partitions), or stopped (needs a person). What it does never holds up
 //! another lane.
 
+mod account;
 pub mod begin;
 mod faults;
 mod lookup;
@@ -34,10 +35,12 @@ use crate::model::{
 use crate::registry::Registry;
 use crate::repeat::Repeats;
 use crate::sink::{Settled, Sink, Store};
+use crate::status::LaneBoard;
 
 use super::batching::{Buffer, Pushed, Taken};
 use super::ledger::Ledger;
 use super::message::{Committed, Control, Durable, Place, Report, Stop};
+use account::Account;
 use lookup::Lookup;
 use prepare::Ends;
 
@@ -111,6 +114,8 @@ pub struct LaneHandle {
     chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
     passed: Arc<AtomicU64>,
+    /// What the lane tells of itself.
+    pub board: Arc<LaneBoard>,
 }
 
 impl LaneHandle {
@@ -191,6 +196,7 @@ pub struct Lane {
     /// Dead letters were written and are not durable yet.
     has_letters: bool,
     summary: Summary,
+    account: Account,
     ends: Ends,
 }
 
@@ -232,6 +238,7 @@ impl Lane {
             is_searching: false,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
+            account: Account::new(ends.board.clone(), &parts.sinks),
             parts,
             gauge,
             topics,
@@ -242,6 +249,7 @@ impl Lane {
     /// Works until it is drained or the engine is gone.
     async fn run(mut self) -> Summary {
         self.advance().await;
+        self.show();
         loop {
             let due = self.next_due();
             let timer = async {
@@ -273,7 +281,9 @@ impl Lane {
                 break;
             }
             self.advance().await;
+            self.show();
         }
+        self.show();
         for sink in &self.parts.sinks {
             self.summary.sinks.push((sink.name.clone(), sink.sink.settled()));
         }
@@ -396,8 +406,10 @@ impl Lane {
             return;
         }
         let source = chunk.source.clone();
-        match self.buffer.push(&key, Arc::new(chunk), Instant::now()) {
-            Ok(Pushed::Kept | Pushed::Stale) => {}
+        let chunk = Arc::new(chunk);
+        match self.buffer.push(&key, chunk.clone(), Instant::now()) {
+            Ok(Pushed::Kept) => self.account.read(&chunk),
+            Ok(Pushed::Stale) => {}
             Err(gap) => {
                 // A defect of ours; reading again mends it.
                 if let Some(times) = self.repeats.say("gap", 1, Instant::now()) {
@@ -430,8 +442,10 @@ impl Lane {
             if let Some(key) = self.keys.remove(source) {
                 self.ledger.revoke(&key);
                 self.buffer.remove(&key);
+                self.account.forget(Some(&key));
             }
         }
+        self.settle_account();
         // A batch that was staged held ranges of other partitions too.
         if had_staged && matches!(self.state, State::Running) {
             for (source, key) in &self.keys {
@@ -446,6 +460,7 @@ impl Lane {
 
     /// Tells the engine what all sinks have durable.
     async fn report_progress(&mut self) {
+        self.settle_account();
         let required: SinkSet = (0..self.parts.sinks.len()).collect();
         let logs: Vec<(String, String, u64)> = self
             .parts

@@ -15,6 +15,7 @@ use crate::config::plan::Route;
 use crate::engine::message::{Control, LaneId, Report, Stop};
 use crate::kafka::Gauge;
 use crate::model::Chunk;
+use crate::status::LaneBoard;
 
 use super::{CHUNKS_MAX, CONTROLS_MAX, Lane, LaneHandle, LaneParts, Summary};
 
@@ -33,6 +34,7 @@ pub struct Ends {
     pub reports: mpsc::Sender<(LaneId, Report)>,
     /// Offsets that all sinks have taken.
     pub passed: Arc<AtomicU64>,
+    pub board: Arc<LaneBoard>,
 }
 
 impl Ends {
@@ -58,14 +60,16 @@ pub fn lane(
     let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
     let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
     let passed = Arc::new(AtomicU64::new(0));
+    let board = LaneBoard::new(route);
     let handle = LaneHandle {
         route: route.to_owned(),
         control: control_tx,
         chunks: chunk_tx,
         gauge: gauge.clone(),
         passed: passed.clone(),
+        board: board.clone(),
     };
-    let ends = Ends { id, control, chunks, reports, passed };
+    let ends = Ends { id, control, chunks, reports, passed, board };
     (Box::pin(live(ends, route.to_owned(), gauge, parts)), handle)
 }
 

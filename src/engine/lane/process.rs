@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
@@ -17,6 +17,7 @@ use crate::cores;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::engine::message::Place;
+use crate::engine::tally::Outcome;
 use crate::failpoint;
 use crate::model::{
     Batch, Classify, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
@@ -24,6 +25,7 @@ use crate::model::{
 
 use super::{Feed, Lane, State};
 use crate::sink::SinkError;
+use crate::status::Stage;
 
 /// A decoded batch: all columns of `batch` in SQL, and what was set aside.
 struct Ready {
@@ -33,6 +35,26 @@ struct Ready {
     bad: Vec<Bad>,
     /// The rows of `bad`, if a sink wants them.
     letters: Option<RecordBatch>,
+}
+
+impl Ready {
+    /// What became of the records of each part. Of which part a dropped record was is not known: each part takes what it
+    /// has room for, so that they add up.
+    fn outcomes(&self, taken: &Taken) -> Vec<Outcome> {
+        let mut outcomes = vec![Outcome::default(); taken.parts.len()];
+        for bad in &self.bad {
+            *outcomes[bad.part].bad.entry(bad.rejected.code).or_default() += 1;
+        }
+        let mut dropped = self.dropped;
+        for (part, outcome) in taken.parts.iter().zip(&mut outcomes) {
+            let bad: u64 = outcome.bad.values().sum();
+            let good = (part.records().count() as u64).saturating_sub(bad);
+            outcome.dropped = dropped.min(good);
+            outcome.rows = good - outcome.dropped;
+            dropped -= outcome.dropped;
+        }
+        outcomes
+    }
 }
 
 /// A record that was set aside, and where it is.
@@ -114,6 +136,7 @@ impl Lane {
             if missing.is_empty() {
                 self.process(taken).await;
                 self.flush_due().await;
+                self.show();
             } else {
                 self.look_up(missing);
                 self.staged = Some(taken);
@@ -126,6 +149,7 @@ impl Lane {
         failpoint::hit("lane.batch.taken");
         self.taken_last = taken.records().count();
         self.alone = taken.records().next().filter(|_| self.taken_last == 1).map(|record| place_of(&record));
+        let begun = Instant::now();
         let ready = match block_in_place(|| self.decode(&taken)) {
             Ok(ready) => ready,
             Err(error) => {
@@ -134,6 +158,7 @@ impl Lane {
             }
         };
         failpoint::hit("lane.batch.decoded");
+        self.account.decoded(ready.rows.num_rows(), begun.elapsed());
         if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
             return self.stop_at_bad_record(taken, &ready).await;
         }
@@ -141,6 +166,7 @@ impl Lane {
             self.log_bad(&ready);
         }
         if self.write(&taken, &ready).await {
+            self.account.accepted(&taken, ready.outcomes(&taken));
             if self.is_searching {
                 self.is_searching = !self.buffer.widen();
             }
@@ -165,6 +191,7 @@ impl Lane {
             match block_in_place(|| self.decode(&prefix)) {
                 Ok(ready) => {
                     if self.write(&prefix, &ready).await {
+                        self.account.accepted(&prefix, ready.outcomes(&prefix));
                         self.summary.records += ready.records;
                         self.summary.dropped += ready.dropped;
                     }
@@ -252,7 +279,10 @@ impl Lane {
         let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
             Vec::new()
         } else {
-            match self.parts.handler.run(ready.rows.clone(), &wanted).await {
+            let begun = Instant::now();
+            let run = self.parts.handler.run(ready.rows.clone(), &wanted).await;
+            self.account.took(Stage::Views, begun.elapsed());
+            match run {
                 Ok(views) => views,
                 Err(error) => {
                     let ranges = ranges(&moves);
@@ -266,7 +296,7 @@ impl Lane {
             }
         };
         let value_count = self.parts.decoder.schema().fields().len();
-        let mut is_taken = true;
+        let (mut is_taken, mut writing) = (true, Duration::ZERO);
         self.has_letters |= ready.letters.is_some();
         for index in taken.sinks.iter() {
             let rows = match self.parts.sinks[index].feed {
@@ -279,7 +309,10 @@ impl Lane {
                 rows: rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty()))),
             };
             failpoint::hit("lane.sink.writing");
+            let begun = Instant::now();
             let written = self.parts.sinks[index].sink.write(&batch).await;
+            writing += begun.elapsed();
+            self.account.wrote(index, begun.elapsed());
             match written.and_then(|()| SinkError::point("lane.sink.written")) {
                 Ok(()) => self.ledger.accept(index, &moves),
                 Err(error) if error.fault() == Fault::Refused => {
@@ -295,6 +328,7 @@ impl Lane {
                 return false;
             }
         }
+        self.account.took(Stage::Write, writing);
         is_taken
     }
 
@@ -375,12 +409,14 @@ impl Lane {
         } else {
             failpoint::hit("lane.sink.flushing");
         }
+        let begun = Instant::now();
         let positions = self.parts.sinks[index].sink.flush().await?;
         if is_letters {
             SinkError::point("letters.flushed")?;
         } else {
             SinkError::point("lane.sink.flushed")?;
         }
+        self.account.flushed(index, begun.elapsed(), self.parts.sinks[index].sink.settled());
         self.conflicts[index] = 0;
         self.ledger.settle(index, &positions);
         self.stored[index] = positions;
@@ -437,6 +473,7 @@ impl Lane {
             self.settle_others(index).await;
             self.sink_failed(index, error).await;
         } else {
+            self.account.failed(index, Fault::Refused);
             self.narrow(index, error, records).await;
         }
     }

@@ -108,6 +108,7 @@ impl Lane {
                     );
                 }
                 self.resume_retry = Some((Instant::now() + retry::pause(attempt), attempt));
+                self.account.trouble(&chain(&error), error.hint().as_deref());
             }
         }
     }

@@ -20,9 +20,13 @@ use crate::model::{
     Batch, ChunkBuilder, ClusterId, Incoming, Move, Partition, Position, TimestampType, TopicId,
 };
 use crate::sink::SinkError;
+use crate::status::Counts;
 
 /// Longer than anything takes here, pauses between attempts included.
 const DEADLINE: Duration = Duration::from_secs(20);
+
+/// How often the lane's board is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
 fn source() -> TopicPartition {
     TopicPartition::new(&TopicName::new("t"), Partition(0))
@@ -213,12 +217,41 @@ struct World {
     bounds: Arc<Mutex<(Offset, Offset)>>,
     /// The offsets that are left when the brokers delete records under the lane.
     left: Option<(Offset, Offset)>,
+    /// What the lane's board said last.
+    counts: Mutex<Counts>,
 }
 
 impl World {
     fn new(values: &[&'static str]) -> Self {
         let bounds = Arc::new(Mutex::new((Offset::ZERO, at(values.len()))));
-        Self { values: values.to_vec(), main: Arc::default(), letters: Arc::default(), bounds, left: None }
+        Self {
+            values: values.to_vec(),
+            main: Arc::default(),
+            letters: Arc::default(),
+            bounds,
+            left: None,
+            counts: Mutex::default(),
+        }
+    }
+
+    /// Looks at the board: every record that was read is in one place, and only what is in flight ever becomes less.
+    fn look(&self, board: &LaneBoard) -> Counts {
+        let counts = board.view(Instant::now()).status.counts;
+        let mut last = self.counts.lock().unwrap();
+        assert_eq!(counts.read, counts.done() + counts.abandoned + counts.in_flight, "{counts:?}");
+        let has_grown = counts.read >= last.read
+            && counts.settled >= last.settled
+            && counts.bad_total() >= last.bad_total()
+            && counts.abandoned >= last.abandoned;
+        assert!(has_grown, "{last:?} became {counts:?}");
+        assert!(counts.done() <= self.values.len() as u64, "{counts:?}");
+        last.clone_from(&counts);
+        counts
+    }
+
+    fn is_settled(&self, board: &LaneBoard) -> bool {
+        let counts = self.look(board);
+        counts.in_flight == 0 && counts.done() == self.values.len() as u64
     }
 
     fn is_bad(value: &str) -> bool {
@@ -293,7 +326,7 @@ impl World {
         stands(&self.main) && stands(&self.letters)
     }
 
-    /// Runs the lane until everything is durable or it stops.
+    /// Runs the lane until everything is durable and counted, or it stops.
     async fn run(&self) -> Option<Stop> {
         let (report_tx, mut reports) = mpsc::channel(64);
         let parts = self.parts();
@@ -306,9 +339,14 @@ impl World {
         handle.control.send(Control::Topics(BTreeMap::from([(source().topic, seen)]))).await.unwrap();
         handle.control.send(resume()).await.unwrap();
         let mut number = 0;
+        let board = handle.board.clone();
         let work = async {
-            while !self.is_done() {
-                let (_, report) = reports.recv().await.expect("the lane lives");
+            while !self.is_settled(&board) || !self.is_done() {
+                // The board is written after the report of what it shows.
+                let Ok(report) = tokio::time::timeout(LOOK_INTERVAL, reports.recv()).await else {
+                    continue;
+                };
+                let (_, report) = report.expect("the lane lives");
                 match report {
                     Report::Ready(offsets) => match self.left {
                         Some(left) => {
@@ -337,9 +375,10 @@ impl World {
         };
         let Ok(stop) = tokio::time::timeout(DEADLINE, work).await else {
             panic!(
-                "the lane does not get there: {:?} {:?}",
+                "the lane does not get there: {:?} {:?} {:?}",
                 self.main.lock().unwrap(),
-                self.letters.lock().unwrap()
+                self.letters.lock().unwrap(),
+                self.counts.lock().unwrap()
             );
         };
         drop(handle);
@@ -347,6 +386,8 @@ impl World {
         while let Some(ended) = tasks.join_next().await {
             ended.expect("the lane has not failed");
         }
+        let counts = self.look(&board);
+        assert_eq!(counts.in_flight, 0, "{counts:?}");
         stop
     }
 }
@@ -384,11 +425,26 @@ async fn failing_sinks_lose_and_double_nothing_and_letters_come_first() {
             assert_eq!(world.main.lock().unwrap().rows, world.good(), "seed {seed}");
             let bad: Vec<String> = world.bad().iter().map(ToString::to_string).collect();
             assert_eq!(world.letters.lock().unwrap().rows, bad, "seed {seed}");
+            // However often they were read, records are counted once.
+            let counts = world.counts.lock().unwrap().clone();
+            let expected = (world.good().len() as u64, bad.len() as u64, 0);
+            assert_eq!((counts.settled, counts.bad_total(), counts.dropped), expected, "seed {seed}");
         });
     }
     while let Some(run) = runs.join_next().await {
         run.unwrap();
     }
+}
+
+/// Without failures nothing is read twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_goes_well_is_read_once() {
+    let world = World::new(&VALUES);
+    assert_eq!(world.run().await, None);
+    let counts = world.counts.lock().unwrap().clone();
+    assert_eq!((counts.read, counts.abandoned), (VALUES.len() as u64, 0));
+    assert_eq!(counts.bad, BTreeMap::from([("type_mismatch", 3)]));
+    assert_eq!((counts.decoded, counts.bytes), (9, VALUES.concat().len() as u64));
 }
 
 /// A row that is refused stops the lane with everything before it durable, whatever came with it in its batch.
@@ -406,6 +462,7 @@ async fn a_refused_row_stops_the_lane_after_everything_before_it() {
         let bad: Vec<String> =
             world.bad().iter().filter(|at| **at < place).map(ToString::to_string).collect();
         assert!(letters.starts_with(&bad), "{letters:?}");
+        assert_eq!(world.counts.lock().unwrap().settled, before.len() as u64);
     }
 }
 

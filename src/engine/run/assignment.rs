@@ -15,6 +15,7 @@ use crate::model::{Offset, TopicPartition};
 impl Engine {
     pub(super) async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), EngineError> {
         self.has_joined = true;
+        self.board.engine(|told| (told.has_joined, told.assigned) = (true, told.assigned + 1));
         if partitions.is_empty() {
             return Ok(());
         }
@@ -187,8 +188,17 @@ impl Engine {
         is_lost: bool,
     ) -> Result<(), EngineError> {
         info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), is_lost, "revoked");
+        self.board.engine(|told| {
+            told.revoked += 1;
+            told.lost += u64::from(is_lost);
+            // Thrown out; it joins again.
+            told.has_joined &= !is_lost;
+        });
         let mut by_lane: BTreeMap<LaneId, Vec<TopicPartition>> = BTreeMap::new();
         for source in &partitions {
+            for lane in self.lanes_of(&source.topic) {
+                self.lanes[lane.0].board.forget(source);
+            }
             self.pending.remove(source);
             self.asking.remove(source);
             if is_lost {

@@ -85,6 +85,7 @@ impl Engine {
     pub(super) async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
         self.group.stopped(lane, self.stores[lane.0]);
+        self.lanes[lane.0].board.stopped(&stop.message, stop.hint.as_deref());
         let source = stop.place.as_ref().map(|place| &place.source);
         error!(
             route = self.names[lane.0],

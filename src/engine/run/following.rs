@@ -1,17 +1,19 @@
 //! Which topics are read: the lanes of what is named, and of what patterns match now and later.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use tracing::info;
 
 use super::{Answer, Engine, EngineError};
-use crate::config::plan::Route;
+use crate::config::plan::{Route, Target};
 use crate::config::topics::matched;
 use crate::engine::lane::{self, LaneParts, Seen};
 use crate::engine::message::{Committed, Control, LaneId, Stop};
 use crate::kafka::{Command, Gauge, Outlet};
 use crate::model::{TopicName, TopicPartition};
 use crate::sink::Store;
+use crate::status::{About, Held};
 
 impl Engine {
     /// Starts the lanes of all routes, and subscribes to their topics.
@@ -26,7 +28,7 @@ impl Engine {
                 let factory = self.factory.clone();
                 let name = route.name.clone();
                 let store = store(&route);
-                let lane = self.start_lane(&name, store, async move { factory.parts(&route).await });
+                let lane = self.start_lane(&name, index, store, async move { factory.parts(&route).await });
                 self.route_lanes.insert(index, lane);
             }
         }
@@ -42,12 +44,20 @@ impl Engine {
     fn start_lane(
         &mut self,
         name: &str,
+        index: usize,
         store: Store,
         parts: impl Future<Output = Result<LaneParts, Stop>> + Send + 'static,
     ) -> LaneId {
         let id = LaneId(self.lanes.len());
         let gauge = Gauge::new(name, &self.budget);
-        let (life, handle) = lane::lane(id, name, gauge, self.report_tx.clone(), parts);
+        let (life, handle) = lane::lane(id, name, gauge.clone(), self.report_tx.clone(), parts);
+        let route = &self.routes[index];
+        handle.board.describe(About {
+            entry: route.name.clone(),
+            patience: patience(route),
+            held: Box::new(move || Held { bytes: gauge.used() as u64, is_full: gauge.is_full() }),
+        });
+        self.board.add_lane(handle.board.clone());
         let task = self.tasks.spawn(async move { (id, life.await) });
         self.by_task.insert(task.id(), id);
         self.lanes.push(handle);
@@ -112,6 +122,7 @@ impl Engine {
         let wanted: BTreeSet<TopicName> = matched.into_iter().flatten().collect();
         if wanted != self.subscribed {
             self.source.send(Command::Subscribe(wanted.iter().cloned().collect()))?;
+            self.board.engine(|told| told.is_subscribed = !wanted.is_empty());
             self.subscribed = wanted;
         }
         self.ask(shared).await
@@ -126,7 +137,7 @@ impl Engine {
         match route.instance(topic) {
             Ok(instance) => {
                 let name = instance.name.clone();
-                self.start_lane(&name, store(&instance), async move { factory.parts(&instance).await })
+                self.start_lane(&name, index, store(&instance), async move { factory.parts(&instance).await })
             }
             Err(error) => {
                 let stop = Stop {
@@ -136,7 +147,7 @@ impl Engine {
                 };
                 let name = format!("{}/{topic}", route.name);
                 let store = store(route);
-                self.start_lane(&name, store, std::future::ready(Err(stop)))
+                self.start_lane(&name, index, store, std::future::ready(Err(stop)))
             }
         }
     }
@@ -146,4 +157,18 @@ impl Engine {
 fn store(route: &Route) -> Store {
     let mut sinks = route.sinks.iter().chain(&route.dead_letters);
     if sinks.all(|sink| sink.target.has_own_store()) { Store::Own } else { Store::Group }
+}
+
+/// Beside the times that a route is given: for an attempt that fails, the pause after it, and the next one.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// So long nothing of a route may become durable while something waits before the program is not ready: four times what
+/// its batches and files may take.
+fn patience(route: &Route) -> Duration {
+    let rolls = route.sinks.iter().chain(&route.dead_letters).filter_map(|sink| match &sink.target {
+        Target::Files { roll, .. } => Some(roll.age_max),
+        Target::Console { .. } | Target::Kafka { .. } => None,
+    });
+    let age_max = rolls.fold(route.batch.age_max, Duration::max);
+    age_max.saturating_mul(4).saturating_add(PATIENCE)
 }

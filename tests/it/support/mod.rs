@@ -79,6 +79,11 @@ fn skip<T>(test: &str, why: &str) -> Option<T> {
     None
 }
 
+/// Says loudly that a part of a test is left out for want of a tool; where services are required, so is the tool.
+pub fn without(tool: &str, why: &str) {
+    skip::<()>(tool, why);
+}
+
 /// A service that ends when it is dropped.
 pub type Owned = Box<dyn Stoppable>;
 

@@ -1,0 +1,208 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use async_trait::async_trait;
+
+use super::*;
+use crate::kafka::{ClusterError, TopicInfo};
+use crate::model::{ClusterId, Offset, Partition, Start, TopicName, TopicPartition};
+use crate::status::{About, Counts, Held, LaneBoard, LaneStatus, SinkStatus, State as LaneState};
+
+/// Every partition ends at 10, unless the brokers are away.
+#[derive(Default)]
+struct Ten {
+    asked: AtomicUsize,
+    is_away: bool,
+}
+
+#[async_trait]
+impl Cluster for Ten {
+    async fn id(&self) -> Result<ClusterId, ClusterError> {
+        Ok(ClusterId("c".to_owned()))
+    }
+
+    async fn member_count(&self) -> Result<usize, ClusterError> {
+        Ok(0)
+    }
+
+    async fn names(&self) -> Result<BTreeSet<TopicName>, ClusterError> {
+        Ok(BTreeSet::new())
+    }
+
+    async fn describe(
+        &self,
+        _: &BTreeSet<TopicName>,
+    ) -> Result<BTreeMap<TopicName, Result<TopicInfo, ClusterError>>, ClusterError> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn resolve(
+        &self,
+        _: &[(TopicPartition, &Start)],
+    ) -> Result<BTreeMap<TopicPartition, Offset>, ClusterError> {
+        Ok(BTreeMap::new())
+    }
+
+    async fn bounds(
+        &self,
+        sources: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, (Offset, Offset)>, ClusterError> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if self.is_away {
+            return Err(ClusterError::Answer { what: "ends", problem: "away".to_owned() });
+        }
+        Ok(sources.iter().map(|source| (source.clone(), (Offset::ZERO, at(10)))).collect())
+    }
+
+    async fn committed(
+        &self,
+        _: &[TopicPartition],
+    ) -> Result<BTreeMap<TopicPartition, (Offset, String)>, ClusterError> {
+        Ok(BTreeMap::new())
+    }
+}
+
+fn at(raw: i64) -> Offset {
+    Offset::new(raw).unwrap()
+}
+
+/// A board with a route of `count` partitions, at offsets 4 and 7 of two sinks.
+fn board(count: i32) -> (Arc<Board>, Arc<LaneBoard>) {
+    let board = Board::new("g");
+    let lane = LaneBoard::new("orders");
+    let held = Box::new(Held::default);
+    lane.describe(About { entry: "orders".to_owned(), patience: Duration::from_secs(80), held });
+    let sources = (0..count).map(|number| TopicPartition::new(&TopicName::new("t"), Partition(number)));
+    let partitions = sources.map(|source| (source, vec![at(7), at(4)])).collect();
+    lane.show(LaneStatus {
+        state: LaneState::Running,
+        counts: Counts { read: 4, settled: 4, ..Counts::default() },
+        sinks: ["a", "b"].map(SinkStatus::new).to_vec(),
+        partitions: Arc::new(partitions),
+        ..LaneStatus::default()
+    });
+    board.add_lane(lane.clone());
+    (board, lane)
+}
+
+struct Page {
+    status: u16,
+    kind: String,
+    text: String,
+}
+
+async fn get_page(server: &Server, path: &str, accept: &str) -> Page {
+    let url = format!("http://{}{path}", server.address());
+    let answer = reqwest::Client::new().get(url).header("accept", accept).send().await.unwrap();
+    let kind = answer.headers()["content-type"].to_str().unwrap().to_owned();
+    Page { status: answer.status().as_u16(), kind, text: answer.text().await.unwrap() }
+}
+
+#[test]
+fn a_loop_that_does_not_turn_is_unhealthy_and_a_start_is_not() {
+    assert_eq!(unhealthy(None), None);
+    assert_eq!(unhealthy(Some(Duration::from_secs(29))), None);
+    assert!(unhealthy(Some(BEAT_MAX)).is_some_and(|reason| reason.contains("30 s")));
+}
+
+#[test]
+fn ready_is_who_has_joined_and_has_no_stopped_route() {
+    let (board, lane) = board(1);
+    let reasons = || unready(&board.view());
+    assert!(reasons()[0].contains("starting"), "{:?}", reasons());
+    board.turn(0);
+    board.engine(|told| told.is_subscribed = true);
+    assert!(reasons()[0].contains("has not given it any partitions"), "{:?}", reasons());
+    board.engine(|told| told.has_joined = true);
+    assert_eq!(reasons(), Vec::<String>::new());
+    lane.stopped("a bad record", Some("mend it"));
+    assert_eq!(reasons(), ["route `orders` has stopped: a bad record"]);
+    board.engine(|told| told.is_draining = true);
+    assert_eq!(reasons()[0], "it is ending");
+}
+
+#[test]
+fn a_route_that_makes_nothing_durable_is_not_ready() {
+    let (board, lane) = board(1);
+    board.turn(1);
+    board.engine(|told| told.has_joined = true);
+    let mut status = lane.view(Instant::now()).status;
+    status.state = LaneState::Recovering;
+    status.trouble = Some(crate::status::Trouble::now("the disk is full", None));
+    let now = Instant::now();
+    status.waiting.update(true, false, now);
+    lane.show(status);
+    let mut view = board.view();
+    assert_eq!(unready(&view), Vec::<String>::new());
+    view.at = now + Duration::from_secs(90);
+    let reasons = unready(&view);
+    assert!(reasons[0].contains("`orders` (recovering): nothing has become durable for 90 s"), "{reasons:?}");
+    assert!(reasons[0].contains("80 s") && reasons[0].contains("the disk is full"), "{reasons:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pages_say_what_the_boards_say_and_ask_the_brokers_once() {
+    let (board, lane) = board(30);
+    board.turn(30);
+    let cluster = Arc::new(Ten::default());
+    let server = serve("127.0.0.1:0", board, cluster.clone()).await.unwrap();
+    let metrics = get_page(&server, "/metrics", "*/*").await;
+    assert_eq!((metrics.status, metrics.kind.as_str()), (200, metrics::CONTENT_TYPE));
+    // The slower sink stands at 4, the end is 10.
+    assert!(metrics.text.contains("sidestream_lag_records{route=\"orders\"} 180\n"), "{}", metrics.text);
+    assert!(metrics.text.contains("sidestream_lag_records_max{route=\"orders\"} 6\n"), "{}", metrics.text);
+
+    let status = get_page(&server, "/status", "*/*").await;
+    let report: Value = serde_json::from_str(&status.text).unwrap();
+    let route = &report["routes"]["orders"];
+    assert_eq!(
+        route["partitions"]["t/0"],
+        json!({"next": {"a": 7, "b": 4}, "durable": 4, "end": 10, "lag": 6})
+    );
+    assert_eq!(
+        (route["partitions"].as_object().unwrap().len(), &route["partitionsNotShown"]),
+        (20, &json!(10))
+    );
+    let one = get_page(&server, "/status?route=orders", "*/*").await;
+    let one: Value = serde_json::from_str(&one.text).unwrap();
+    assert_eq!(one["routes"]["orders"]["partitions"].as_object().unwrap().len(), 30);
+    assert_eq!(get_page(&server, "/status?route=none", "*/*").await.status, 404);
+    assert_eq!(cluster.asked.load(Ordering::SeqCst), 1);
+
+    let page = get_page(&server, "/", "text/html,application/xhtml+xml").await;
+    assert!(page.kind.starts_with("text/html") && page.text.contains("<td>orders"), "{}", page.text);
+    assert_eq!(get_page(&server, "/health", "*/*").await.status, 200);
+    lane.stopped("no", None);
+    let ready = get_page(&server, "/ready", "*/*").await;
+    assert!(ready.status == 503 && ready.text.contains("route `orders` has stopped: no"), "{}", ready.text);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_are_away_leave_lag_out_and_nothing_else() {
+    let (board, _lane) = board(2);
+    let cluster = Arc::new(Ten { is_away: true, ..Ten::default() });
+    let server = serve("127.0.0.1:0", board, cluster).await.unwrap();
+    let metrics = get_page(&server, "/metrics", "*/*").await;
+    assert!(
+        metrics.text.contains("sidestream_records_settled_total{route=\"orders\"} 4\n"),
+        "{}",
+        metrics.text
+    );
+    assert!(!metrics.text.contains("sidestream_lag_records{"), "{}", metrics.text);
+    let status = get_page(&server, "/status", "*/*").await;
+    let report: Value = serde_json::from_str(&status.text).unwrap();
+    assert_eq!(report["routes"]["orders"]["lag"], Value::Null);
+    assert_eq!(report["routes"]["orders"]["partitions"]["t/1"]["durable"], 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_that_is_taken_is_an_error_with_a_remedy() {
+    let (first, _) = board(1);
+    let server = serve("127.0.0.1:0", first, Arc::new(Ten::default())).await.unwrap();
+    let (second, _) = board(1);
+    let address = server.address().to_string();
+    let failed = serve(&address, second, Arc::new(Ten::default())).await.err().unwrap();
+    assert!(failed.to_string().contains(&address), "{failed}");
+    assert!(failed.hint().unwrap().contains("listen: off"));
+}

@@ -1,0 +1,184 @@
+//! What a lane tells of itself: counted per chunk, batch and flush, shown on its board.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::engine::batching::Taken;
+use crate::engine::tally::{Outcome, Tally};
+use crate::model::{Chunk, Fault, Offset, PositionKey, Positions, SinkSet, TopicPartition};
+use crate::sink::Settled;
+use crate::status::{LaneBoard, LaneStatus, LastBatch, SinkStatus, Stage, State as Shown, Trouble};
+
+use super::{Lane, LaneSink, State};
+
+/// Between two batches the board is written no more often than this: to count what is held takes a look at every chunk.
+const SHOW_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Ranges of the last batch that are shown; a pattern may match thousands of topics.
+const RANGES_SHOWN_MAX: usize = 100;
+
+/// A lane's counts, and where they are shown.
+pub struct Account {
+    board: Arc<LaneBoard>,
+    tally: Tally,
+    status: LaneStatus,
+    shown_at: Option<Instant>,
+    is_news: bool,
+}
+
+impl Account {
+    pub fn new(board: Arc<LaneBoard>, sinks: &[LaneSink]) -> Self {
+        let sinks = sinks.iter().map(|sink| SinkStatus::new(&sink.name)).collect();
+        let status = LaneStatus { sinks, ..LaneStatus::default() };
+        Self { board, tally: Tally::default(), status, shown_at: None, is_news: true }
+    }
+
+    pub fn read(&mut self, chunk: &Chunk) {
+        self.tally.read(chunk.record_count(), chunk.byte_count());
+    }
+
+    pub fn decoded(&mut self, rows: usize, took: Duration) {
+        self.tally.decoded(rows);
+        self.took(Stage::Decode, took);
+    }
+
+    pub fn took(&mut self, stage: Stage, took: Duration) {
+        let stage = &mut self.status.stages[stage as usize];
+        stage.all.observe(took);
+        stage.last = took;
+    }
+
+    /// A call to write was answered.
+    pub fn wrote(&mut self, sink: usize, took: Duration) {
+        self.status.sinks[sink].write.observe(took);
+    }
+
+    pub fn flushed(&mut self, sink: usize, took: Duration, settled: Settled) {
+        let status = &mut self.status.sinks[sink];
+        status.flush.observe(took);
+        status.last_flush = Some(Timestamp::now());
+        (status.rows, status.bytes, status.files) = (settled.rows, settled.bytes, settled.files);
+        self.took(Stage::Flush, took);
+        self.is_news = true;
+    }
+
+    pub fn failed(&mut self, sink: usize, fault: Fault) {
+        self.status.sinks[sink].failed(fault);
+        self.status.waiting.failed();
+        self.is_news = true;
+    }
+
+    /// Keeps an error to be shown, whether or not it passes.
+    pub fn trouble(&mut self, message: &str, hint: Option<&str>) {
+        self.status.trouble = Some(Trouble::now(message, hint));
+        self.is_news = true;
+    }
+
+    pub fn waits_for_schemas(&mut self, count: usize) {
+        self.status.schemas_waiting = count;
+        self.is_news = true;
+    }
+
+    /// All sinks of a batch have taken it; `outcomes` says what became of each of its parts.
+    pub fn accepted(&mut self, taken: &Taken, outcomes: Vec<Outcome>) {
+        let ranges = taken.parts.iter().filter_map(|part| {
+            let first = part.records().next()?;
+            Some((first.source().clone(), part.start, part.end))
+        });
+        self.status.last_batch = Some(LastBatch {
+            at: Timestamp::now(),
+            records: taken.records().count() as u64,
+            rows: outcomes.iter().map(|outcome| outcome.rows).sum(),
+            ranges: ranges.take(RANGES_SHOWN_MAX).collect(),
+        });
+        self.status.batches += 1;
+        for (part, outcome) in taken.parts.iter().zip(outcomes) {
+            self.tally.accepted(part.key, part.start, part.end, outcome);
+        }
+        self.is_news = true;
+    }
+
+    pub fn settle(&mut self, key: &PositionKey, next: Offset) {
+        self.tally.settle(key, next);
+    }
+
+    /// What comes from `next` on is read again.
+    pub fn abandon(&mut self, key: &PositionKey, next: Offset) {
+        self.tally.abandon(key, next);
+        self.is_news = true;
+    }
+
+    /// A partition went; `None`: the lane has stopped.
+    pub fn forget(&mut self, key: Option<&PositionKey>) {
+        self.tally.forget(key);
+        self.is_news = true;
+    }
+
+    fn is_due(&self, state: Shown, now: Instant) -> bool {
+        let is_old = |at: Instant| now.saturating_duration_since(at) >= SHOW_INTERVAL;
+        self.is_news || state != self.status.state || self.shown_at.is_none_or(is_old)
+    }
+
+    fn show(&mut self, state: Shown, held: usize, is_held_back: bool, now: Instant) {
+        let status = &mut self.status;
+        let before = status.counts.done();
+        status.counts = self.tally.counts(held);
+        let is_waiting = status.counts.in_flight > 0 || is_held_back || state == Shown::Recovering;
+        status.waiting.update(is_waiting, status.counts.done() > before, now);
+        status.state = state;
+        self.board.show(status.clone());
+        (self.shown_at, self.is_news) = (Some(now), false);
+    }
+}
+
+impl Lane {
+    /// Writes to the lane's board, if there is news or it is time. Never while a batch is at work, whose records are
+    /// neither in the buffer nor with the sinks.
+    pub(super) fn show(&mut self) {
+        let now = Instant::now();
+        let state = match self.state {
+            State::Recovering { .. } => Shown::Recovering,
+            // The engine tells that a lane has stopped.
+            State::Running | State::Stopped => Shown::Running,
+        };
+        if !self.account.is_due(state, now) {
+            return;
+        }
+        if self.lookup.is_none() {
+            self.account.waits_for_schemas(0);
+        }
+        let staged = self.staged.as_ref().map_or(0, |taken| taken.records().count());
+        let held = self.buffer.left() + staged;
+        self.account.show(state, held, !self.to_resume.is_empty(), now);
+    }
+
+    /// Counts what all sinks have durable now, and notes where each of them stands.
+    pub(super) fn settle_account(&mut self) {
+        let required: SinkSet = (0..self.parts.sinks.len()).collect();
+        for key in self.keys.values() {
+            if let Some(next) = self.ledger.committable(key, required) {
+                self.account.settle(key, next);
+            }
+        }
+        let standing = |key: &PositionKey| {
+            let next = |stored: &Positions| Some(stored.get(key)?.next);
+            self.stored.iter().map(next).collect::<Option<Vec<Offset>>>()
+        };
+        let partitions: BTreeMap<TopicPartition, Vec<Offset>> =
+            self.keys.iter().filter_map(|(source, key)| Some((source.clone(), standing(key)?))).collect();
+        self.account.status.partitions = Arc::new(partitions);
+        self.account.is_news = true;
+    }
+
+    /// What sinks have lost is read again.
+    pub(super) fn abandon_account(&mut self) {
+        for key in self.keys.values() {
+            if let Some(next) = self.ledger.resume_at(key) {
+                self.account.abandon(key, next);
+            }
+        }
+    }
+}
