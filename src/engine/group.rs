@@ -27,6 +27,10 @@ struct Standing {
     /// The metadata that was committed last.
     said: String,
     is_changed: bool,
+    /// A commit was sent, and none has failed since.
+    is_sent: bool,
+    /// The group has an offset: it was read there, or a commit has arrived.
+    is_stored: bool,
 }
 
 impl Group {
@@ -40,6 +44,8 @@ impl Group {
             positions: BTreeMap::new(),
             committed: committed.offset,
             is_changed: false,
+            is_sent: false,
+            is_stored: committed.offset.is_some(),
         };
         self.partitions.insert(source, standing);
     }
@@ -158,6 +164,7 @@ impl Group {
             }
             standing.committed = Some(next);
             standing.said.clone_from(&metadata);
+            standing.is_sent = true;
             commits.push(Commit { source, next, epoch: standing.epoch, metadata });
         }
         (commits, errors)
@@ -168,7 +175,22 @@ impl Group {
         for standing in self.partitions.values_mut() {
             standing.said = String::new();
             standing.is_changed = true;
+            standing.is_sent = false;
         }
+    }
+
+    /// All commits that were sent have arrived.
+    pub fn arrived(&mut self) {
+        for standing in self.partitions.values_mut() {
+            standing.is_stored |= standing.is_sent;
+        }
+    }
+
+    /// Does the group have no offset of this partition yet, although one can be committed? A sink without a store of
+    /// its own would not be found again where it began.
+    pub fn awaits_first(&self, source: &TopicPartition) -> bool {
+        self.partitions.get(source).is_some_and(|standing| !standing.is_stored)
+            && self.durable(source).is_some()
     }
 }
 
@@ -251,6 +273,23 @@ mod tests {
             (standing.offset, standing.metadata.position(&IdentityHash::of("r/k"))),
             (Offset::new(3), Offset::new(7))
         );
+    }
+
+    #[test]
+    fn the_first_commit_counts_once_it_has_arrived() {
+        let mut group = Group::default();
+        group.own(source(), &[LaneId(0)], Committed::default());
+        // Nothing can be committed: nobody waits for it.
+        assert!(!group.awaits_first(&source()));
+        group.progress(LaneId(0), &source(), &durable(4));
+        assert!(group.awaits_first(&source()));
+        assert_eq!(due(&mut group), [4]);
+        group.retry();
+        group.arrived();
+        assert!(group.awaits_first(&source()));
+        assert_eq!(due(&mut group), [4]);
+        group.arrived();
+        assert!(!group.awaits_first(&source()));
     }
 
     #[test]

@@ -133,7 +133,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         stopped: BTreeSet::new(),
         drained: BTreeSet::new(),
         assignment: 0,
-        is_committing: false,
+        committing: 0,
         commit_failed: false,
         repeats: Repeats::default(),
     };
@@ -206,7 +206,8 @@ struct Engine {
     stopped: BTreeSet<LaneId>,
     drained: BTreeSet<LaneId>,
     assignment: u64,
-    is_committing: bool,
+    /// Commits under way.
+    committing: usize,
     commit_failed: bool,
     /// Errors that pass, as they were said.
     repeats: Repeats,
@@ -273,7 +274,14 @@ impl Engine {
         match event {
             Event::Assigned(partitions) => self.on_assigned(partitions).await?,
             Event::Revoked { partitions, is_lost } => self.on_revoked(partitions, is_lost).await?,
-            Event::Committed(result) => self.on_committed(result),
+            Event::Committed(result) => {
+                let has_arrived = result.is_ok();
+                self.on_committed(result);
+                // Partitions may have waited for it. What failed is sent again at the next tick.
+                if has_arrived {
+                    self.assign_ready().await?;
+                }
+            }
             Event::Failed { source, offset, message, verdict } => {
                 self.on_failed(source, offset, message, verdict).await?;
             }
@@ -363,7 +371,7 @@ impl Engine {
 
     fn commit(&mut self) -> Result<(), EngineError> {
         // One at a time: librdkafka starts no new partition while commits are under way.
-        if self.is_committing { Ok(()) } else { self.commit_now() }
+        if self.committing > 0 { Ok(()) } else { self.commit_now() }
     }
 
     fn commit_now(&mut self) -> Result<(), EngineError> {
@@ -372,7 +380,7 @@ impl Engine {
             self.say(Some(&source), &format!("offsets are not committed: {error}"));
         }
         if !commits.is_empty() {
-            self.is_committing = true;
+            self.committing += 1;
             failpoint::hit("engine.commit.sending");
             self.source.send(Command::Commit(commits))?;
             failpoint::hit("engine.commit.sent");
@@ -381,9 +389,12 @@ impl Engine {
     }
 
     fn on_committed(&mut self, result: Result<(), String>) {
-        self.is_committing = false;
+        self.committing = self.committing.saturating_sub(1);
         let told = failpoint::check("engine.commit.answered").map_err(|error| error.to_string());
         let result = result.and(told);
+        if result.is_ok() && self.committing == 0 {
+            self.group.arrived();
+        }
         self.board.engine(|told| match &result {
             Ok(()) => (told.commits, told.last_commit) = (told.commits + 1, Some(Timestamp::now())),
             Err(_) => told.commits_failed += 1,

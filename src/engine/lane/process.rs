@@ -299,6 +299,12 @@ impl Lane {
         let (mut is_taken, mut writing) = (true, Duration::ZERO);
         self.has_letters |= ready.letters.is_some();
         for index in taken.sinks.iter() {
+            if !self.is_working(index) {
+                // It failed when a row that a sibling refused was dealt with: it reads this again, and must not hold it
+                // twice until then.
+                is_taken = false;
+                continue;
+            }
             let rows = match self.parts.sinks[index].feed {
                 Feed::View(view) => views.get(view).cloned().flatten(),
                 Feed::DeadLetters => ready.letters.clone(),

@@ -11,6 +11,7 @@ use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{Assignment, Command};
 use crate::model::{Offset, TopicPartition};
+use crate::sink::Store;
 
 impl Engine {
     pub(super) async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), EngineError> {
@@ -147,6 +148,14 @@ impl Engine {
             .filter(|(_, pending)| pending.waiting.is_empty())
             .map(|(source, _)| source.clone())
             .collect();
+        // What a sink without a store begins with has arrived in the group before the first record of it is fetched:
+        // `latest` on an idle partition must mean the same after a crash, and what its siblings have by then is not
+        // where it stands. One that fails is sent again at the next tick; the reply of one that arrives leads back here.
+        let (waiting, ready): (Vec<_>, Vec<_>) =
+            ready.into_iter().partition(|source| self.awaits_first_commit(source));
+        if !waiting.is_empty() {
+            self.commit()?;
+        }
         let mut assignments = Vec::new();
         let mut by_lane: BTreeMap<LaneId, Vec<(Assignment, Option<Offset>)>> = BTreeMap::new();
         for source in ready {
@@ -173,13 +182,16 @@ impl Engine {
             self.tell(lane, Control::Assigned(assigned)).await;
         }
         if !assignments.is_empty() {
-            // What a sink without a store begins with is committed before the first record of it is fetched:
-            // `latest` on an idle partition must mean the same after a crash.
             self.commit_now()?;
             self.source.send(Command::Assign(assignments))?;
             failpoint::hit("engine.assign.sent");
         }
         Ok(())
+    }
+
+    fn awaits_first_commit(&self, source: &TopicPartition) -> bool {
+        let mut lanes = self.live_lanes_of(&source.topic).into_iter();
+        lanes.any(|lane| self.stores[lane.0] == Store::Group) && self.group.awaits_first(source)
     }
 
     pub(super) async fn on_revoked(

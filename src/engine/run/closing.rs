@@ -59,11 +59,11 @@ impl Engine {
     }
 
     pub(super) async fn leave(&mut self) -> Result<(), EngineError> {
-        while self.is_committing {
+        while self.committing > 0 {
             self.wait_committed().await?;
         }
         self.commit_now()?;
-        while self.is_committing {
+        while self.committing > 0 {
             self.wait_committed().await?;
         }
         failpoint::hit("engine.leaving");

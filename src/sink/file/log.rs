@@ -7,20 +7,20 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use tracing::{info, warn};
+use tracing::info;
 use uuid::Uuid;
 
-use crate::failpoint;
-use crate::model::{Conflict, Move, Positions};
+use crate::model::{Move, Positions};
 
 use super::accounts::{Accounts, Admission, Claim, Objection, Refusal};
-use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, VERSION, VERSION_OWNERS};
-use super::names::{
-    Witness, checkpoint_path, entry_path, log_dir, staged_dir, staged_path, tmp_dir, witness,
+use super::durable::{
+    LogError, create, create_dir_durably, list, parent, point, remove_if_there, show, sync_dir,
 };
+use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, VERSION, VERSION_OWNERS};
+use super::names::{Witness, checkpoint_path, entry_path, log_dir, staged_dir, tmp_dir, witness};
 
 /// Entries between two checkpoints: a start reads at most this many small files.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -29,43 +29,24 @@ const CHECKPOINT_EVERY: u64 = 1000;
 /// held in memory, and recovery looks at each of them.
 const CHECKPOINT_FILES: usize = 10_000;
 
+/// When a checkpoint is due; tests make many.
+#[derive(Debug, Clone, Copy)]
+pub struct Intervals {
+    pub entries: u64,
+    pub files: usize,
+}
+
+pub const INTERVALS: Intervals = Intervals { entries: CHECKPOINT_EVERY, files: CHECKPOINT_FILES };
+
 /// How often a commit tries the next free number. Other writers of the directory move other
 /// partitions: losing this many times in a row means they commit faster than we can read.
-const COMMIT_TRIES_MAX: u32 = 100;
-
-/// Why the log could not be read or written.
-#[derive(Debug, thiserror::Error)]
-pub enum LogError {
-    #[error("failed to {action} `{}`", shown(path))]
-    Io { action: &'static str, path: PathBuf, source: io::Error },
-    #[error("the commit log was moved on by another writer")]
-    Conflict(#[from] Conflict),
-    #[error("`{}` {refusal}", path.display())]
-    Refused { path: PathBuf, refusal: Box<Refusal> },
-    #[error("the commit log entry `{}` {problem}", path.display())]
-    Damaged { path: PathBuf, problem: String },
-    #[error("the file system of `{}` has no hard links", path.display())]
-    NoLinks { path: PathBuf },
-    #[error("lost the race for a log entry {COMMIT_TRIES_MAX} times in a row in `{}`", path.display())]
-    Crowded { path: PathBuf },
-}
-
-/// A path as it may be told: `partition_by` puts values of records into the names of directories.
-fn shown(path: &Path) -> String {
-    let parts = path.iter().map(|part| {
-        let part = part.to_string_lossy();
-        match part.split_once('=') {
-            Some((name, _)) => format!("{name}=…"),
-            None => part.into_owned(),
-        }
-    });
-    parts.collect::<PathBuf>().display().to_string()
-}
+pub const COMMIT_TRIES_MAX: u32 = 100;
 
 /// An open commit log, folded up to the last entry that was read.
 #[derive(Debug)]
 pub struct Log {
     root: PathBuf,
+    intervals: Intervals,
     created: Created,
     /// Who opened it.
     owner: Owner,
@@ -82,7 +63,7 @@ impl Log {
     ///
     /// # Errors
     /// [`LogError::Refused`] if somebody else writes there and `claim` does not say what to make of that.
-    pub fn open(root: &Path, claim: &Claim) -> Result<Self, LogError> {
+    pub fn open(root: &Path, claim: &Claim, intervals: Intervals) -> Result<Self, LogError> {
         for dir in [log_dir(root), staged_dir(root), tmp_dir(root)] {
             create_dir_durably(&dir)?;
         }
@@ -92,7 +73,7 @@ impl Log {
             // Losing this race is fine: what counts is what is there afterwards.
             create_entry(root, 0, &entry)?;
         }
-        let mut log = Self::read(root)?;
+        let mut log = Self::read(root, intervals)?;
         log.owner = claim.owner.clone();
         log.enter(claim)?;
         Ok(log)
@@ -106,12 +87,13 @@ impl Log {
         let dir = log_dir(root);
         let found = dir.try_exists();
         let is_dir = found.map_err(|source| LogError::Io { action: "read", path: dir.clone(), source })?;
-        if is_dir && is_there(root)? { Self::read(root).map(Some) } else { Ok(None) }
+        if is_dir && is_there(root)? { Self::read(root, INTERVALS).map(Some) } else { Ok(None) }
     }
 
     /// Takes over the positions of another owner, if that is how `claim` gets in.
     fn enter(&mut self, claim: &Claim) -> Result<(), LogError> {
         for _ in 0..COMMIT_TRIES_MAX {
+            self.meet()?;
             let former = match self.accounts.admit(claim) {
                 Ok(Admission::Known | Admission::Joins) => return Ok(()),
                 Ok(Admission::Adopts(former)) => former,
@@ -120,7 +102,9 @@ impl Log {
             let moves = self.accounts.adoption(&former);
             info!(root = %self.root.display(), from = %former, to = %self.owner, "taking positions over");
             let mut entry = Entry { moves, adopts: Some(former), ..self.entry() };
-            if self.append(&mut entry)? {
+            let number = self.place(&mut entry);
+            create_entry(&self.root, number, &entry)?;
+            if self.has_won(number, &entry)? {
                 return Ok(());
             }
         }
@@ -132,16 +116,16 @@ impl Log {
     }
 
     /// Folds the whole log from its last checkpoint.
-    fn read(root: &Path) -> Result<Self, LogError> {
+    fn read(root: &Path, intervals: Intervals) -> Result<Self, LogError> {
         let mut log = match latest_checkpoint(root)? {
-            Some(number) => Self::from_checkpoint(root, number)?,
-            None => Self::from_first_entry(root)?,
+            Some(number) => Self::from_checkpoint(root, number, intervals)?,
+            None => Self::from_first_entry(root, intervals)?,
         };
         log.refresh()?;
         Ok(log)
     }
 
-    fn from_checkpoint(root: &Path, number: u64) -> Result<Self, LogError> {
+    fn from_checkpoint(root: &Path, number: u64, intervals: Intervals) -> Result<Self, LogError> {
         let path = checkpoint_path(root, number);
         let bytes =
             fs::read(&path).map_err(|source| LogError::Io { action: "read", path: path.clone(), source })?;
@@ -149,6 +133,7 @@ impl Log {
         check_version(&path, checkpoint.version)?;
         Ok(Self {
             root: root.to_owned(),
+            intervals,
             accounts: Accounts::restore(&checkpoint),
             owner: checkpoint.created.owner.clone(),
             created: checkpoint.created,
@@ -160,13 +145,14 @@ impl Log {
         })
     }
 
-    fn from_first_entry(root: &Path) -> Result<Self, LogError> {
+    fn from_first_entry(root: &Path, intervals: Intervals) -> Result<Self, LogError> {
         let path = entry_path(root, 0);
         let damaged = |problem: &str| LogError::Damaged { path: path.clone(), problem: problem.to_owned() };
         let (entry, hash) = read_entry(root, 0)?.ok_or_else(|| damaged("is missing"))?;
         let created = entry.created.ok_or_else(|| damaged("names no owner"))?;
         Ok(Self {
             root: root.to_owned(),
+            intervals,
             accounts: Accounts::new(created.owner.clone()),
             owner: created.owner.clone(),
             created,
@@ -204,20 +190,41 @@ impl Log {
     /// their files into sight.
     ///
     /// # Errors
-    /// [`LogError::Damaged`] if an entry does not follow from the one before it.
+    /// [`LogError::Damaged`] if an entry does not follow from the one before it, or the last one read is gone.
     pub fn refresh(&mut self) -> Result<(), LogError> {
         loop {
-            // Entries above the last one read may be pruned, or void, once a checkpoint has passed it.
+            // Entries above the last one read may be pruned, or void, once a checkpoint has passed it. One below lists
+            // files that the next checkpoint must not list again.
             let newest = latest_checkpoint(&self.root)?;
-            if let Some(newest) = newest.filter(|newest| *newest > self.last) {
-                let owner = self.owner.clone();
-                *self = Self { owner, ..Self::from_checkpoint(&self.root, newest)? };
+            match newest {
+                Some(number) if newest > self.checkpoint => {
+                    let owner = self.owner.clone();
+                    *self = Self { owner, ..Self::from_checkpoint(&self.root, number, self.intervals)? };
+                }
+                _ if self.is_last_there()? => {}
+                _ if latest_checkpoint(&self.root)? != newest => continue,
+                _ => {
+                    let path = entry_path(&self.root, self.last);
+                    let problem =
+                        "is gone or another one: a backup was restored over a living log".to_owned();
+                    return Err(LogError::Damaged { path, problem });
+                }
             }
             self.read_entries()?;
             // A checkpoint that appeared meanwhile may have passed what was just read.
             if latest_checkpoint(&self.root)? == newest {
                 return Ok(());
             }
+        }
+    }
+
+    /// Is the last entry that was read still there, as it was?
+    fn is_last_there(&self) -> Result<bool, LogError> {
+        let path = entry_path(&self.root, self.last);
+        match fs::read(&path) {
+            Ok(bytes) => Ok(entry::hash(&bytes) == self.last_hash),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(source) => Err(LogError::Io { action: "read", path, source }),
         }
     }
 
@@ -272,11 +279,9 @@ impl Log {
         point("file.targets.made", &self.root)?;
         let mut entry = Entry { moves, files, ..self.entry() };
         for _ in 0..COMMIT_TRIES_MAX {
-            self.accounts.check(&self.owner, &entry.moves, base).map_err(|objection| match objection {
-                Objection::Conflict(conflict) => LogError::Conflict(conflict),
-                Objection::Taken(by) => self.refused(Refusal::Taken { by }),
-            })?;
-            if self.append(&mut entry)? {
+            let number = self.propose(&mut entry, base)?;
+            create_entry(&self.root, number, &entry)?;
+            if self.has_won(number, &entry)? {
                 point("file.entry.owned", &self.root)?;
                 show(&self.root, &entry.files)?;
                 return self.maybe_checkpoint();
@@ -292,22 +297,37 @@ impl Log {
         Entry { owner: (!is_creator).then(|| self.owner.clone()), ..entry_of(version) }
     }
 
-    /// Tries the next free number, and reads on; `false` if another writer was faster.
-    fn append(&mut self, entry: &mut Entry) -> Result<bool, LogError> {
+    /// The number at which `entry`, begun when the log ended with entry `base`, may be created: its moves fit what was
+    /// read.
+    fn propose(&mut self, entry: &mut Entry, base: u64) -> Result<u64, LogError> {
+        self.meet()?;
+        self.accounts.check(&self.owner, &entry.moves, base).map_err(|objection| match objection {
+            Objection::Conflict(conflict) => LogError::Conflict(conflict),
+            Objection::Taken(by) => self.refused(Refusal::Taken { by }),
+        })?;
+        Ok(self.place(entry))
+    }
+
+    /// Reads on if the last entry that was read is not there: a checkpoint has passed it; or the directory was put back
+    /// from a copy, and an entry behind a hole would be acknowledged and never read.
+    fn meet(&mut self) -> Result<(), LogError> {
+        if self.is_last_there()? { Ok(()) } else { self.refresh() }
+    }
+
+    /// Gives `entry` the place behind the last one.
+    fn place(&self, entry: &mut Entry) -> u64 {
         // The owner of entry 0 that takes its positions back: programs of before would take that for a first sight.
         if entry.adopts.is_some() {
             entry.version = VERSION_OWNERS;
         }
         entry.previous.clone_from(&self.last_hash);
-        let number = self.last + 1;
-        create_entry(&self.root, number, entry)?;
-        self.refresh()?;
-        self.is_ours(number, entry)
+        self.last + 1
     }
 
-    /// An entry created below an existing checkpoint is void: we slept while others went on and cleaned
-    /// up, and its number was free only because the entry is gone. The refresh before has seen that.
-    fn is_ours(&self, number: u64, entry: &Entry) -> Result<bool, LogError> {
+    /// Whose entry is it, after ours was offered? One created below an existing checkpoint is void: we slept while
+    /// others went on and cleaned up, and its number was free only because the entry is gone.
+    fn has_won(&mut self, number: u64, entry: &Entry) -> Result<bool, LogError> {
+        self.refresh()?;
         if self.last < number || self.checkpoint.is_some_and(|newest| newest >= number) {
             return Ok(false);
         }
@@ -350,9 +370,13 @@ impl Log {
     }
 
     fn maybe_checkpoint(&mut self) -> Result<(), LogError> {
-        let is_due = self.last >= self.checkpoint.unwrap_or(0) + CHECKPOINT_EVERY
-            || self.files.len() >= CHECKPOINT_FILES;
+        let is_due = self.last >= self.checkpoint.unwrap_or(0) + self.intervals.entries
+            || self.files.len() >= self.intervals.files;
         if !is_due {
+            return Ok(());
+        }
+        if latest_checkpoint(&self.root)? > self.checkpoint {
+            // Another writer has made one since; the next look at the log finds it.
             return Ok(());
         }
         // All files below a checkpoint are in sight: recovery never looks below it again.
@@ -386,66 +410,6 @@ impl Log {
         }
         Ok(())
     }
-}
-
-/// Brings committed files into sight. Idempotent; several writers may do it at once.
-fn show(root: &Path, files: &[DataFile]) -> Result<(), LogError> {
-    let mut targets = BTreeSet::new();
-    let mut done = Vec::new();
-    let mut removed = 0;
-    for file in files {
-        let staged = staged_path(root, &file.staged);
-        let path = root.join(&file.path);
-        let is_missing = |linked: &io::Result<()>| {
-            linked.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        };
-        let is_staged = || staged.try_exists().unwrap_or(true);
-        let mut linked = link(&staged, &path);
-        if is_missing(&linked) && is_staged() {
-            // Somebody removed the directory while it was empty.
-            create_dir_durably(&parent(&path))?;
-            linked = link(&staged, &path);
-        }
-        if is_missing(&linked) && !is_staged() {
-            removed += usize::from(!path.try_exists().unwrap_or(true));
-            continue;
-        }
-        if let Err(source) = linked {
-            return Err(LogError::Io { action: "bring into sight", path, source });
-        }
-        point("file.data.linked", root)?;
-        // A directory on the way may be new too, made by another writer a moment ago.
-        for dir in path.ancestors().skip(1) {
-            if !targets.insert(dir.to_owned()) || dir == root {
-                break;
-            }
-        }
-        done.push(staged);
-    }
-    if removed > 0 {
-        warn!(root = %root.display(), removed, "committed files were removed by others");
-    }
-    for target in targets {
-        sync_dir(&target)?;
-    }
-    point("file.targets.synced", root)?;
-    for staged in done {
-        remove_if_there(&staged)?;
-        point("file.staged.removed", root)?;
-    }
-    Ok(())
-}
-
-/// `link` never replaces, so a reader's file is never swapped under its feet.
-fn link(staged: &Path, path: &Path) -> io::Result<()> {
-    match fs::hard_link(staged, path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        other => other,
-    }
-}
-
-fn parent(path: &Path) -> PathBuf {
-    path.parent().unwrap_or_else(|| Path::new(".")).to_owned()
 }
 
 /// An entry without content.
@@ -507,105 +471,12 @@ fn latest_checkpoint(root: &Path) -> Result<Option<u64>, LogError> {
     Ok(names.iter().filter_map(|name| name.strip_suffix(".checkpoint")?.parse().ok()).max())
 }
 
-fn list(dir: &Path) -> Result<Vec<String>, LogError> {
-    let failed = |source| LogError::Io { action: "list", path: dir.to_owned(), source };
-    fs::read_dir(dir)
-        .map_err(failed)?
-        .map(|entry| Ok(entry.map_err(failed)?.file_name().to_string_lossy().into_owned()))
-        .collect()
-}
-
 /// Creates entry `number` unless it exists; which of the two happened is read afterwards.
 fn create_entry(root: &Path, number: u64, entry: &Entry) -> Result<(), LogError> {
     create(root, &entry_path(root, number), entry)
 }
 
-/// Writes `content` to a temporary file and links it to `path`, unless that exists.
-fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<(), LogError> {
-    // It is named after what it will be: once the log has passed that, anybody may delete it.
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let tmp = tmp_dir(root).join(format!("{stem}.{}", Uuid::new_v4().simple()));
-    let result = write_durably(&tmp, content).and_then(|()| match fs::hard_link(&tmp, path) {
-        // Deleted by somebody who has seen the entry: it exists.
-        Err(error) if error.kind() == io::ErrorKind::NotFound && path.try_exists()? => Ok(()),
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => failpoint::check("file.entry.linked"),
-    });
-    // Writing worked and linking is not permitted: exclusive creation is no substitute (PROTOCOL §5).
-    let has_no_links = result.as_ref().is_err_and(|error| {
-        let kinds = [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported];
-        kinds.contains(&error.kind()) && tmp.try_exists().unwrap_or_default()
-    });
-    // A temporary file left behind is garbage, not an error.
-    let removed = fs::remove_file(&tmp);
-    if has_no_links {
-        return Err(LogError::NoLinks { path: path.to_owned() });
-    }
-    result.map_err(|source| LogError::Io { action: "create", path: path.to_owned(), source })?;
-    if let Err(error) = removed.or_else(not_there) {
-        warn!(path = %tmp.display(), %error, "a temporary file could not be removed");
-    }
-    point("file.entry.released", root)?;
-    sync_dir(&parent(path))?;
-    point("file.log.synced", root)
-}
-
-/// What is gone already needs no removing.
-fn not_there(error: io::Error) -> io::Result<()> {
-    if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
-}
-
-fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()> {
-    let mut file = fs::File::create_new(path)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
-    failpoint::check("file.entry.written")?;
-    file.sync_all()?;
-    failpoint::check("file.entry.synced")
-}
-
-fn remove_if_there(path: &Path) -> Result<(), LogError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(LogError::Io { action: "remove", path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Creates `dir` and its parents; every directory that got a new name in it is synced.
-fn create_dir_durably(dir: &Path) -> Result<(), LogError> {
-    if dir.is_dir() {
-        return Ok(());
-    }
-    let above = parent(dir);
-    if !above.as_os_str().is_empty() {
-        create_dir_durably(&above)?;
-    }
-    match fs::create_dir(dir) {
-        Ok(()) => {}
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(source) => {
-            return Err(LogError::Io { action: "create directory", path: dir.to_owned(), source });
-        }
-    }
-    point("file.directory.created", dir)?;
-    sync_dir(&above)
-}
-
-/// A fail point behind a step at `path`.
-pub fn point(name: &'static str, path: &Path) -> Result<(), LogError> {
-    let told = failpoint::check(name);
-    told.map_err(|source| LogError::Io { action: "finish a step in", path: path.to_owned(), source })
-}
-
-pub fn sync_dir(dir: &Path) -> Result<(), LogError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    fs::File::open(dir).and_then(|file| file.sync_all()).map_err(|source| LogError::Io {
-        action: "sync directory",
-        path: dir.to_owned(),
-        source,
-    })
-}
-
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

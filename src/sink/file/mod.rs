@@ -6,6 +6,7 @@
 //! tested in `log`.
 
 mod accounts;
+mod durable;
 mod entry;
 mod log;
 mod names;
@@ -36,7 +37,8 @@ pub use survey::{Survey, reset};
 pub use text::{CsvFormat, JsonLinesFormat};
 
 use super::{Settled, Sink, SinkError, Store};
-use log::{Log, LogError};
+use durable::LogError;
+use log::{INTERVALS, Intervals, Log};
 use open::{OpenFiles, remove_staged};
 use partition::PartitionError;
 
@@ -87,6 +89,7 @@ pub struct FileSink {
     partitioning: Option<Partitioning>,
     files: OpenFiles,
     log: Option<Log>,
+    intervals: Intervals,
     pending: Vec<Move>,
     /// When the first of `pending` was accepted.
     since: Option<Instant>,
@@ -111,6 +114,7 @@ impl FileSink {
             age_max: roll.age_max,
             partitioning,
             log: None,
+            intervals: INTERVALS,
             pending: Vec::new(),
             since: None,
             base: None,
@@ -122,7 +126,7 @@ impl FileSink {
     fn read_positions(&mut self) -> Result<Positions, SinkError> {
         let opened = match self.log.take() {
             Some(log) => Ok(log),
-            None => Log::open(&self.root, &self.claim),
+            None => Log::open(&self.root, &self.claim, self.intervals),
         };
         let ready = opened.and_then(|mut log| {
             log.refresh()?;
@@ -311,5 +315,7 @@ impl Sink for FileSink {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

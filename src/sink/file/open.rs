@@ -13,8 +13,8 @@ use crate::config::plan::Roll;
 use crate::failpoint;
 use crate::model::Move;
 
+use super::durable::{self, LogError};
 use super::entry::DataFile;
-use super::log::{self, LogError};
 use super::{Format, RowWriter, names};
 
 /// What is held at a time.
@@ -155,8 +155,8 @@ impl OpenFiles {
             self.close(file)?;
         }
         if !self.finished.is_empty() {
-            log::sync_dir(&names::staged_dir(&self.root))?;
-            log::point("file.staged.synced", &self.root)?;
+            durable::sync_dir(&names::staged_dir(&self.root))?;
+            durable::point("file.staged.synced", &self.root)?;
         }
         self.has_full = false;
         Ok(std::mem::take(&mut self.finished))

@@ -6,7 +6,7 @@ use crate::model::{Move, Positions};
 
 use super::accounts::{Account, Admission, Claim, Refusal};
 use super::entry::Owner;
-use super::log::Log;
+use super::log::{INTERVALS, Log};
 use super::{SinkError, explain};
 
 /// What a directory's commit log says.
@@ -62,7 +62,7 @@ impl Survey {
 /// # Errors
 /// [`SinkError::Conflict`] if a position has moved since it was looked at: nothing was committed.
 pub fn reset(root: &Path, claim: &Claim, moves: Vec<Move>) -> Result<(), SinkError> {
-    let moved = Log::open(root, claim).and_then(|mut log| {
+    let moved = Log::open(root, claim, INTERVALS).and_then(|mut log| {
         log.recover()?;
         log.commit(moves, Vec::new())
     });
