@@ -427,11 +427,14 @@ impl Lane {
     async fn give_up(&mut self, partitions: &[TopicPartition], is_lost: bool) {
         let had_staged = self.staged.take().is_some();
         self.lookup = None;
-        if is_lost {
-            // Recovery reads all other partitions again.
-            self.abandon_all().await;
-        } else {
+        if !is_lost {
             self.flush_all().await;
+        }
+        // What a sink could not make durable, as dead letters have to come first, must not come later: the partition is
+        // not ours then. Recovery reads all others again.
+        let is_left = (0..self.parts.sinks.len()).any(|sink| self.ledger.is_pending(sink));
+        if is_lost || (is_left && !self.is_stopped()) {
+            self.abandon_all().await;
         }
         failpoint::hit("lane.revoke.flushed");
         // A position that was lost to another member says nothing about the ones that are left.

@@ -297,7 +297,6 @@ impl Lane {
         };
         let value_count = self.parts.decoder.schema().fields().len();
         let (mut is_taken, mut writing) = (true, Duration::ZERO);
-        self.has_letters |= ready.letters.is_some();
         for index in taken.sinks.iter() {
             if !self.is_working(index) {
                 // It failed when a row that a sibling refused was dealt with: it reads this again, and must not hold it
@@ -320,7 +319,11 @@ impl Lane {
             writing += begun.elapsed();
             self.account.wrote(index, begun.elapsed());
             match written.and_then(|()| SinkError::point("lane.sink.written")) {
-                Ok(()) => self.ledger.accept(index, &moves),
+                Ok(()) => {
+                    self.ledger.accept(index, &moves);
+                    // After each: all dead letters may have been settled in between, for a sibling that refused a row.
+                    self.has_letters |= ready.letters.is_some();
+                }
                 Err(error) if error.fault() == Fault::Refused => {
                     is_taken = false;
                     self.refused(index, error, taken.records().count()).await;

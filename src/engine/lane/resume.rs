@@ -126,8 +126,8 @@ impl Lane {
         self.check_logs(asked)?;
         let infos = self.describe(asked).await?;
         let moved = self.moved_by_others(asked, &infos);
-        self.restore(asked, &infos);
         let recreated = self.recreated(&infos)?;
+        self.restore(asked, &infos, &recreated);
         self.first_sight(asked, &infos, &recreated).await?;
         self.restate_start(asked, &infos).await?;
         self.enter(asked, &infos).await?;
@@ -226,14 +226,15 @@ impl Lane {
         Ok(infos)
     }
 
-    /// Gives sinks without a store of their own the positions that the group has for them.
-    fn restore(&mut self, asked: &Asked<'_>, infos: &Infos) {
+    /// Gives sinks without a store of their own the positions that the group has for them. What was asked before a topic
+    /// was created again means other records: a sibling must not begin there either.
+    fn restore(&mut self, asked: &Asked<'_>, infos: &Infos, recreated: &BTreeSet<TopicName>) {
         for (sink, stored) in self.parts.sinks.iter_mut().zip(&mut self.stored) {
             if sink.sink.store() == Store::Own {
                 continue;
             }
             let identity = IdentityHash::of(&sink.identity);
-            for (source, committed) in asked {
+            for (source, committed) in asked.iter().filter(|(source, _)| !recreated.contains(&source.topic)) {
                 // Without an entry of its own it stands where the group does.
                 let next = committed.metadata.position(&identity).or(committed.offset);
                 if let (Some(next), Some(info)) = (next, infos.get(&source.topic)) {

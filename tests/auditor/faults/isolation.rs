@@ -119,6 +119,10 @@ fn read_all(lab: &mut Lab, wrong: Wrong) -> Result<(Cost, Duration), String> {
     place.break_it()?;
     let mut instance = lab.run()?;
     let since = Instant::now();
+    if wrong == Wrong::Flapping {
+        // Not before: all it has might be written while it is well for the first time.
+        await_said(&mut instance, &["route paused", "\"victim\""])?;
+    }
     until_ok("the healthy routes have read everything", LIMIT, || {
         place.flap()?;
         HEALTHY.iter().try_for_each(|name| lab.expect_no_lag(name))

@@ -181,7 +181,7 @@ impl Lane {
             .flat_map(|part| part.records().map(move |record| (part.key, record.offset())))
             .collect();
         let has_letter_sink = self.sinks.iter().any(|sink| sink.feed == Feed::Letters);
-        self.has_letters |= has_letter_sink && rows.iter().any(|(_, offset)| is_bad(*offset));
+        let has_bad = has_letter_sink && rows.iter().any(|(_, offset)| is_bad(*offset));
         let mut is_taken = true;
         for index in taken.sinks.iter() {
             if !self.is_working(index) {
@@ -194,6 +194,7 @@ impl Lane {
                 self.narrow(index, rows.len(), outside);
             } else {
                 self.ledger.accept(index, &moves);
+                self.has_letters |= has_bad;
                 let sink = &mut self.sinks[index];
                 sink.moves.extend(moves.iter().cloned());
                 let feed = sink.feed;
@@ -415,12 +416,14 @@ impl Lane {
     // Partitions come and go.
 
     pub fn give_up(&mut self, partitions: &[TopicPartition], is_lost: bool, outside: &mut Outside) {
-        if is_lost {
+        if !is_lost {
+            self.flush_all(outside);
+        }
+        let is_left = (0..self.sinks.len()).any(|sink| self.ledger.is_pending(sink));
+        if is_lost || is_left {
             let all: SinkSet = (0..self.sinks.len()).collect();
             all.iter().for_each(|index| self.abandon(index));
             self.recover_at(all, 0, outside.now);
-        } else {
-            self.flush_all(outside);
         }
         for source in partitions {
             self.to_resume.remove(source);
@@ -503,18 +506,27 @@ impl Lane {
         for (name, topic) in &outside.cluster.topics {
             self.counts.entry(name.clone()).or_insert(topic.partition_count);
         }
-        self.restore(asked, outside);
-        self.first_sight(asked, outside)?;
+        let recreated = self.recreated(outside);
+        self.restore(asked, outside, &recreated);
+        self.first_sight(asked, outside, &recreated)?;
         self.enter(asked, outside)
     }
 
-    fn restore(&mut self, asked: &Asked, outside: &Outside) {
+    fn recreated(&self, outside: &Outside) -> BTreeSet<TopicName> {
+        let is_recreated = |name: &TopicName, topic: &Topic| {
+            self.stored.iter().any(|stored| stored.former_id(name, topic.id).is_some())
+        };
+        let topics = outside.cluster.topics.iter();
+        topics.filter(|(name, topic)| is_recreated(name, topic)).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn restore(&mut self, asked: &Asked, outside: &Outside, recreated: &BTreeSet<TopicName>) {
         let identity = IdentityHash::of(GROUP_IDENTITY);
         for (sink, stored) in self.sinks.iter_mut().zip(&mut self.stored) {
             if sink.is_own() {
                 continue;
             }
-            for (source, committed) in asked {
+            for (source, committed) in asked.iter().filter(|(source, _)| !recreated.contains(&source.topic)) {
                 let next = committed.metadata.position(&identity).or(committed.offset);
                 if let (Some(next), Some(key)) = (next, outside.cluster.key(source)) {
                     let position = Position { next, epoch: None };
@@ -525,16 +537,15 @@ impl Lane {
         }
     }
 
-    fn first_sight(&mut self, asked: &Asked, outside: &mut Outside) -> Result<(), Setback> {
+    fn first_sight(
+        &mut self,
+        asked: &Asked,
+        outside: &mut Outside,
+        recreated: &BTreeSet<TopicName>,
+    ) -> Result<(), Setback> {
         let hash = StartHash("h".to_owned());
         let mut own = self.sinks.iter().zip(&self.stored).filter(|(sink, _)| sink.is_own());
         let is_unchanged = own.any(|(_, stored)| stored.start_hash() == Some(&hash));
-        let is_recreated = |name: &TopicName, topic: &Topic| {
-            self.stored.iter().any(|stored| stored.former_id(name, topic.id).is_some())
-        };
-        let topics = outside.cluster.topics.iter();
-        let recreated: BTreeSet<TopicName> =
-            topics.filter(|(name, topic)| is_recreated(name, topic)).map(|(name, _)| name.clone()).collect();
         for index in 0..self.sinks.len() {
             let is_own = self.sinks[index].is_own();
             let mut moves = Vec::new();

@@ -88,7 +88,10 @@ impl Target {
         let log = cluster.log(&step.key);
         match &step.reason {
             Reason::Start { .. } if step.start.is_none() => {
-                let is_whole = cluster.whole.contains(&step.key);
+                // What was there before anybody looked begins as the route says.
+                let topic_id = step.key.topic_id;
+                let was_known = before.knows(topic_id) || before.former_id(&step.topic, topic_id).is_some();
+                let is_whole = was_known && cluster.whole.contains(&step.key);
                 let start = step.end.next.get();
                 assert!(!is_whole || start <= log.first, "{:?} begins at {start}, not whole", step.key);
             }
