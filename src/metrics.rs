@@ -242,7 +242,7 @@ impl Page {
         if let Some(at) = engine.last_commit {
             self.add(&LAST_COMMIT, &[], seconds(at));
         }
-        if let Some(source) = board.source() {
+        for source in board.sources() {
             for (reason, count) in source.paused_for() {
                 self.add(&PAUSED, &[reason], count as f64);
             }
@@ -413,7 +413,8 @@ mod tests {
         let source = Arc::<SourceCounts>::default();
         source.failed("_TRANSPORT");
         board.watch_source(source);
-        board.engine(|told| told.last_commit = Some(jiff::Timestamp::UNIX_EPOCH));
+        let place = board.add_engine();
+        board.engine(place, |told| told.last_commit = Some(jiff::Timestamp::UNIX_EPOCH));
         board
     }
 

@@ -70,6 +70,7 @@ fn at(raw: i64) -> Offset {
 /// A board with a route of `count` partitions, at offsets 4 and 7 of two sinks.
 fn board(count: i32) -> (Arc<Board>, Arc<LaneBoard>) {
     let board = Board::new("g");
+    board.add_engine();
     let lane = LaneBoard::new("orders");
     let held = Box::new(Held::default);
     lane.describe(About { entry: "orders".to_owned(), patience: Duration::from_secs(80), held });
@@ -111,22 +112,22 @@ fn ready_is_who_has_joined_and_has_no_stopped_route() {
     let (board, lane) = board(1);
     let reasons = || unready(&board.view());
     assert!(reasons()[0].contains("starting"), "{:?}", reasons());
-    board.turn(0);
-    board.engine(|told| told.is_subscribed = true);
+    board.turn(0, 0);
+    board.engine(0, |told| told.is_subscribed = true);
     assert!(reasons()[0].contains("has not given it any partitions"), "{:?}", reasons());
-    board.engine(|told| told.has_joined = true);
+    board.engine(0, |told| told.has_joined = true);
     assert_eq!(reasons(), Vec::<String>::new());
     lane.stopped("a bad record", Some("mend it"));
     assert_eq!(reasons(), ["route `orders` has stopped: a bad record"]);
-    board.engine(|told| told.is_draining = true);
+    board.engine(0, |told| told.is_draining = true);
     assert_eq!(reasons()[0], "it is ending");
 }
 
 #[test]
 fn a_route_that_makes_nothing_durable_is_not_ready() {
     let (board, lane) = board(1);
-    board.turn(1);
-    board.engine(|told| told.has_joined = true);
+    board.turn(0, 1);
+    board.engine(0, |told| told.has_joined = true);
     let mut status = lane.view(Instant::now()).status;
     status.state = LaneState::Recovering;
     status.trouble = Some(crate::status::Trouble::now("the disk is full", None));
@@ -144,7 +145,7 @@ fn a_route_that_makes_nothing_durable_is_not_ready() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_say_what_the_boards_say_and_ask_the_brokers_once() {
     let (board, lane) = board(30);
-    board.turn(30);
+    board.turn(0, 30);
     let cluster = Arc::new(Ten::default());
     let server = serve("127.0.0.1:0", board, cluster.clone()).await.unwrap();
     let metrics = get_page(&server, "/metrics", "*/*").await;

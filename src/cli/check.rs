@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::plan::Route;
+use crate::config::plan::{Plan, Route};
 use crate::engine::chain;
 
 use super::{Failure, build, load};
@@ -39,6 +39,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         let Some(instances) = instances(route)? else {
             let what = "not bound, its topics and their schemas are found when it runs";
             print_line(&format!("route {}: {what}", route.name));
+            print_company(route, &loaded.plan);
             print_sinks(route);
             continue;
         };
@@ -56,7 +57,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             is_bound = false;
         }
         if is_bound {
-            print_route(route);
+            print_route(route, &loaded.plan);
         }
     }
     // All of them are told; the last one as what the command failed with, if nothing is wrong in the file.
@@ -91,10 +92,35 @@ fn print_error(error: &build::ReaderError) {
     eprintln!("error: {}", chain(error));
 }
 
-fn print_route(route: &Route) {
+fn print_route(route: &Route, plan: &Plan) {
     let each = if route.is_per_topic { ", one route each" } else { "" };
     print_line(&format!("route {}: {}{each}", route.name, route.topics.shown()));
+    print_company(route, plan);
     print_sinks(route);
+}
+
+/// Which consumer a route reads with, where that is not the only one there is.
+fn print_company(route: &Route, plan: &Plan) {
+    if let Some(line) = company(route, &plan.routes, &plan.kafka.group) {
+        print_line(&format!("  {line}"));
+    }
+}
+
+fn company(route: &Route, routes: &[Route], group: &str) -> Option<String> {
+    if route.is_isolated {
+        return Some(format!("isolated: a consumer of its own, in group `{group}.{}`", route.name));
+    }
+    let shares = |other: &&Route| {
+        let named = other.topics.named();
+        let is_same = route.topics.named().iter().any(|topic| named.contains(topic));
+        other.name != route.name && !other.is_isolated && is_same
+    };
+    let others: Vec<&str> = routes.iter().filter(shares).map(|other| other.name.as_str()).collect();
+    let others = others.join(", ");
+    // What patterns match is known when they run.
+    (!others.is_empty()).then(|| {
+        format!("reads topics of {others} too: together while both keep up; whichever falls behind or holds the other up reads by itself")
+    })
 }
 
 fn print_sinks(route: &Route) {
@@ -106,4 +132,33 @@ fn print_sinks(route: &Route) {
 #[expect(clippy::print_stdout, reason = "the result goes to stdout")]
 fn print_line(line: &str) {
     println!("{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Environment, read};
+
+    #[test]
+    fn it_says_who_reads_together_and_who_alone() {
+        let text = "\
+version: 1
+kafka: {bootstrap.servers: b, group.id: g}
+defaults: {value: string}
+routes:
+  a: {topics: [t, u], sinks: {s: {console: {}}}}
+  b: {topics: [t], sinks: {s: {console: {}}}}
+  c: {topics: [t], isolated: true, sinks: {s: {console: {}}}}
+  d: {topics: [v], sinks: {s: {console: {}}}}
+";
+        let plan = read(text, &Environment::new([], Path::new("."))).unwrap();
+        let lines: Vec<Option<String>> =
+            plan.routes.iter().map(|route| company(route, &plan.routes, &plan.kafka.group)).collect();
+        assert!(lines[0].as_ref().unwrap().starts_with("reads topics of b too"), "{lines:?}");
+        assert!(lines[1].as_ref().unwrap().starts_with("reads topics of a too"), "{lines:?}");
+        assert!(lines[2].as_ref().unwrap().contains("in group `g.c`"), "{lines:?}");
+        assert_eq!(lines[3], None);
+    }
 }

@@ -104,7 +104,13 @@ impl Factory {
         let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster_id };
         let lane_sink = |sink: &Sink, feed, schema| {
             let built = build::sink(sink, schema, around)?;
-            Ok(LaneSink { name: sink.name.clone(), identity: sink.identity.clone(), feed, sink: built })
+            Ok(LaneSink {
+                name: sink.name.clone(),
+                identity: sink.identity.clone(),
+                feed,
+                start: sink.start.clone(),
+                sink: built,
+            })
         };
         let outputs = route.sinks.iter().map(|sink| {
             let feed = sink.from.map_or(Feed::Fields, Feed::View);

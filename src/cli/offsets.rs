@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use crate::kafka::Cluster;
 
 use super::Failure;
-use super::standing::Ground;
+use super::standing::Group;
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -49,11 +49,12 @@ pub fn offsets(options: &Options) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the group has members, or the brokers do not answer.
-async fn ensure_alone(ground: &Ground, group: &str) -> anyhow::Result<()> {
-    let count = ground.cluster.member_count().await?;
+async fn ensure_alone(group: &Group) -> anyhow::Result<()> {
+    let count = group.cluster.member_count().await?;
+    let name = &group.name;
     anyhow::ensure!(
         count == 0,
-        "group `{group}` has live members ({count}): end them first; one that was killed counts until its session ends \
+        "group `{name}` has live members ({count}): end them first; one that was killed counts until its session ends \
          (`session.timeout.ms`)"
     );
     Ok(())

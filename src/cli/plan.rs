@@ -85,7 +85,7 @@ async fn tell(ground: &Ground, only: Option<&str>) -> Result<Told, ClusterError>
             told.line(2, "hint: leave the topic out with `exclude`, or change the template");
         }
     }
-    for family in ground.families.iter().filter(|family| only.is_none_or(|only| only == family.as_str())) {
+    for family in ground.families.keys().filter(|family| only.is_none_or(|only| only == family.as_str())) {
         let is_told = ground.instances.iter().any(|instance| instance.family == *family)
             || ground.unfit.iter().any(|(of, _, _)| of == family);
         if !is_told {
@@ -100,6 +100,9 @@ async fn tell(ground: &Ground, only: Option<&str>) -> Result<Told, ClusterError>
 
 async fn tell_route(ground: &Ground, instance: &Instance, told: &mut Told) -> Result<(), ClusterError> {
     told.line(0, &format!("route {}: {}", instance.route.name, topics(ground, instance)));
+    if instance.route.is_isolated {
+        told.line(1, &format!("isolated, in group `{}`", ground.groups[instance.group].name));
+    }
     for (topic, error) in instance.topics.iter().filter_map(|it| Some((it, ground.missing.get(it)?))) {
         told.line(
             1,
@@ -163,16 +166,19 @@ fn topics(ground: &Ground, instance: &Instance) -> String {
 
 /// Was the route last started with other topics or another start?
 fn is_edited(ground: &Ground, instance: &Instance) -> bool {
-    let hash = &instance.route.start_hash;
     let in_logs = instance.seats.iter().filter(|seat| !seat.place.is_group());
-    let in_logs: Vec<_> = in_logs.filter_map(|seat| seat.positions.start_hash()).collect();
+    let in_logs: Vec<bool> = in_logs
+        .filter_map(|seat| Some(seat.positions.start_hash()? != seat.start_hash(&instance.route)))
+        .collect();
     if !in_logs.is_empty() {
-        return in_logs.iter().any(|known| *known != hash);
+        return in_logs.contains(&true);
     }
+    let hash = &instance.route.start_hash;
     let name = IdentityHash::of(&instance.family);
     let sources = ground.partitions(&instance.topics);
-    let mut in_group =
-        sources.iter().filter_map(|(source, _)| ground.committed.get(source)?.metadata.start(&name));
+    let mut in_group = sources
+        .iter()
+        .filter_map(|(source, _)| ground.committed(instance).get(source)?.metadata.start(&name));
     !instance.has_run && in_group.any(|known| known != *hash)
 }
 
@@ -200,7 +206,7 @@ fn other_logs(ground: &Ground, instance: &Instance, seat: &Seat) -> Option<(Stri
     let identity = IdentityHash::of(&seat.sink.identity);
     let sources = ground.partitions(&instance.topics);
     let (source, there) = sources.iter().find_map(|(source, _)| {
-        let (there, _) = ground.committed.get(source)?.metadata.log(&identity)?;
+        let (there, _) = ground.committed(instance).get(source)?.metadata.log(&identity)?;
         (there != here).then_some((source, there))
     })?;
     let problem = format!(
@@ -235,27 +241,34 @@ async fn outlooks(
     positions: &mut [Positions],
     recreated: &BTreeSet<TopicName>,
 ) -> Result<Vec<Outlook>, ClusterError> {
-    let hash = Some(&instance.route.start_hash);
-    let own = instance.seats.iter().filter(|seat| !seat.place.is_group());
-    let is_new = instance.has_run || own.map(|seat| seat.positions.start_hash()).any(|known| known == hash);
+    let (route, seat) = (&instance.route, &instance.seats[index]);
+    let mut own = instance.seats.iter().filter(|seat| !seat.place.is_group());
+    let is_new =
+        instance.has_run || own.any(|seat| seat.positions.start_hash() == Some(seat.start_hash(route)));
     let all = ground.partitions(&instance.topics);
     let mut begun: BTreeMap<&TopicPartition, (PositionKey, Begin)> = BTreeMap::new();
     for (source, key) in &all {
         if positions[index].get(key).is_some() {
             continue;
         }
-        let siblings = positions.iter().filter_map(|of| of.get(key)).map(|position| position.next).min();
+        let beside =
+            instance.seats.iter().zip(positions.iter()).filter(|(seat, _)| seat.sink.start.is_none());
+        let before = instance.seats.iter().filter_map(|seat| seat.positions.get(key));
         let unseen = Unseen {
-            is_added: !instance.seats[index].place.is_group() && positions[index].knows(key.topic_id),
-            is_new: is_new || recreated.contains(&source.topic),
-            siblings,
+            is_added: !seat.place.is_group() && positions[index].knows(key.topic_id),
+            is_new,
+            is_recreated: recreated.contains(&source.topic),
+            has_start: seat.sink.start.is_some(),
+            siblings: beside.filter_map(|(_, of)| Some(of.get(key)?.next)).min(),
+            living: before.map(|position| position.next).min(),
         };
         begun.insert(source, (*key, unseen.begin()));
     }
-    let start = |begin: Begin| if begin == Begin::Whole { &Start::Earliest } else { &instance.route.start };
+    let said = seat.sink.start.as_ref().map_or(&route.start, |(start, _)| start);
+    let start = |begin: Begin| if begin == Begin::Whole { &Start::Earliest } else { said };
     let wanted: Vec<(TopicPartition, &Start)> =
         begun.iter().map(|(source, (_, begin))| ((*source).clone(), start(*begin))).collect();
-    let resolved = ground.cluster.resolve(&wanted).await?;
+    let resolved = ground.cluster().resolve(&wanted).await?;
     for (source, (key, begin)) in &begun {
         let next = match begin {
             Begin::WithSiblings(next) => Some(*next),
@@ -290,7 +303,7 @@ fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outl
     }
     for outlook in outlooks {
         told.line(2, &format!("{}: {}", outlook.source, outlook_told(instance, outlook)));
-        let committed = ground.committed.get(&outlook.source).filter(|_| outlook.begin.is_none());
+        let committed = ground.committed(instance).get(&outlook.source).filter(|_| outlook.begin.is_none());
         let moved = committed.filter(|committed| committed.is_moved_from(outlook.next));
         if let Some(offset) = moved.filter(|_| !seat.place.is_group()).and_then(|moved| moved.offset) {
             let what =
@@ -337,13 +350,14 @@ fn tell_gone(ground: &Ground, told: &mut Told) {
             format!("{owner} writes to the directory of `{}` too, or did", seat.sink.identity)
         }));
     }
-    let (sinks, routes) = ground.known();
-    for committed in ground.committed.values() {
-        let words = committed.metadata.strangers(&sinks, &routes);
-        gone.extend(words.into_iter().map(|word| {
+    for (place, group) in ground.groups.iter().enumerate() {
+        let (sinks, starts) = ground.known(place);
+        let words =
+            group.committed.values().flat_map(|committed| committed.metadata.strangers(&sinks, &starts));
+        gone.extend(words.map(|word| {
             format!(
-                "the group keeps `{}` of what is not in the file; `sidestream offsets forget` drops it",
-                word.key
+                "group `{}` keeps `{}` of what it does not run by this file; `sidestream offsets forget` drops it",
+                group.name, word.key
             )
         }));
     }

@@ -3,7 +3,7 @@
 //! Whatever else goes to that terminal is written through [`Above`], so that bar and text do not mix.
 
 use std::io::{self, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -41,6 +41,48 @@ impl Progress {
     pub fn new(label: &'static str) -> Self {
         let now = Instant::now();
         Self { label, total: 0, started: now, told: now, bar: None }
+    }
+
+    /// One bar for several that work side by side.
+    pub fn shared(label: &'static str, count: usize) -> Vec<Box<dyn Watcher>> {
+        let all = Arc::new(Mutex::new(All { progress: Self::new(label), parts: vec![(0, 0); count] }));
+        let each = (0..count).map(|place| Box::new(Share { all: all.clone(), place }) as Box<dyn Watcher>);
+        each.collect()
+    }
+}
+
+/// What several tell of one work.
+struct All {
+    progress: Progress,
+    /// Total and done of each.
+    parts: Vec<(u64, u64)>,
+}
+
+/// One of several that work side by side.
+struct Share {
+    all: Arc<Mutex<All>>,
+    place: usize,
+}
+
+impl Share {
+    fn all(&self) -> MutexGuard<'_, All> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watcher for Share {
+    fn expect(&mut self, total: u64) {
+        let mut all = self.all();
+        all.parts[self.place].0 = total;
+        let total: u64 = all.parts.iter().map(|(total, _)| total).sum();
+        all.progress.expect(total);
+    }
+
+    fn reached(&mut self, done: u64) {
+        let mut all = self.all();
+        all.parts[self.place].1 = done;
+        let done: u64 = all.parts.iter().map(|(_, done)| done).sum();
+        all.progress.reached(done);
     }
 }
 

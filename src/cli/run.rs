@@ -7,17 +7,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use clap::Args;
+use futures::future::join_all;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::{Kafka, Plan, Route};
-use crate::config::topics::matched;
+use crate::config::topics::matched as matched_by;
 use crate::engine::lane::Summary;
 use crate::engine::message::Stop;
 use crate::engine::run::{EngineError, EngineParts, Until};
-use crate::engine::{self, Watcher, chain, retry};
-use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource};
+use crate::engine::{self, chain, retry};
+use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource, KafkaSources};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
 use crate::status::{Board, Held};
@@ -106,9 +107,54 @@ async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>, join: bool) -> 
         // Before the engine runs there is nothing to drain.
         () = shutdown.cancelled() => return interrupted(until),
     };
-    let (summaries, result) = engine::run::run(prepared, shutdown.clone()).await;
+    let engines = prepared.into_iter().map(|parts| run_one(parts, shutdown.clone()));
+    let (mut summaries, mut result) = (Vec::new(), Ok(()));
+    for (of_one, ended) in join_all(engines).await {
+        summaries.extend(of_one);
+        result = result.and(ended);
+    }
     finish(&summaries, result, until.is_some())?;
     if shutdown.is_cancelled() { interrupted(until) } else { Ok(()) }
+}
+
+/// Runs the routes of one group. If its client cannot go on, the program ends as it would with one group alone: the
+/// others drain.
+async fn run_one(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summary>, Result<(), EngineError>) {
+    let (summaries, result) = Box::pin(engine::run::run(parts, shutdown.clone())).await;
+    if result.is_err() {
+        shutdown.cancel();
+    }
+    (summaries, result)
+}
+
+/// The routes that share a group and a consumer.
+struct Party {
+    kafka: Kafka,
+    cluster: Arc<dyn Cluster>,
+    routes: Vec<Route>,
+    /// Those of the file that it does not run.
+    others: Vec<Route>,
+}
+
+/// The routes that are not isolated together, and each of the others by itself.
+fn parties(plan: &Plan, cluster: &Arc<dyn Cluster>) -> Vec<Party> {
+    let (isolated, together): (Vec<Route>, Vec<Route>) =
+        plan.routes.iter().cloned().partition(|route| route.is_isolated);
+    let mut parties = Vec::new();
+    if !together.is_empty() {
+        let others = plan.others.iter().chain(&isolated).cloned().collect();
+        let (kafka, cluster) = (plan.kafka.clone(), cluster.clone());
+        parties.push(Party { kafka, cluster, routes: together, others });
+    }
+    for route in isolated {
+        let kafka = plan.kafka.of_isolated(&route.name);
+        info!(route = route.name, group = kafka.group, "the route has a consumer of its own");
+        let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&kafka)));
+        let rest = plan.routes.iter().filter(|other| other.name != route.name);
+        let others = plan.others.iter().chain(rest).cloned().collect();
+        parties.push(Party { kafka, cluster, routes: vec![route], others });
+    }
+    parties
 }
 
 /// A service that is asked to end has done its work; a bounded run has not.
@@ -151,62 +197,74 @@ async fn prepare(
     board: &Arc<Board>,
     until: Option<&Start>,
     join: bool,
-) -> Result<EngineParts, Failure> {
+) -> Result<Vec<EngineParts>, Failure> {
     let plan = &loaded.plan;
     let registry = build::cached_registry(plan, board)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
+    let parties = parties(plan, &cluster);
     if until.is_some() && !join {
-        wait_alone(&plan.kafka, cluster.as_ref()).await.map_err(anyhow::Error::from)?;
+        for party in &parties {
+            wait_alone(&party.kafka, party.cluster.as_ref()).await.map_err(anyhow::Error::from)?;
+        }
     }
     let names = if plan.routes.iter().any(|route| route.topics.is_pattern()) {
         wait_for(|| cluster.names()).await
     } else {
         BTreeSet::new()
     };
-    let matched = matched(&plan.routes, &plan.others, &names);
+    let matched = matched_by(&plan.routes, &plan.others, &names);
     if let Some(Start::Offsets(given)) = until
         && let Some(topic) = given.keys().find(|topic| !matched.iter().any(|topics| topics.contains(topic)))
     {
         return Err(load::usage(&format!("`--until` names topic `{topic}`, which no route reads")));
     }
-    let until = match until {
-        Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
-        None => None,
-    };
-    let ran_before = ran_before(plan, &matched, cluster.as_ref()).await;
     let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id, until.is_some());
     let problems = factory.first_look(&instances(plan, &matched)).await;
     if !problems.is_empty() {
         loaded.print(&problems);
         return Err(Failure::Usage);
     }
-    let source = KafkaSource::start(&kafka::consumer_config(&plan.kafka, plan.topic_refresh))
-        .map_err(anyhow::Error::from)?;
+    let factory = Arc::new(factory);
     // Half of the memory is for records as they came, the other half for what is made of them.
     let budget = Budget::new(usize::try_from(plan.memory / 2).unwrap_or(usize::MAX));
-    board.watch_source(source.counts().clone());
     let held = budget.clone();
     let limit = held.limit() as u64;
     board.watch_memory(
         Box::new(move || Held { bytes: held.used() as u64, is_full: held.used() >= held.limit() }),
         limit,
     );
-    Ok(EngineParts {
-        source: Box::new(source),
-        cluster,
-        routes: plan.routes.clone(),
-        others: plan.others.clone(),
-        factory: Arc::new(factory),
-        budget,
-        names,
-        ran_before,
-        topic_refresh: plan.topic_refresh,
-        watcher: until.is_some().then(|| Box::new(Progress::new("reading")) as Box<dyn Watcher>),
-        until,
-        board: board.clone(),
-    })
+    let watchers = Progress::shared("reading", parties.len());
+    let mut prepared = Vec::new();
+    for (party, watcher) in parties.into_iter().zip(watchers) {
+        let Party { kafka, cluster, routes, others } = party;
+        let matched = matched_by(&routes, &others, &names);
+        let until = match until {
+            Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
+            None => None,
+        };
+        let source = KafkaSource::start(&kafka::consumer_config(&kafka, plan.topic_refresh))
+            .map_err(anyhow::Error::from)?;
+        board.watch_source(source.counts().clone());
+        let catch_up = KafkaSources::new(&kafka, plan.topic_refresh);
+        prepared.push(EngineParts {
+            source: Box::new(source),
+            catch_up: Box::new(catch_up),
+            ran_before: ran_before(&routes, &matched, cluster.as_ref()).await,
+            cluster,
+            routes,
+            others,
+            factory: factory.clone(),
+            budget: budget.clone(),
+            names: names.clone(),
+            topic_refresh: plan.topic_refresh,
+            watcher: until.is_some().then_some(watcher),
+            until,
+            board: board.clone(),
+        });
+    }
+    Ok(prepared)
 }
 
 /// Waits until the group has no members: a predecessor that was killed stays one until its session ends.
@@ -250,9 +308,13 @@ fn instances(plan: &Plan, matched: &[BTreeSet<TopicName>]) -> Vec<Route> {
 }
 
 /// The routes that the group has run with the same topics and start: what they have not seen is new.
-async fn ran_before(plan: &Plan, matched: &[BTreeSet<TopicName>], cluster: &dyn Cluster) -> BTreeSet<usize> {
+async fn ran_before(
+    routes: &[Route],
+    matched: &[BTreeSet<TopicName>],
+    cluster: &dyn Cluster,
+) -> BTreeSet<usize> {
     let mut ran = BTreeSet::new();
-    for (index, (route, topics)) in plan.routes.iter().zip(matched).enumerate() {
+    for (index, (route, topics)) in routes.iter().zip(matched).enumerate() {
         // It is kept beside the offset of every partition.
         let firsts: Vec<TopicPartition> =
             topics.iter().map(|topic| TopicPartition::new(topic, Partition(0))).collect();

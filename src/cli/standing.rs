@@ -1,4 +1,4 @@
-//! Where all sinks of a file stand, looked at without moving anything: for `offsets` and `plan`.
+//! Where all sinks of a file stand, each in its own group, looked at without moving anything: for `offsets` and `plan`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,17 +9,26 @@ use crate::engine::message::Committed;
 use crate::kafka::{self, Cluster, ClusterError, KafkaCluster, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
-    Classify, ClusterId, Offset, Partition, Position, PositionKey, Positions, TopicName, TopicPartition,
+    Classify, ClusterId, Offset, Partition, Position, PositionKey, Positions, StartHash, TopicName,
+    TopicPartition,
 };
 use crate::sink::file::{Admission, Claim, Refusal, Survey};
 
 use super::build;
 
-/// What brokers, group and directories say.
-pub struct Ground {
+/// A consumer group of the file, and what it has.
+pub struct Group {
+    pub name: String,
     pub cluster: KafkaCluster,
-    /// The names of all routes of the file.
-    pub families: BTreeSet<String>,
+    pub committed: BTreeMap<TopicPartition, Committed>,
+}
+
+/// What brokers, groups and directories say.
+pub struct Ground {
+    /// That of `group.id`, then those of isolated routes.
+    pub groups: Vec<Group>,
+    /// The names of all routes of the file, and the places of their groups.
+    pub families: BTreeMap<String, usize>,
     /// All routes of the file; one for each topic where a route says so.
     pub instances: Vec<Instance>,
     pub infos: BTreeMap<TopicName, TopicInfo>,
@@ -27,7 +36,6 @@ pub struct Ground {
     pub missing: BTreeMap<TopicName, ClusterError>,
     /// The first offset kept and the next one written.
     pub bounds: BTreeMap<TopicPartition, (Offset, Offset)>,
-    pub committed: BTreeMap<TopicPartition, Committed>,
     /// Topics that a template of a route cannot take: the route, its instance, and what is wrong.
     pub unfit: Vec<(String, String, String)>,
 }
@@ -36,6 +44,8 @@ pub struct Ground {
 pub struct Instance {
     /// Its name in the file; `route.name` has the topic behind it if there is one for each.
     pub family: String,
+    /// The place of its group.
+    pub group: usize,
     pub route: Route,
     pub topics: BTreeSet<TopicName>,
     /// The group has run it with the same topics and start.
@@ -67,6 +77,13 @@ pub enum Place {
         problem: String,
         hint: Option<String>,
     },
+}
+
+impl Seat {
+    /// The digest of what decides where the sink starts.
+    pub fn start_hash<'a>(&'a self, route: &'a Route) -> &'a StartHash {
+        self.sink.start.as_ref().map_or(&route.start_hash, |(_, hash)| hash)
+    }
 }
 
 impl Place {
@@ -129,30 +146,47 @@ impl Ground {
                 }
             }
         }
-        let sources = sources(&infos);
-        let bounds = cluster.bounds(&sources).await?;
-        let committed = committed(&cluster, &sources).await?;
-        let families = plan.routes.iter().map(|route| route.name.clone()).collect();
-        let mut ground = Self {
-            cluster,
-            families,
-            instances: Vec::new(),
-            infos,
-            missing,
-            bounds,
-            committed,
-            unfit: Vec::new(),
-        };
+        let all = sources(&infos);
+        let bounds = cluster.bounds(&all).await?;
+        let name = plan.kafka.group.clone();
+        let mut groups = vec![Group { name, committed: committed(&cluster, &all).await?, cluster }];
+        let mut families = BTreeMap::new();
+        for (route, topics) in plan.routes.iter().zip(&matched) {
+            if route.is_isolated {
+                let kafka = plan.kafka.of_isolated(&route.name);
+                let cluster = KafkaCluster::new(kafka::client_config(&kafka));
+                let own = infos.iter().filter(|(topic, _)| topics.contains(*topic));
+                let own = sources(&own.map(|(topic, info)| (topic.clone(), info.clone())).collect());
+                families.insert(route.name.clone(), groups.len());
+                let committed = committed(&cluster, &own).await?;
+                groups.push(Group { name: kafka.group, committed, cluster });
+            } else {
+                families.insert(route.name.clone(), 0);
+            }
+        }
+        let mut ground =
+            Self { groups, families, instances: Vec::new(), infos, missing, bounds, unfit: Vec::new() };
         for (route, topics) in plan.routes.iter().zip(matched) {
             ground.add(plan, route, topics, &cluster_id);
         }
         Ok(ground)
     }
 
+    /// Questions that are about no group.
+    pub fn cluster(&self) -> &KafkaCluster {
+        &self.groups[0].cluster
+    }
+
+    /// What the group of a route has.
+    pub fn committed(&self, instance: &Instance) -> &BTreeMap<TopicPartition, Committed> {
+        &self.groups[instance.group].committed
+    }
+
     fn add(&mut self, plan: &Plan, route: &Route, topics: BTreeSet<TopicName>, cluster_id: &ClusterId) {
         let name = IdentityHash::of(&route.name);
+        let group = self.families.get(&route.name).copied().unwrap_or_default();
         let has_run = topics.iter().any(|topic| {
-            let first = self.committed.get(&TopicPartition::new(topic, Partition(0)));
+            let first = self.groups[group].committed.get(&TopicPartition::new(topic, Partition(0)));
             first.and_then(|first| first.metadata.start(&name)).is_some_and(|hash| hash == route.start_hash)
         });
         let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id };
@@ -172,13 +206,19 @@ impl Ground {
         }
         for (instance, topics) in instances {
             let sinks = instance.sinks.iter().chain(&instance.dead_letters);
-            let seats = sinks.map(|sink| self.seat(sink, &topics, around)).collect();
+            let seats = sinks.map(|sink| self.seat(sink, group, &topics, around)).collect();
             let family = route.name.clone();
-            self.instances.push(Instance { family, route: instance, topics, has_run, seats });
+            self.instances.push(Instance { family, group, route: instance, topics, has_run, seats });
         }
     }
 
-    fn seat(&self, sink: &Sink, topics: &BTreeSet<TopicName>, around: build::Surroundings<'_>) -> Seat {
+    fn seat(
+        &self,
+        sink: &Sink,
+        group: usize,
+        topics: &BTreeSet<TopicName>,
+        around: build::Surroundings<'_>,
+    ) -> Seat {
         let claim = build::claim(sink, around);
         let place = match &sink.target {
             Target::Files { path, .. } => match Survey::of(path, &claim) {
@@ -195,7 +235,7 @@ impl Ground {
             Target::Console { .. } | Target::Kafka { .. } => Place::Group,
         };
         let positions = match &place {
-            Place::Group => self.group_positions(&sink.identity, topics),
+            Place::Group => self.group_positions(sink, group, topics),
             Place::Log { survey, admission: Ok(admission) } => survey.positions(&claim, admission),
             Place::Log { .. } | Place::Fresh | Place::Unreadable { .. } => Positions::default(),
         };
@@ -203,13 +243,17 @@ impl Ground {
     }
 
     /// Where a sink stands whose positions the group keeps.
-    fn group_positions(&self, identity: &str, topics: &BTreeSet<TopicName>) -> Positions {
-        let identity = IdentityHash::of(identity);
+    fn group_positions(&self, sink: &Sink, group: usize, topics: &BTreeSet<TopicName>) -> Positions {
+        let identity = IdentityHash::of(&sink.identity);
         let mut positions = Positions::default();
         for (source, key) in self.partitions(topics) {
-            let Some(committed) = self.committed.get(&source) else {
+            let Some(committed) = self.groups[group].committed.get(&source) else {
                 continue;
             };
+            // One that says where it begins, and was never started, stands nowhere.
+            if sink.start.is_some() && committed.metadata.start(&identity).is_none() {
+                continue;
+            }
             if let Some(next) = committed.metadata.position(&identity).or(committed.offset) {
                 positions.restore(key, source.topic.clone(), Position { next, epoch: None });
             }
@@ -232,15 +276,21 @@ impl Ground {
     /// Is there a route that `--route` means?
     pub fn has_route(&self, only: Option<&str>) -> bool {
         let is_instance = || self.instances.iter().any(|instance| instance.is_named(only));
-        only.is_none_or(|only| self.families.contains(only)) || is_instance()
+        only.is_none_or(|only| self.families.contains_key(only)) || is_instance()
     }
 
-    /// The identities of all sinks, and the names of all routes, as the group knows them.
-    pub fn known(&self) -> (BTreeSet<IdentityHash>, BTreeSet<IdentityHash>) {
-        let seats = self.instances.iter().flat_map(|instance| &instance.seats);
-        let sinks = seats.map(|seat| IdentityHash::of(&seat.sink.identity)).collect();
-        let routes = self.families.iter().map(|family| IdentityHash::of(family)).collect();
-        (sinks, routes)
+    /// What a group knows words of: the identities of its sinks; and the names of its routes, with the identities of
+    /// sinks that say where they begin.
+    pub fn known(&self, group: usize) -> (BTreeSet<IdentityHash>, BTreeSet<IdentityHash>) {
+        let instances = self.instances.iter().filter(|instance| instance.group == group);
+        let (mut sinks, mut starts) = (BTreeSet::new(), BTreeSet::new());
+        for sink in instances.flat_map(|instance| &instance.seats).map(|seat| &seat.sink) {
+            sinks.insert(IdentityHash::of(&sink.identity));
+            starts.extend(sink.start.is_some().then(|| IdentityHash::of(&sink.identity)));
+        }
+        let families = self.families.iter().filter(|(_, of)| **of == group);
+        starts.extend(families.map(|(family, _)| IdentityHash::of(family)));
+        (sinks, starts)
     }
 }
 

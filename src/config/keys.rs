@@ -211,6 +211,12 @@ pub static ROUTE: Scope = Scope {
             "One route for each topic, with its own schema, views, sinks and progress. `{topic}` and the pattern's named groups are filled in where sinks and schema files are named: `path: out/{topic}`."
         ),
         key(
+            "isolated",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "A consumer of the route's own, in group `<group.id>.<route>`: another route of the same topics, and rebalances of the others, do not concern it. Sinks that keep their progress with their data (files) go on where they stand when this is changed; the others start at `start:` in the other group."
+        ),
+        key(
             "views",
             Kind::Sql,
             "",
@@ -265,6 +271,12 @@ pub static SINK: Scope = Scope {
             Kind::Choice(&["true", "false"]),
             "false",
             "It may write to a directory that another sink (of another route, group or cluster) writes to; each has its own positions there. File sinks only.",
+        ),
+        key(
+            "start",
+            Kind::Start,
+            "",
+            "Where this sink begins, as a route's `start:`. For a sink that is added to a route: without it, it begins where the others stand; with it, it catches up beside them. Afterwards its stored position decides.",
         ),
         key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
         key("console", Kind::Scope(&CONSOLE), "", "The first rows of every batch on the screen."),

@@ -57,6 +57,17 @@ pub struct Kafka {
     pub group: String,
 }
 
+impl Kafka {
+    /// For a route with `isolated: true`: the same, in a group of the route's own.
+    #[must_use]
+    pub fn of_isolated(&self, route: &str) -> Self {
+        let group = format!("{}.{route}", self.group);
+        let mut properties = self.properties.clone();
+        properties.insert("group.id".to_owned(), group.clone());
+        Self { properties, group }
+    }
+}
+
 impl fmt::Debug for Kafka {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names: Vec<&String> = self.properties.keys().collect();
@@ -114,6 +125,8 @@ pub struct Route {
     pub topics: Topics,
     /// A template of one route for each topic; see [`Route::instance`].
     pub is_per_topic: bool,
+    /// It has a consumer of its own; see [`Kafka::of_isolated`].
+    pub is_isolated: bool,
     pub key: KeyForm,
     pub value: ValueForm,
     pub start: Start,
@@ -243,6 +256,8 @@ pub struct Sink {
     pub identity: String,
     /// The view it reads, by its place in the route; `None` is `batch`.
     pub from: Option<usize>,
+    /// Where it begins, if it says so itself, and the digest that tells an edit.
+    pub start: Option<(Start, StartHash)>,
     pub target: Target,
     /// The identity whose positions in the target are taken over, if it is not known there by its own.
     pub adopt: Option<String>,

@@ -32,6 +32,7 @@ pub fn read(
     let mapping = Mapping::open(node, &keys::ROUTE, context)?.with_defaults(defaults);
     let topics = topics::read(&mapping, context);
     let is_per_topic = mapping.choice("per_topic", context) == "true";
+    let is_isolated = mapping.choice("isolated", context) == "true";
     // Sinks of a topic's instance are told apart by the topic.
     let owner = if is_per_topic { format!("{}/{{topic}}", name.name) } else { name.name.clone() };
     let start = start(&mapping, context);
@@ -49,7 +50,8 @@ pub fn read(
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
     mapping.require("sinks", context);
-    let read_sinks = sink::read_all(&owner, &mapping, &views, context);
+    let digest = topics.as_ref().map(|topics| topics.digest()).unwrap_or_default();
+    let read_sinks = sink::read_all(&owner, &mapping, &views, &digest, context);
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
     let sink_count = sinks.len() + dead_letters.len();
     if sink_count > SinkSet::SINKS_MAX {
@@ -58,13 +60,14 @@ pub fn read(
         context.problem(name.span, message);
     }
     let (topics, start) = (topics?, start?);
-    let [topic_digest, exclude_digest] = topics.digest();
+    let [topic_digest, exclude_digest] = digest;
     let read = ReadRoute {
         plan: Route {
             start_hash: StartHash::of(&[&topic_digest, &exclude_digest, &format!("{start:?}")]),
             name: name.name.clone(),
             topics,
             is_per_topic,
+            is_isolated,
             on_data_loss,
             key,
             value: value?,
@@ -150,7 +153,8 @@ pub fn check_name(what: &str, key: &Key, context: &mut Context<'_>) {
     }
 }
 
-fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
+/// `start:` of a route or a sink.
+pub fn start(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Start> {
     match mapping.get("start") {
         Some(node) if matches!(node.value, Value::Map(_)) => Some(Start::Offsets(offsets(node, context))),
         _ => mapping.parsed("start", values::start, context),

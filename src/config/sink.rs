@@ -6,8 +6,8 @@ use super::Problem;
 use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
 use super::plan::{FileFormat, PartitionBy, Roll, Sink, Target, View};
-use super::route::check_name;
-use crate::model::TopicName;
+use super::route::{check_name, start};
+use crate::model::{StartHash, TopicName};
 
 use super::tree::{Key, Node, Span, Value};
 
@@ -20,6 +20,7 @@ pub fn read_all(
     route: &str,
     mapping: &Mapping<'_>,
     views: &[View],
+    topics: &[String; 2],
     context: &mut Context<'_>,
 ) -> Vec<(Sink, Span)> {
     let sinks = mapping.named("sinks", context);
@@ -30,17 +31,25 @@ pub fn read_all(
     }
     sinks
         .into_iter()
-        .filter_map(|(key, node)| Some((read(route, key, node, views, context)?, key.span)))
+        .filter_map(|(key, node)| Some((read(route, key, node, views, topics, context)?, key.span)))
         .collect()
 }
 
-fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Context<'_>) -> Option<Sink> {
+fn read(
+    route: &str,
+    key: &Key,
+    node: &Node,
+    views: &[View],
+    [topics, exclude]: &[String; 2],
+    context: &mut Context<'_>,
+) -> Option<Sink> {
     check_name("sink", key, context);
     let mapping = Mapping::open(node, &keys::SINK, context)?;
     let from = from(&mapping, views, context);
     let identity = mapping.text("id", context);
     let adopt = mapping.text("adopt", context);
     let is_shared = mapping.choice("shared", context) == "true";
+    let start = start(&mapping, context);
     let target = target(key, &mapping, context);
     if let Some(target) = &target {
         check_owner_keys(key, &mapping, target, context);
@@ -50,6 +59,10 @@ fn read(route: &str, key: &Key, node: &Node, views: &[View], context: &mut Conte
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
+        start: start.map(|start| {
+            let hash = StartHash::of(&[topics, exclude, &format!("{start:?}")]);
+            (start, hash)
+        }),
         target: target?,
         adopt,
         is_shared,
@@ -93,7 +106,7 @@ impl DeadLetter {
         };
         let name = format!("dead_letter/{}", self.name);
         let identity = format!("{route}/{name}");
-        Sink { identity, name, from: None, target, adopt: None, is_shared: false }
+        Sink { identity, name, from: None, start: None, target, adopt: None, is_shared: false }
     }
 }
 
@@ -330,6 +343,22 @@ routes:
         assert!(living.contains("a sink of this file still writes as `a/s`"), "{living}");
         let twice = shown(&adopting("gone/s"), &adopting("gone/s"));
         assert!(twice.contains("`gone/s` is adopted by sink `s` already"), "{twice}");
+    }
+
+    #[test]
+    fn a_sink_may_say_where_it_begins() {
+        let plan = read(TEXT, &environment()).unwrap();
+        assert_eq!(plan.routes[0].sinks[0].start, None);
+        let text = TEXT.replace("s: {csv", "s: {start: earliest, csv");
+        let plan = read(&text, &environment()).unwrap();
+        let route = &plan.routes[0];
+        let (start, hash) = route.sinks[0].start.clone().unwrap();
+        assert_eq!(start, crate::model::Start::Earliest);
+        // The same topics and another start: another digest.
+        assert_ne!(hash, route.start_hash);
+        let text = TEXT.replace("s: {csv", "s: {start: soon, csv");
+        let shown = render("routes.yaml", &text, &read(&text, &environment()).unwrap_err());
+        assert!(shown.contains("routes.yaml:9:18"), "{shown}");
     }
 
     #[test]

@@ -10,11 +10,14 @@ use std::time::Instant;
 use crate::config::plan::BatchLimits;
 use crate::model::{LeaderEpoch, Offset, PositionKey, RecordRef, SharedChunk, SinkSet};
 
+use super::catching::Reader;
 use super::ledger::Ledger;
 
 /// Chunks of one lane that are not in a batch yet.
 #[derive(Debug)]
 pub struct Buffer {
+    /// Who reads what is put in here: its batches are for the sinks that this one serves.
+    reader: Reader,
     limits: BatchLimits,
     /// Below the limit while a row that a sink refuses is looked for.
     rows_max: usize,
@@ -79,6 +82,7 @@ impl Part {
 /// A micro-batch before decoding.
 #[derive(Debug)]
 pub struct Taken {
+    pub reader: Reader,
     pub sinks: SinkSet,
     pub parts: Vec<Part>,
 }
@@ -104,7 +108,7 @@ impl Taken {
                 chunks: part.chunks.clone(),
             })
             .collect();
-        (!parts.is_empty()).then_some(Taken { sinks: self.sinks, parts })
+        (!parts.is_empty()).then_some(Taken { reader: self.reader, sinks: self.sinks, parts })
     }
 
     pub fn records(&self) -> impl Iterator<Item = RecordRef<'_>> + Clone {
@@ -126,8 +130,15 @@ impl Taken {
 }
 
 impl Buffer {
+    /// For what is read at the front of partitions.
     pub fn new(limits: BatchLimits) -> Self {
+        Self::of(Reader::Front, limits)
+    }
+
+    /// For what one reader brings.
+    pub fn of(reader: Reader, limits: BatchLimits) -> Self {
         Self {
+            reader,
             limits,
             rows_max: limits.rows_max,
             partitions: BTreeMap::new(),
@@ -228,7 +239,7 @@ impl Buffer {
 
     /// Takes the next batch, within the limits; `None` if nothing is buffered that a sink wants.
     pub fn take(&mut self, ledger: &Ledger) -> Option<Taken> {
-        let mut taken = Taken { sinks: SinkSet::EMPTY, parts: Vec::new() };
+        let mut taken = Taken { reader: self.reader, sinks: SinkSet::EMPTY, parts: Vec::new() };
         let (mut rows, mut bytes) = (0, 0);
         let keys: Vec<PositionKey> = self.partitions.keys().copied().collect();
         for key in keys {
@@ -270,7 +281,7 @@ impl Buffer {
         let Some(chunk) = queue.chunks.front() else {
             return Step::Nothing;
         };
-        let (sinks, until) = ledger.interest(&key, queue.taken);
+        let (sinks, until) = ledger.interest(&key, self.reader, queue.taken);
         if !wanted.is_empty() && sinks != wanted && !sinks.is_empty() {
             return Step::Nothing;
         }

@@ -1,6 +1,6 @@
 //! What is committed to the group: a display for lag tools (PROTOCOL §3). Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::kafka::Commit;
 use crate::model::metadata::{GroupMetadata, IdentityHash, MetadataError};
@@ -18,7 +18,7 @@ pub struct Group {
 #[derive(Debug)]
 struct Standing {
     /// Lanes that read the topic; all of them have to say where they are before anything is committed.
-    durable: BTreeMap<LaneId, Option<Offset>>,
+    durable: BTreeMap<LaneId, Option<Told>>,
     epoch: Option<LeaderEpoch>,
     metadata: GroupMetadata,
     /// Next offsets of sinks without a store of their own, by identity.
@@ -31,6 +31,16 @@ struct Standing {
     is_sent: bool,
     /// The group has an offset: it was read there, or a commit has arrived.
     is_stored: bool,
+    /// Sinks with a `start:` of their own whose word has not arrived: without it they would begin anew.
+    unstored: BTreeSet<IdentityHash>,
+}
+
+/// What a lane last said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Told {
+    next: Offset,
+    /// It catches up, and does not count while another one is at the front.
+    is_apart: bool,
 }
 
 impl Group {
@@ -46,6 +56,7 @@ impl Group {
             is_changed: false,
             is_sent: false,
             is_stored: committed.offset.is_some(),
+            unstored: BTreeSet::new(),
         };
         self.partitions.insert(source, standing);
     }
@@ -54,20 +65,21 @@ impl Group {
     /// own positions, the others need not wait for it; if the group is their store, they stay where the group is.
     pub fn stopped(&mut self, lane: LaneId, store: Store) {
         for standing in self.partitions.values_mut() {
-            if standing.durable.get(&lane) != Some(&None) {
-                continue;
-            }
-            match (store, standing.committed) {
-                (Store::Own, _) => {
-                    standing.durable.remove(&lane);
-                }
-                (Store::Group, Some(committed)) => {
-                    standing.durable.insert(lane, Some(committed));
-                }
-                // Nobody knows where its sinks begin.
-                (Store::Group, None) => {}
-            }
+            standing.leave_out(lane, store);
+        }
+    }
+
+    /// A lane catches up in a partition. If it has not said where it stands there, the others need not wait for it,
+    /// as far as they need not for one that has stopped.
+    pub fn catches_up(&mut self, lane: LaneId, source: &TopicPartition, store: Store) {
+        let Some(standing) = self.partitions.get_mut(source) else {
+            return;
+        };
+        if let Some(Some(told)) = standing.durable.get_mut(&lane) {
+            told.is_apart = true;
             standing.is_changed = true;
+        } else {
+            standing.leave_out(lane, store);
         }
     }
 
@@ -80,6 +92,11 @@ impl Group {
         }
         // Whoever wrote it was told when the partition came.
         Some(Committed { offset: standing.committed, metadata, is_foreign: false })
+    }
+
+    /// Was an offset read from or sent to the group?
+    pub fn has_offset(&self, source: &TopicPartition) -> bool {
+        self.partitions.get(source).is_some_and(|standing| standing.committed.is_some())
     }
 
     /// Another lane reads the topic from now on.
@@ -114,10 +131,17 @@ impl Group {
         let Some(standing) = self.partitions.get_mut(source) else {
             return;
         };
-        standing.durable.insert(lane, Some(durable.next));
+        standing.durable.insert(lane, Some(Told { next: durable.next, is_apart: durable.is_apart }));
         standing.epoch = durable.epoch.or(standing.epoch);
         for (identity, log, entry) in &durable.logs {
             standing.metadata.set_log(&IdentityHash::of(identity), log, *entry);
+        }
+        for (identity, hash) in &durable.starts {
+            let identity = IdentityHash::of(identity);
+            if standing.metadata.start(&identity).is_none() {
+                standing.unstored.insert(identity.clone());
+            }
+            standing.metadata.set_start(&identity, hash);
         }
         for (identity, next) in &durable.positions {
             standing.positions.insert(IdentityHash::of(identity), *next);
@@ -125,11 +149,13 @@ impl Group {
         standing.is_changed = true;
     }
 
-    /// The slowest lane's durable offset, if all have one.
+    /// The durable offset of the slowest lane that does not catch up, if all have one.
     pub fn durable(&self, source: &TopicPartition) -> Option<Offset> {
         let standing = self.partitions.get(source)?;
-        let offsets: Option<Vec<Offset>> = standing.durable.values().copied().collect();
-        offsets?.into_iter().min()
+        let told: Option<Vec<Told>> = standing.durable.values().copied().collect();
+        let told = told?;
+        let front = told.iter().filter(|told| !told.is_apart).map(|told| told.next).min();
+        front.or_else(|| told.iter().map(|told| told.next).min())
     }
 
     /// Commits that are due: offsets that moved forward since the last one. Never backwards: the group
@@ -183,14 +209,39 @@ impl Group {
     pub fn arrived(&mut self) {
         for standing in self.partitions.values_mut() {
             standing.is_stored |= standing.is_sent;
+            if standing.is_sent && !standing.unstored.is_empty() {
+                let said = GroupMetadata::parse(&standing.said).unwrap_or_default();
+                standing.unstored.retain(|identity| said.start(identity).is_none());
+            }
         }
     }
 
-    /// Does the group have no offset of this partition yet, although one can be committed? A sink without a store of
-    /// its own would not be found again where it began.
+    /// Does the group not know of this partition yet where a sink began, although it can be committed? A sink without a
+    /// store of its own would not be found again there.
     pub fn awaits_first(&self, source: &TopicPartition) -> bool {
-        self.partitions.get(source).is_some_and(|standing| !standing.is_stored)
+        let is_known = |standing: &Standing| standing.is_stored && standing.unstored.is_empty();
+        self.partitions.get(source).is_some_and(|standing| !is_known(standing))
             && self.durable(source).is_some()
+    }
+}
+
+impl Standing {
+    /// Does not wait for a lane that has not said where it stands.
+    fn leave_out(&mut self, lane: LaneId, store: Store) {
+        if self.durable.get(&lane) != Some(&None) {
+            return;
+        }
+        match (store, self.committed) {
+            (Store::Own, _) => {
+                self.durable.remove(&lane);
+            }
+            (Store::Group, Some(committed)) => {
+                self.durable.insert(lane, Some(Told { next: committed, is_apart: false }));
+            }
+            // Nobody knows where its sinks begin.
+            (Store::Group, None) => {}
+        }
+        self.is_changed = true;
     }
 }
 
@@ -208,9 +259,12 @@ mod tests {
     fn durable(next: i64) -> Durable {
         Durable {
             next: Offset::new(next).unwrap(),
+            settled: Offset::new(next).unwrap(),
+            is_apart: false,
             epoch: None,
             logs: vec![("r/s".to_owned(), "ab".to_owned(), 3)],
             positions: vec![("r/k".to_owned(), Offset::new(next).unwrap())],
+            starts: Vec::new(),
         }
     }
 
@@ -290,6 +344,67 @@ mod tests {
         assert_eq!(due(&mut group), [4]);
         group.arrived();
         assert!(!group.awaits_first(&source()));
+    }
+
+    #[test]
+    fn where_a_sink_with_a_start_began_counts_once_it_has_arrived() {
+        let mut group = Group::default();
+        group.own(source(), &[LaneId(0)], Committed { offset: Offset::new(3), ..Committed::default() });
+        group.progress(LaneId(0), &source(), &durable(3));
+        assert!(!group.awaits_first(&source()));
+        group.progress(LaneId(0), &source(), &Durable { starts: started(), ..durable(3) });
+        assert!(group.awaits_first(&source()));
+        assert_eq!(due(&mut group), [3]);
+        // Another one, while the commit is under way.
+        let other = vec![("r/other".to_owned(), StartHash("h".to_owned()))];
+        group.progress(LaneId(0), &source(), &Durable { starts: other, ..durable(3) });
+        group.arrived();
+        assert!(group.awaits_first(&source()));
+        assert_eq!(due(&mut group), [3]);
+        group.arrived();
+        assert!(!group.awaits_first(&source()));
+    }
+
+    #[test]
+    fn a_lane_that_catches_up_holds_no_offset_back_and_keeps_its_place() {
+        let lanes = [LaneId(0), LaneId(1)];
+        let mut group = Group::default();
+        group.own(source(), &lanes, Committed::default());
+        group.progress(LaneId(0), &source(), &Durable { positions: Vec::new(), ..durable(90) });
+        let behind = Durable { is_apart: true, starts: started(), ..durable(5) };
+        group.progress(LaneId(1), &source(), &behind);
+        let (commits, _) = group.due();
+        assert_eq!(commits[0].next, Offset::new(90).unwrap());
+        let metadata = GroupMetadata::parse(&commits[0].metadata).unwrap();
+        assert_eq!(metadata.position(&IdentityHash::of("r/k")), Offset::new(5));
+        assert_eq!(metadata.start(&IdentityHash::of("r/k")), Some(StartHash("h".to_owned())));
+        // It has joined the others: now it counts, and offsets do not go back for it.
+        group.progress(LaneId(1), &source(), &durable(80));
+        assert_eq!(due(&mut group), [90]);
+        group.catches_up(LaneId(1), &source(), Store::Group);
+        group.progress(LaneId(0), &source(), &Durable { positions: Vec::new(), ..durable(95) });
+        assert_eq!(due(&mut group), [95]);
+        // Alone it is the front.
+        group.catches_up(LaneId(0), &source(), Store::Group);
+        assert_eq!(group.durable(&source()), Offset::new(80));
+    }
+
+    #[test]
+    fn one_that_catches_up_and_has_not_said_from_where_is_not_waited_for() {
+        let lanes = [LaneId(0), LaneId(1)];
+        let committed = Committed { offset: Offset::new(3), ..Committed::default() };
+        for (store, expected) in [(Store::Own, 7), (Store::Group, 3)] {
+            let mut group = Group::default();
+            group.own(source(), &lanes, committed.clone());
+            group.progress(LaneId(0), &source(), &durable(7));
+            assert_eq!(due(&mut group), NONE);
+            group.catches_up(LaneId(1), &source(), store);
+            assert_eq!(due(&mut group), [expected], "{store:?}");
+        }
+    }
+
+    fn started() -> Vec<(String, StartHash)> {
+        vec![("r/k".to_owned(), StartHash("h".to_owned()))]
     }
 
     #[test]

@@ -5,17 +5,22 @@
 //!
 //! - `durable <= accepted`, and both only grow, except when a sink's positions are read again;
 //! - a sink accepts only ranges that begin exactly where it stands;
-//! - what may be committed to the group is the minimum of the required sinks' durable offsets.
+//! - what may be committed to the group is the minimum of the required sinks' durable offsets;
+//! - of a partition, each sink is served by one reader: that of the front, or the one for what catches up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::model::{Move, Offset, PositionKey, Positions, SinkSet};
+
+use super::catching::Reader;
 
 /// The sinks of one lane.
 #[derive(Debug)]
 pub struct Ledger {
     sink_count: usize,
     partitions: BTreeMap<PositionKey, Vec<Standing>>,
+    /// Sinks that catch up, by themselves; no entry where none does.
+    apart: BTreeMap<PositionKey, SinkSet>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +32,7 @@ struct Standing {
 impl Ledger {
     pub fn new(sink_count: usize) -> Self {
         assert!((1..=SinkSet::SINKS_MAX).contains(&sink_count));
-        Self { sink_count, partitions: BTreeMap::new() }
+        Self { sink_count, partitions: BTreeMap::new(), apart: BTreeMap::new() }
     }
 
     /// Takes up a partition: `durable` holds the stored position of each sink, in their order.
@@ -35,32 +40,63 @@ impl Ledger {
         assert_eq!(durable.len(), self.sink_count);
         let standings = durable.iter().map(|offset| Standing { durable: *offset, accepted: *offset });
         self.partitions.insert(key, standings.collect());
+        self.apart.remove(&key);
     }
 
     pub fn revoke(&mut self, key: &PositionKey) {
         self.partitions.remove(key);
+        self.apart.remove(key);
     }
 
-    /// Where reading has to go on for the sink that is furthest behind.
-    pub fn resume_at(&self, key: &PositionKey) -> Option<Offset> {
+    /// These sinks catch up in a partition, and no others. `true` if that is news.
+    pub fn set_apart(&mut self, key: PositionKey, sinks: SinkSet) -> bool {
+        if sinks.is_empty() {
+            return self.apart.remove(&key).is_some();
+        }
+        self.apart.insert(key, sinks) != Some(sinks)
+    }
+
+    /// The sinks that catch up in a partition.
+    pub fn apart(&self, key: &PositionKey) -> SinkSet {
+        self.apart.get(key).copied().unwrap_or_default()
+    }
+
+    /// The sinks of a partition that a reader serves.
+    pub fn served(&self, key: &PositionKey, reader: Reader) -> SinkSet {
+        let all: SinkSet = (0..self.sink_count).collect();
+        let front = all.minus(self.apart(key));
+        match reader {
+            Reader::Front => front,
+            Reader::CatchUp => all.minus(front),
+        }
+    }
+
+    /// What each sink has accepted.
+    pub fn accepted(&self, key: &PositionKey) -> Option<Vec<Offset>> {
         let standings = self.partitions.get(key)?;
-        standings.iter().map(|standing| standing.accepted).min()
+        Some(standings.iter().map(|standing| standing.accepted).collect())
     }
 
-    /// Which sinks want the offset `at`, and where that set changes.
-    pub fn interest(&self, key: &PositionKey, at: Offset) -> (SinkSet, Option<Offset>) {
+    /// Where the front's reader has to go on, for the sink of its that is furthest behind.
+    pub fn resume_at(&self, key: &PositionKey) -> Option<Offset> {
+        self.lowest(key, Reader::Front)
+    }
+
+    /// Where a reader has to go on, for the sink of its that is furthest behind.
+    pub fn lowest(&self, key: &PositionKey, reader: Reader) -> Option<Offset> {
+        let standings = self.partitions.get(key)?;
+        self.served(key, reader).iter().map(|sink| standings[sink].accepted).min()
+    }
+
+    /// Which of the sinks that a reader serves want the offset `at`, and where that set changes.
+    pub fn interest(&self, key: &PositionKey, reader: Reader, at: Offset) -> (SinkSet, Option<Offset>) {
         let Some(standings) = self.partitions.get(key) else {
             return (SinkSet::EMPTY, None);
         };
-        let wanting = standings
-            .iter()
-            .enumerate()
-            .filter(|(_, standing)| standing.accepted <= at)
-            .map(|(sink, _)| sink)
-            .collect();
-        let until =
-            standings.iter().map(|standing| standing.accepted).filter(|accepted| *accepted > at).min();
-        (wanting, until)
+        let served = self.served(key, reader);
+        let wanting = served.iter().filter(|sink| standings[*sink].accepted <= at).collect();
+        let accepted = served.iter().map(|sink| standings[sink].accepted);
+        (wanting, accepted.filter(|accepted| *accepted > at).min())
     }
 
     /// `sink` has taken these moves.
@@ -114,6 +150,22 @@ impl Ledger {
         self.partitions.values().any(|standings| standings[sink].accepted > standings[sink].durable)
     }
 
+    /// Offsets at and above `from` up to which all sinks have accepted everything: the last one is how far that goes, the
+    /// others are where a sink on the way there is durable, and may be thrown back to. Nothing if one stands at `from` or
+    /// below.
+    pub fn complete(&self, key: &PositionKey, from: Offset) -> BTreeSet<Offset> {
+        let Some(lowest) = self.accepted_by_all(key).filter(|lowest| *lowest > from) else {
+            return BTreeSet::new();
+        };
+        let durable = self.partitions.get(key).into_iter().flatten().map(|standing| standing.durable);
+        durable.filter(|durable| *durable > from && *durable < lowest).chain([lowest]).collect()
+    }
+
+    /// What all sinks have accepted, whoever serves them.
+    pub fn accepted_by_all(&self, key: &PositionKey) -> Option<Offset> {
+        self.partitions.get(key)?.iter().map(|standing| standing.accepted).min()
+    }
+
     /// The minimum of the durable offsets of `required` sinks.
     pub fn committable(&self, key: &PositionKey, required: SinkSet) -> Option<Offset> {
         let standings = self.partitions.get(key)?;
@@ -151,8 +203,8 @@ mod tests {
         ledger.assign(key(), &[at(10), at(30), at(10)]);
         assert_eq!(ledger.resume_at(&key()), Some(at(10)));
         let both = SinkSet::EMPTY.with(0).with(2);
-        assert_eq!(ledger.interest(&key(), at(10)), (both, Some(at(30))));
-        assert_eq!(ledger.interest(&key(), at(30)), (both.with(1), None));
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(10)), (both, Some(at(30))));
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(30)), (both.with(1), None));
         ledger.accept(0, &[step(10, 30)]);
         assert_eq!(ledger.committable(&key(), both), Some(at(10)));
     }
@@ -169,7 +221,42 @@ mod tests {
         assert!(!ledger.is_behind(1, 0));
         assert_eq!(ledger.reset(1, &stored), [key()]);
         assert!(ledger.is_behind(1, 0) && !ledger.is_behind(0, 1));
-        assert_eq!(ledger.interest(&key(), at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(5)), (SinkSet::EMPTY.with(1), Some(at(20))));
         assert!(ledger.is_pending(0) && !ledger.is_pending(1));
+    }
+
+    #[test]
+    fn each_sink_is_served_by_one_reader() {
+        let mut ledger = Ledger::new(3);
+        ledger.assign(key(), &[at(10), at(90), at(80)]);
+        assert!(ledger.set_apart(key(), SinkSet::EMPTY.with(0)));
+        assert!(!ledger.set_apart(key(), SinkSet::EMPTY.with(0)));
+        assert_eq!(ledger.resume_at(&key()), Some(at(80)));
+        assert_eq!(ledger.lowest(&key(), Reader::CatchUp), Some(at(10)));
+        // The one that catches up wants nothing of the front, even what is ahead of it; and the other way round.
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(80)), (SinkSet::EMPTY.with(2), Some(at(90))));
+        assert_eq!(ledger.interest(&key(), Reader::CatchUp, at(95)), (SinkSet::EMPTY.with(0), None));
+        assert!(ledger.set_apart(key(), SinkSet::ALL));
+        assert_eq!(ledger.resume_at(&key()), None);
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(95)), (SinkSet::EMPTY, None));
+        assert!(ledger.set_apart(key(), SinkSet::EMPTY));
+        assert_eq!(ledger.resume_at(&key()), Some(at(10)));
+        assert_eq!(ledger.lowest(&key(), Reader::CatchUp), None);
+    }
+
+    #[test]
+    fn a_range_is_complete_once_the_last_sink_has_it() {
+        let mut ledger = Ledger::new(2);
+        ledger.assign(key(), &[at(10), at(10)]);
+        assert!(ledger.set_apart(key(), SinkSet::EMPTY.with(0)));
+        ledger.accept(1, &[step(10, 30)]);
+        assert!(ledger.complete(&key(), at(10)).is_empty());
+        let mut stored = Positions::default();
+        stored.restore(key(), TopicName::new("t"), step(10, 20).end);
+        ledger.settle(1, &stored);
+        ledger.accept(0, &[step(10, 25)]);
+        // The second sink may be thrown back to 20, which must not cut what is counted as one.
+        assert_eq!(ledger.complete(&key(), at(10)), BTreeSet::from([at(20), at(25)]));
+        assert_eq!(ledger.accepted_by_all(&key()), Some(at(25)));
     }
 }

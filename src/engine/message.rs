@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::kafka::Assignment;
 use crate::model::metadata::{GroupMetadata, MetadataError};
-use crate::model::{LeaderEpoch, Offset, TopicName, TopicPartition};
+use crate::model::{LeaderEpoch, Offset, SinkSet, StartHash, TopicName, TopicPartition};
 
+use super::catching::Stand;
 use super::lane::Seen;
 
 /// A lane, by its place.
@@ -22,8 +22,10 @@ pub enum Control {
     Topics(BTreeMap<TopicName, Seen>),
     /// Say where these partitions go on; answered by [`Report::Ready`].
     Resume(BTreeMap<TopicPartition, Committed>),
-    /// Chunks of these assignments follow. With an end, nothing at or after it is read.
-    Assigned(Vec<(Assignment, Option<Offset>)>),
+    /// Chunks of these follow.
+    Assigned(Vec<Assigned>),
+    /// Say where the sinks stand in these partitions; answered by [`Report::Stands`].
+    Look(Vec<TopicPartition>),
     /// Give these up; answered by [`Report::Released`]. If they are lost, nothing of them may be kept.
     Revoke { partitions: Vec<TopicPartition>, is_lost: bool },
     /// The source cannot go on with a topic of this lane: stop.
@@ -37,10 +39,14 @@ pub enum Control {
 /// What a lane tells the engine.
 #[derive(Debug)]
 pub enum Report {
-    Ready(BTreeMap<TopicPartition, Offset>),
+    Ready(BTreeMap<TopicPartition, Stand>),
     Released(Vec<TopicPartition>),
     /// Fetch these again from where the lane stands: something that was read is needed again.
     Rewind(Vec<TopicPartition>),
+    /// The same for what catches up in these partitions, from here.
+    CatchUp(BTreeMap<TopicPartition, Stand>),
+    /// Where the sinks stand; nothing while the lane, or what catches up in it, is held up.
+    Stands(BTreeMap<TopicPartition, Stand>),
     /// What is durable in all required sinks now.
     Progress(BTreeMap<TopicPartition, Durable>),
     /// Needs a person or an edit. The lane takes nothing any more.
@@ -79,15 +85,43 @@ impl Committed {
     }
 }
 
+/// What a lane reads of a partition, and for whom.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Assigned {
+    pub source: TopicPartition,
+    /// The sinks that catch up; the others read with the front.
+    pub apart: SinkSet,
+    /// Chunks of the front begin anew. Without it the front goes on as it does, unless nobody is left there.
+    pub front: Option<Reading>,
+    /// The same for what catches up.
+    pub catch_up: Option<Reading>,
+}
+
+/// An assignment, as a lane sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    pub from: Offset,
+    pub number: u64,
+    /// Nothing at or after it is read.
+    pub end: Option<Offset>,
+}
+
 /// What a lane has durable of one partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Durable {
+    /// In all sinks that do not catch up; in all sinks if all of them do.
     pub next: Offset,
+    /// In all sinks.
+    pub settled: Offset,
+    /// All sinks catch up.
+    pub is_apart: bool,
     pub epoch: Option<LeaderEpoch>,
     /// Commit logs of its file sinks: identity, log id, last entry.
     pub logs: Vec<(String, String, u64)>,
     /// Positions of its sinks without a store of their own: identity, next offset.
     pub positions: Vec<(String, Offset)>,
+    /// What those of them were started with that say so themselves: identity, hash.
+    pub starts: Vec<(String, StartHash)>,
 }
 
 /// Where in a topic something is.

@@ -1,9 +1,11 @@
 //! The control plane: what is read, batched, written, committed, and when.
 //!
 //! It names no concrete source, codec, handler or sink, only their traits. Decisions are pure
-//! ([`batching`], [`ledger`], [`group`], [`tally`], [`retry`]); the loops of [`lane`] and [`run`] carry them out.
+//! ([`batching`], [`ledger`], [`catching`], [`group`], [`tally`], [`retry`]); the loops of [`lane`] and [`run`] carry
+//! them out.
 
 pub mod batching;
+pub mod catching;
 pub mod group;
 pub mod lane;
 pub mod ledger;

@@ -3,6 +3,7 @@
 //! All decisions about partitions are made here, one at a time; lanes and the source only carry them out.
 
 mod assignment;
+mod catching;
 mod closing;
 mod failures;
 mod following;
@@ -19,16 +20,18 @@ use tracing::{debug, info, warn};
 
 use crate::config::plan::Route;
 use crate::failpoint;
-use crate::kafka::{Budget, Cluster, ClusterError, Command, Event, Source, SourceError};
+use crate::kafka::{Budget, Cluster, ClusterError, Command, Event, Source, SourceError, Sources};
 use crate::model::{Offset, TopicName, TopicPartition};
 
 use super::Watcher;
+use super::catching::{Reader, Stand};
 use super::group::Group;
 use super::lane::{LaneFactory, LaneHandle, Summary};
 use super::message::{Control, Durable, LaneId, Report, Stop};
 use crate::repeat::Repeats;
 use crate::sink::Store;
 use crate::status::Board;
+use catching::{Apart, CatchUp};
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -52,6 +55,8 @@ const REPORTS_MAX: usize = 1024;
 /// What the engine runs on.
 pub struct EngineParts {
     pub source: Box<dyn Source>,
+    /// Read for what catches up.
+    pub catch_up: Box<dyn Sources>,
     pub cluster: Arc<dyn Cluster>,
     pub routes: Vec<Route>,
     /// Routes of the file that are not run here; what they write is not read all the same.
@@ -98,7 +103,14 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
     let is_bounded = parts.until.is_some();
     let until = parts.until.unwrap_or_default();
     let mut engine = Engine {
+        place: parts.board.add_engine(),
         source: parts.source,
+        catch_up: parts.catch_up,
+        readers: BTreeMap::new(),
+        apart: BTreeMap::new(),
+        stands: BTreeMap::new(),
+        looking: BTreeSet::new(),
+        unstored: BTreeMap::new(),
         cluster: parts.cluster,
         factory: parts.factory,
         budget: parts.budget,
@@ -107,6 +119,7 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         ran_before: parts.ran_before,
         topic_refresh: parts.topic_refresh,
         lanes: Vec::new(),
+        connected: 0,
         route_lanes: BTreeMap::new(),
         names: Vec::new(),
         stores: Vec::new(),
@@ -141,8 +154,9 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         Ok(()) => engine.work(&shutdown).await,
         Err(error) => Err(error),
     };
-    engine.board.engine(|told| told.is_draining = true);
+    engine.board.engine(engine.place, |told| told.is_draining = true);
     engine.close().await;
+    engine.board.engine(engine.place, |told| told.has_ended = true);
     (engine.summaries().await, result)
 }
 
@@ -162,6 +176,17 @@ enum Answer {
 
 struct Engine {
     source: Box<dyn Source>,
+    catch_up: Box<dyn Sources>,
+    /// Consumers of lanes that catch up.
+    readers: BTreeMap<LaneId, CatchUp>,
+    /// What catches up.
+    apart: BTreeMap<(LaneId, TopicPartition), Apart>,
+    /// Where lanes last said they stand, in partitions where something catches up.
+    stands: BTreeMap<(LaneId, TopicPartition), Stand>,
+    /// Lanes that were asked where they stand, and have not said.
+    looking: BTreeSet<LaneId>,
+    /// What catches up and waits for the group to know where it begins.
+    unstored: BTreeMap<(LaneId, TopicPartition), Stand>,
     cluster: Arc<dyn Cluster>,
     factory: Arc<dyn LaneFactory>,
     budget: Arc<Budget>,
@@ -170,6 +195,8 @@ struct Engine {
     ran_before: BTreeSet<usize>,
     topic_refresh: Duration,
     lanes: Vec<LaneHandle>,
+    /// So many of them have an outlet at the source.
+    connected: usize,
     /// The lane of each route that is not `per_topic`.
     route_lanes: BTreeMap<usize, LaneId>,
     /// The lanes' routes, in their order.
@@ -188,8 +215,10 @@ struct Engine {
     until: Option<BTreeMap<TopicPartition, Offset>>,
     watcher: Option<Box<dyn Watcher>>,
     board: Arc<Board>,
+    /// On the board: there is an engine for each group.
+    place: usize,
     /// Offsets of each partition that a lane will have gone through.
-    expected: BTreeMap<(LaneId, TopicPartition), u64>,
+    expected: BTreeMap<(LaneId, TopicPartition, Reader), u64>,
     /// Partitions of a bounded run that a lane has finished, whoever owns them now.
     done: BTreeSet<(LaneId, TopicPartition)>,
     /// The cluster is being asked for its topics.
@@ -215,7 +244,10 @@ struct Engine {
 
 struct Pending {
     waiting: BTreeSet<LaneId>,
-    from: Option<Offset>,
+    stands: BTreeMap<LaneId, Stand>,
+    since: Instant,
+    /// What caught up joins the front; until then all goes on as it does.
+    is_join: bool,
 }
 
 struct Releasing {
@@ -241,6 +273,7 @@ impl Engine {
                     Some(event) => self.on_event(event).await?,
                     None => return Err(SourceError::Ended.into()),
                 },
+                (lane, event) = catching::next(&mut self.readers) => self.on_catch_up(lane, event).await?,
                 report = self.reports.recv() => {
                     if let Some((lane, report)) = report {
                         self.on_report(lane, report).await?;
@@ -255,9 +288,10 @@ impl Engine {
                     self.on_ended(ended).await?;
                 }
                 _ = tick.tick() => {
-                    self.board.turn(self.group.owned().count());
+                    self.board.turn(self.place, self.group.owned().count());
                     self.commit()?;
                     self.release(Instant::now())?;
+                    self.look(Instant::now()).await?;
                     self.ask_others();
                     self.tell_progress();
                 }
@@ -274,12 +308,14 @@ impl Engine {
         match event {
             Event::Assigned(partitions) => self.on_assigned(partitions).await?,
             Event::Revoked { partitions, is_lost } => self.on_revoked(partitions, is_lost).await?,
+            Event::Held(held) => self.on_held(held).await?,
             Event::Committed(result) => {
                 let has_arrived = result.is_ok();
                 self.on_committed(result);
                 // Partitions may have waited for it. What failed is sent again at the next tick.
                 if has_arrived {
                     self.assign_ready().await?;
+                    self.read_waiting().await?;
                 }
             }
             Event::Failed { source, offset, message, verdict } => {
@@ -341,12 +377,18 @@ impl Engine {
 
     async fn on_report(&mut self, lane: LaneId, report: Report) -> Result<(), EngineError> {
         match report {
-            Report::Ready(offsets) => {
-                for (source, from) in offsets {
-                    self.answered(lane, &source, Some(from));
+            Report::Ready(stands) => {
+                let mut alone = BTreeMap::new();
+                for (source, stand) in stands {
+                    if !self.answered(lane, &source, Some(&stand)) {
+                        alone.insert(source, stand);
+                    }
                 }
+                self.read_apart(lane, alone).await?;
                 self.assign_ready().await?;
             }
+            Report::CatchUp(stands) => self.read_apart(lane, stands).await?,
+            Report::Stands(stands) => self.on_stands(lane, stands),
             Report::Released(_) => {
                 for releasing in &mut self.releasing {
                     releasing.waiting.remove(&lane);
@@ -358,7 +400,7 @@ impl Engine {
                 let kept = partitions.into_iter().filter(|source| !self.is_releasing(source));
                 let asked =
                     kept.filter_map(|source| Some((source.clone(), self.group.standing(&source)?))).collect();
-                self.ask(asked).await?;
+                self.ask_again(lane, asked).await?;
             }
             Report::Progress(durable) => self.on_progress(lane, durable),
             Report::Stopped(stop) => self.on_stopped(lane, &stop).await?,
@@ -395,7 +437,7 @@ impl Engine {
         if result.is_ok() && self.committing == 0 {
             self.group.arrived();
         }
-        self.board.engine(|told| match &result {
+        self.board.engine(self.place, |told| match &result {
             Ok(()) => (told.commits, told.last_commit) = (told.commits + 1, Some(Timestamp::now())),
             Err(_) => told.commits_failed += 1,
         });
@@ -418,7 +460,7 @@ impl Engine {
     fn on_progress(&mut self, lane: LaneId, durable: BTreeMap<TopicPartition, Durable>) {
         for (source, durable) in durable {
             let end = self.until.as_ref().and_then(|until| until.get(&source));
-            if end.is_some_and(|end| durable.next >= *end) {
+            if end.is_some_and(|end| durable.settled >= *end) {
                 self.done.insert((lane, source.clone()));
             }
             self.group.progress(lane, &source, &durable);

@@ -1,9 +1,13 @@
 //! Where the records of a lane are. Pure.
 //!
-//! A record that was read is held (in the buffer, in a batch), or accepted by all sinks of its batch and not durable in
-//! all sinks yet, or settled. What is none of these was let go, and is abandoned: it is read again, or all sinks had it
+//! A record that was read is held (in a buffer, in a batch), or accepted by all sinks of the lane and not durable in all
+//! of them yet, or settled. What is none of these was let go, and is abandoned: it is read again, or all sinks had it
 //! before. So `read = settled + bad + dropped + abandoned + in flight` at any moment, and each record of a topic is
 //! settled, bad or dropped once, however often it was read.
+//!
+//! With sinks that are behind, a record is read for each set of sinks that wants it, and counts where the last of them
+//! takes it: at the front it is abandoned as soon as the sinks there have it, and in flight again when it is read for
+//! those that catch up. One whole count for both readers needs no more than that, wherever they pass each other.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -66,7 +70,7 @@ pub struct Tally {
     bytes: u64,
     decoded: u64,
     settled: Outcome,
-    /// Accepted by all sinks of their batch, and not durable in all sinks of the lane.
+    /// Accepted by all sinks of the lane, and not durable in all of them.
     pending: BTreeMap<PositionKey, VecDeque<Range>>,
 }
 
@@ -82,7 +86,7 @@ impl Tally {
         self.decoded += rows as u64;
     }
 
-    /// All sinks of a batch have taken a range of it.
+    /// All sinks have taken a range: the last of them just now.
     pub fn accepted(&mut self, key: PositionKey, start: Offset, end: Offset, outcome: Outcome) {
         let ranges = self.pending.entry(key).or_default();
         ranges.push_back(Range { start, end, outcome });
@@ -142,7 +146,7 @@ impl Tally {
         self.pending.values().flatten().map(|range| range.outcome.records()).sum()
     }
 
-    /// The counts now, with `held` records in the buffer.
+    /// The counts now, with `held` records in buffers and batches.
     pub fn counts(&self, held: usize) -> Counts {
         let in_flight = self.pending() + held as u64;
         let known = self.settled.records() + in_flight;

@@ -20,6 +20,8 @@ pub enum Event {
     },
     /// An error that concerns one partition, or the whole client.
     Failed { source: Option<TopicPartition>, offset: Option<Offset>, message: String, verdict: Verdict },
+    /// Outlets that have held up a partition most of the time, while others had room.
+    Held(Vec<(TopicPartition, Vec<usize>)>),
     /// The answer to a [`Command::Commit`].
     Committed(Result<(), String>),
     /// The consumer is closed; nothing follows.
@@ -29,14 +31,19 @@ pub enum Event {
 /// What the engine decided.
 #[derive(Debug)]
 pub enum Command {
-    /// Chunks of these topics go to these outlets too; nothing is fetched of them before they are subscribed.
-    Connect(Vec<(TopicName, Box<dyn Outlet>)>),
+    /// Outlets by number, which assignments name.
+    Connect(Vec<(usize, Box<dyn Outlet>)>),
     /// All topics that are wanted, in place of those before.
     Subscribe(Vec<TopicName>),
     /// Fetch these partitions from here on. Those that are fetched already start again.
     Assign(Vec<Assignment>),
     /// Stop fetching these; they stay ours in the group.
     Unassign(Vec<TopicPartition>),
+    /// Nothing more of this partition goes to this outlet; the others do not notice.
+    Detach {
+        source: TopicPartition,
+        outlet: usize,
+    },
     /// Give these back to the group: the answer to [`Event::Revoked`].
     Release(Vec<TopicPartition>),
     Commit(Vec<Commit>),
@@ -51,6 +58,8 @@ pub struct Assignment {
     pub from: Offset,
     /// Put on every chunk: chunks of an older assignment are recognised by it.
     pub number: u64,
+    /// Who gets the chunks.
+    pub outlets: Vec<usize>,
 }
 
 /// An offset for the group.

@@ -72,6 +72,12 @@ impl Gauge {
         })
     }
 
+    /// A second one of the same route: what is read for one purpose must not hold up the other.
+    #[must_use]
+    pub fn beside(&self) -> Arc<Self> {
+        Self::new(&self.route, &self.budget)
+    }
+
     /// Says once when the lane has been full for long, and once when it has room again.
     pub fn tell_pace(&self, now: Instant) {
         let mut pace = self.pace.lock().unwrap_or_else(PoisonError::into_inner);

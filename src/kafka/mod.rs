@@ -4,11 +4,13 @@
 //! what the engine decides. Questions about the cluster (offsets, topic ids) go through another client
 //! (`cluster`), so that they never hold up polling.
 
+mod catch_up;
 mod cluster;
 mod event;
 #[expect(unsafe_code, reason = "librdkafka through its C API, in this module alone")]
 mod ffi;
 mod gauge;
+mod hold;
 mod mock;
 mod properties;
 mod settings;
@@ -22,6 +24,7 @@ use async_trait::async_trait;
 
 use crate::model::Chunk;
 
+pub use catch_up::KafkaSources;
 pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
 pub use event::{Assignment, Command, Commit, Event};
 pub use ffi::version;
@@ -47,7 +50,14 @@ pub trait Source: Send {
     fn send(&self, command: Command) -> Result<(), SourceError>;
 }
 
-/// Where the chunks of a topic go: a lane's inbox.
+/// Makes sources that are told what to read and are members of no group.
+pub trait Sources: Send + Sync {
+    /// # Errors
+    /// [`SourceError`] if the configuration is refused; brokers that are away are no error.
+    fn start(&self) -> Result<Box<dyn Source>, SourceError>;
+}
+
+/// Where the chunks of a partition go: a lane's inbox.
 pub trait Outlet: fmt::Debug + Send {
     /// Takes the chunk, or gives it back if there is no room. Never blocks.
     ///

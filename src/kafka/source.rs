@@ -20,7 +20,8 @@ use crate::status::SourceCounts;
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
-use super::gauge::Charge;
+use super::gauge::{Charge, Gauge};
+use super::hold::Hold;
 use super::{Outlet, Source, triage};
 
 /// A chunk is handed on at this size. Bigger ones make lanes wait, smaller ones cost more than they carry.
@@ -117,7 +118,7 @@ struct EventQueue {
 
 impl EventQueue {
     fn push(&mut self, event: Event) {
-        let is_error = matches!(event, Event::Failed { .. });
+        let is_error = matches!(event, Event::Failed { .. } | Event::Held(_));
         if is_error && self.backlog.len() >= EVENTS_MAX {
             return;
         }
@@ -145,7 +146,40 @@ struct Slot {
     /// An end that was reached while a chunk waited.
     end: Option<Offset>,
     is_paused: bool,
+    /// Who gets the chunks.
+    outlets: Vec<usize>,
+    hold: Hold,
 }
+
+impl Slot {
+    fn new(assignment: &Assignment, now: Instant) -> Self {
+        let Assignment { source, from, number, outlets } = assignment;
+        Self {
+            number: *number,
+            builder: ChunkBuilder::new(source.clone(), *number, *from),
+            since: None,
+            waiting: None,
+            end: None,
+            is_paused: false,
+            outlets: outlets.clone(),
+            hold: Hold::new(now),
+        }
+    }
+
+    /// Nothing more goes to this outlet.
+    fn detach(&mut self, outlet: usize) {
+        let Some(place) = self.outlets.iter().position(|number| *number == outlet) else {
+            return;
+        };
+        self.outlets.remove(place);
+        if let Some((_, taken)) = &mut self.waiting {
+            taken.remove(place);
+        }
+    }
+}
+
+/// Outlets by number.
+type Outlets = HashMap<usize, Box<dyn Outlet>>;
 
 /// Which rebalance event the group waits to be answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -157,8 +191,7 @@ enum Awaited {
 struct Worker {
     poller: Poller<DefaultConsumerContext>,
     consumer: Arc<MemberConsumer>,
-    /// Chunks of a topic go to all of its outlets.
-    outlets: HashMap<TopicName, Vec<Box<dyn Outlet>>>,
+    outlets: Outlets,
     slots: HashMap<TopicPartition, Slot>,
     /// Saves looking at a topic's name for every record.
     by_handle: HashMap<(usize, Partition), TopicPartition>,
@@ -282,9 +315,7 @@ impl Worker {
     fn apply(&mut self, command: Command) {
         match command {
             Command::Connect(outlets) => {
-                for (topic, outlet) in outlets {
-                    self.outlets.entry(topic).or_default().push(outlet);
-                }
+                self.outlets.extend(outlets);
             }
             Command::Subscribe(topics) => {
                 let names: Vec<&str> = topics.iter().map(TopicName::as_str).collect();
@@ -298,6 +329,11 @@ impl Worker {
             }
             Command::Assign(assignments) => self.assign(&assignments),
             Command::Unassign(partitions) => self.drop_slots(&partitions),
+            Command::Detach { source, outlet } => {
+                if let Some(slot) = self.slots.get_mut(&source) {
+                    slot.detach(outlet);
+                }
+            }
             Command::Release(partitions) => self.release(&partitions),
             Command::Commit(commits) => self.commit(&commits),
             Command::Close => {}
@@ -312,22 +348,15 @@ impl Worker {
             .collect();
         self.drop_slots(&known);
         let mut list = TopicPartitionList::new();
+        let now = Instant::now();
         for assignment in assignments {
-            let Assignment { source, from, number } = assignment;
+            let Assignment { source, from, .. } = assignment;
             let offset = KafkaOffset::Offset(from.get());
             if let Err(error) = list.add_partition_offset(source.topic.as_str(), source.partition.0, offset) {
                 self.fatal(format!("failed to assign {source} at {from}: {error}"));
                 continue;
             }
-            let slot = Slot {
-                number: *number,
-                builder: ChunkBuilder::new(source.clone(), *number, *from),
-                since: None,
-                waiting: None,
-                end: None,
-                is_paused: false,
-            };
-            self.slots.insert(source.clone(), slot);
+            self.slots.insert(source.clone(), Slot::new(assignment, now));
         }
         // A pause outlives unassign and assign in librdkafka.
         let result = self.consumer.incremental_assign(&list).and_then(|()| self.consumer.resume(&list));
@@ -392,20 +421,25 @@ impl Worker {
     fn sweep(&mut self, now: Instant) {
         let mut pause = TopicPartitionList::new();
         let mut resume = TopicPartitionList::new();
-        let (mut full, mut waiting_count) = (0, 0);
+        let (mut full, mut waiting_count, mut held) = (0, 0, Vec::new());
         for (source, slot) in &mut self.slots {
-            let outlets = self.outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
             if let Some(waiting) = slot.waiting.take() {
-                slot.waiting = offer(waiting, outlets);
+                slot.waiting = offer(waiting, &slot.outlets, &self.outlets);
             }
             if slot.since.is_some_and(|since| now.duration_since(since) >= CHUNK_AGE_MAX) {
                 let end = slot.builder.next();
                 hand_on(source, slot, end, &self.outlets);
             }
-            outlets.iter().for_each(|outlet| outlet.gauge().tell_pace(now));
-            let is_full = slot.waiting.is_some() || outlets.iter().any(|outlet| outlet.gauge().is_full());
+            let by = holders(slot, &self.outlets);
+            let is_other_free = by.len() < slot.outlets.len();
+            let by = slot.hold.look(&by, is_other_free, now);
+            if !by.is_empty() {
+                held.push((source.clone(), by));
+            }
+            gauges(slot, &self.outlets).for_each(|gauge| gauge.tell_pace(now));
+            let is_full = slot.waiting.is_some() || gauges(slot, &self.outlets).any(|gauge| gauge.is_full());
             let has_room =
-                slot.waiting.is_none() && outlets.iter().all(|outlet| outlet.gauge().has_room_again());
+                slot.waiting.is_none() && gauges(slot, &self.outlets).all(|gauge| gauge.has_room_again());
             if is_full && !slot.is_paused {
                 slot.is_paused = true;
                 pause.add_partition(source.topic.as_str(), source.partition.0);
@@ -422,6 +456,9 @@ impl Worker {
         let paused = self.consumer.pause(&pause).and_then(|()| self.consumer.resume(&resume));
         if let Err(error) = paused {
             warn!(%error, "fetching could not be paused or resumed");
+        }
+        if !held.is_empty() {
+            self.events.push(Event::Held(held));
         }
     }
 
@@ -461,13 +498,28 @@ fn owned(polled: Polled<'_>) -> Other {
     }
 }
 
+/// What those hold that a partition's chunks go to.
+fn gauges<'a>(slot: &'a Slot, outlets: &'a Outlets) -> impl Iterator<Item = &'a Arc<Gauge>> {
+    slot.outlets.iter().filter_map(move |number| Some(outlets.get(number)?.gauge()))
+}
+
+/// The outlets that a partition waits for: while it is paused, those that have not come down again.
+fn holders(slot: &Slot, outlets: &Outlets) -> Vec<usize> {
+    if !slot.is_paused {
+        return Vec::new();
+    }
+    let lacks = |place: usize| slot.waiting.as_ref().is_some_and(|(_, taken)| !taken[place]);
+    let each = slot.outlets.iter().enumerate();
+    each.filter(|(place, number)| {
+        let is_full = outlets.get(*number).is_some_and(|outlet| !outlet.gauge().has_room_again());
+        is_full || lacks(*place)
+    })
+    .map(|(_, number)| *number)
+    .collect()
+}
+
 /// Finishes the slot's chunk at `end` and offers it.
-fn hand_on(
-    source: &TopicPartition,
-    slot: &mut Slot,
-    end: Offset,
-    outlets: &HashMap<TopicName, Vec<Box<dyn Outlet>>>,
-) {
+fn hand_on(source: &TopicPartition, slot: &mut Slot, end: Offset, outlets: &Outlets) {
     // While a chunk waits the next one grows: the partition is paused by the next sweep.
     if slot.waiting.is_some() {
         slot.end = slot.end.max(Some(end));
@@ -478,18 +530,25 @@ fn hand_on(
     let fresh = ChunkBuilder::new(source.clone(), slot.number, end);
     let builder = std::mem::replace(&mut slot.builder, fresh);
     slot.since = None;
-    let outlets = outlets.get(&source.topic).map_or(&[][..], Vec::as_slice);
-    slot.waiting = offer((builder.finish(end), vec![false; outlets.len()]), outlets);
+    let taken = vec![false; slot.outlets.len()];
+    slot.waiting = offer((builder.finish(end), taken), &slot.outlets, outlets);
 }
 
 /// Offers a chunk to the outlets that do not have it; what is left if one has no room. Each lane is
 /// charged for itself: one that is slow must not fill the measure of another.
-fn offer((chunk, mut taken): (Chunk, Vec<bool>), outlets: &[Box<dyn Outlet>]) -> Option<(Chunk, Vec<bool>)> {
-    for (outlet, taken) in outlets.iter().zip(&mut taken) {
-        if !*taken {
-            let charge = Charge::new(outlet.gauge().clone(), chunk.size());
-            *taken = outlet.offer(chunk.share(Some(Box::new(charge)))).is_ok();
-        }
+fn offer(
+    (chunk, mut taken): (Chunk, Vec<bool>),
+    numbers: &[usize],
+    outlets: &Outlets,
+) -> Option<(Chunk, Vec<bool>)> {
+    for (number, taken) in numbers.iter().zip(&mut taken) {
+        // One that is not connected has no lane: nobody waits for the chunk.
+        let Some(outlet) = outlets.get(number).filter(|_| !*taken) else {
+            *taken = true;
+            continue;
+        };
+        let charge = Charge::new(outlet.gauge().clone(), chunk.size());
+        *taken = outlet.offer(chunk.share(Some(Box::new(charge)))).is_ok();
     }
     taken.contains(&false).then_some((chunk, taken))
 }

@@ -24,6 +24,8 @@ impl SinkSet {
     /// More sinks than this on one route are refused by `check`.
     pub const SINKS_MAX: usize = 64;
     pub const EMPTY: SinkSet = SinkSet(0);
+    /// All sinks, however many there are.
+    pub const ALL: SinkSet = SinkSet(u64::MAX);
 
     #[must_use]
     pub fn with(self, sink: usize) -> Self {
@@ -33,6 +35,12 @@ impl SinkSet {
 
     pub fn contains(self, sink: usize) -> bool {
         self.0 >> sink & 1 == 1
+    }
+
+    /// Those that are not in `others`.
+    #[must_use]
+    pub fn minus(self, others: SinkSet) -> Self {
+        Self(self.0 & !others.0)
     }
 
     pub fn is_empty(self) -> bool {

@@ -7,6 +7,7 @@
 //! | `p<identity>=<offset>` | next offset of a sink that has no store of its own, where it differs from the committed offset |
 //! | `l<identity>=<log>.<n>` | commit log id and the last entry this partition's owner saw of a file sink |
 //! | `s<route>=<start hash>` | what a route was last started with: what appears while topics and start are the same is read from its beginning |
+//! | `s<identity>=<start hash>` | the same of a sink without a store that has a `start:` of its own: without the word it was never started |
 //!
 //! `<identity>` and `<route>` are the hex of the first 8 bytes of SHA-256 of the sink's identity, of the route's name. Entries of sinks this
 //! instance does not know, and kinds it does not know, are copied unchanged: during a rolling deploy
@@ -150,7 +151,7 @@ impl GroupMetadata {
         Some((id.to_owned(), number.parse().ok()?))
     }
 
-    /// What the route of this name was last started with.
+    /// What the route of this name, or a sink that says where it begins, was last started with.
     pub fn start(&self, route: &IdentityHash) -> Option<StartHash> {
         self.entries.get(&format!("s{}", route.0)).cloned().map(StartHash)
     }
@@ -159,12 +160,12 @@ impl GroupMetadata {
         self.entries.insert(format!("s{}", route.0), hash.0.clone());
     }
 
-    /// Words about sinks and routes that are not among these. Kinds of words that are not known belong to another
+    /// Words about sinks, and about routes and sinks that are started (`starts`), that are not among these. Kinds of words that are not known belong to another
     /// version, and are nobody's here.
     pub fn strangers(
         &self,
         sinks: &BTreeSet<IdentityHash>,
-        routes: &BTreeSet<IdentityHash>,
+        starts: &BTreeSet<IdentityHash>,
     ) -> Vec<Stranger> {
         let read = |(key, value): (&String, &String)| {
             let hash = key
@@ -177,7 +178,7 @@ impl GroupMetadata {
                     let (id, entry) = self.log(&hash)?;
                     (sinks, Saying::Log { id, entry })
                 }
-                "s" => (routes, Saying::Start(StartHash(value.clone()))),
+                "s" => (starts, Saying::Start(StartHash(value.clone()))),
                 _ => return None,
             };
             (!known.contains(&hash)).then(|| Stranger { key: key.clone(), hash, says })

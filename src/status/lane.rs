@@ -71,7 +71,7 @@ pub struct Counts {
     /// Left out by a rule.
     pub dropped: u64,
     /// Read, and let go before they were durable in all sinks, or had by all sinks before: what is not durable is read
-    /// again.
+    /// again, also for sinks that catch up what the others have.
     pub abandoned: u64,
     /// Held now, or with sinks that have not made them durable yet.
     pub in_flight: u64,

@@ -41,13 +41,19 @@ pub struct Board {
     group: String,
     started: Timestamp,
     since: Instant,
-    /// When the engine's loop last turned: milliseconds after `since`, and one more; 0 before it runs.
-    turned: AtomicU64,
-    engine: Mutex<EngineStatus>,
+    /// One for each consumer group: that of the file, and those of isolated routes.
+    engines: Mutex<Vec<Engine>>,
     lanes: Mutex<Vec<Arc<LaneBoard>>>,
     registry: Arc<RegistryCounts>,
-    source: OnceLock<Arc<SourceCounts>>,
+    sources: Mutex<Vec<Arc<SourceCounts>>>,
     memory: OnceLock<(Reading, u64)>,
+}
+
+/// An engine, and when its loop last turned; `None` before it runs.
+#[derive(Default)]
+struct Engine {
+    status: EngineStatus,
+    turned: Option<Instant>,
 }
 
 /// What the engine tells.
@@ -59,6 +65,8 @@ pub struct EngineStatus {
     pub has_joined: bool,
     /// It ends.
     pub is_draining: bool,
+    /// It has ended; others may still run.
+    pub has_ended: bool,
     /// Partitions that are ours.
     pub owned: usize,
     pub assigned: u64,
@@ -90,26 +98,39 @@ impl Board {
             group: group.to_owned(),
             started: Timestamp::now(),
             since: Instant::now(),
-            turned: AtomicU64::new(0),
-            engine: Mutex::default(),
+            engines: Mutex::default(),
             lanes: Mutex::default(),
             registry: Arc::default(),
-            source: OnceLock::new(),
+            sources: Mutex::default(),
             memory: OnceLock::new(),
         })
     }
 
-    /// Changes what the engine tells.
-    pub fn engine(&self, change: impl FnOnce(&mut EngineStatus)) {
-        change(&mut self.engine.lock().unwrap_or_else(PoisonError::into_inner));
+    /// Takes in one more engine, and says by which place it is known.
+    pub fn add_engine(&self) -> usize {
+        let mut engines = self.engines();
+        engines.push(Engine::default());
+        engines.len() - 1
     }
 
-    /// The engine's loop has turned, and owns so many partitions.
-    pub fn turn(&self, owned: usize) {
+    fn engines(&self) -> MutexGuard<'_, Vec<Engine>> {
+        self.engines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes what an engine tells.
+    pub fn engine(&self, place: usize, change: impl FnOnce(&mut EngineStatus)) {
+        if let Some(engine) = self.engines().get_mut(place) {
+            change(&mut engine.status);
+        }
+    }
+
+    /// An engine's loop has turned, and owns so many partitions.
+    pub fn turn(&self, place: usize, owned: usize) {
         let now = Instant::now();
-        let millis = u64::try_from(now.duration_since(self.since).as_millis()).unwrap_or(u64::MAX);
-        self.turned.store(millis.saturating_add(1), Ordering::Relaxed);
-        self.engine(|engine| engine.owned = owned);
+        if let Some(engine) = self.engines().get_mut(place) {
+            engine.turned = Some(now);
+            engine.status.owned = owned;
+        }
         for lane in self.lanes().iter() {
             lane.sample(now);
         }
@@ -128,13 +149,14 @@ impl Board {
         &self.registry
     }
 
-    /// Told once: what the consumer's thread counts.
+    /// Told once for each member of a group: what its thread counts. Consumers that catch up come and go, and are not
+    /// counted.
     pub fn watch_source(&self, counts: Arc<SourceCounts>) {
-        self.source.get_or_init(|| counts);
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).push(counts);
     }
 
-    pub fn source(&self) -> Option<&SourceCounts> {
-        self.source.get().map(Arc::as_ref)
+    pub fn sources(&self) -> Vec<Arc<SourceCounts>> {
+        self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Told once: what all lanes hold, and how much that may be in bytes.
@@ -142,10 +164,13 @@ impl Board {
         self.memory.get_or_init(|| (held, budget_bytes));
     }
 
-    /// Since the engine's loop last turned; `None` before it runs. Waits for nobody.
+    /// Since the loop turned that has stood still for longest; `None` before all run. Waits for no longer than a copy
+    /// takes.
     pub fn beat(&self) -> Option<Duration> {
-        let turned = self.turned.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.since.elapsed().saturating_sub(Duration::from_millis(turned)))
+        let engines = self.engines();
+        let living = engines.iter().filter(|engine| !engine.status.has_ended);
+        let turned: Option<Vec<Instant>> = living.map(|engine| engine.turned).collect();
+        Some(turned?.into_iter().min()?.elapsed())
     }
 
     pub fn view(&self) -> View {
@@ -159,13 +184,38 @@ impl Board {
             started: self.started,
             uptime: at.duration_since(self.since),
             beat: self.beat(),
-            engine: self.engine.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            engine: together(&self.engines()),
             lanes: lanes.iter().map(|lane| lane.view(at)).collect(),
             held_bytes,
             budget_bytes,
             at,
         }
     }
+}
+
+/// What all engines tell: joined is who waits for none of its groups.
+fn together(engines: &[Engine]) -> EngineStatus {
+    let mut all = EngineStatus { has_ended: !engines.is_empty(), ..EngineStatus::default() };
+    all.is_draining = all.has_ended;
+    let mut is_waiting = false;
+    for Engine { status, .. } in engines {
+        if !status.has_ended {
+            all.is_subscribed |= status.is_subscribed;
+            is_waiting |= status.is_subscribed && !status.has_joined;
+            all.owned += status.owned;
+        }
+        all.has_joined |= status.has_joined;
+        all.is_draining &= status.is_draining || status.has_ended;
+        all.has_ended &= status.has_ended;
+        all.assigned += status.assigned;
+        all.revoked += status.revoked;
+        all.lost += status.lost;
+        all.commits += status.commits;
+        all.commits_failed += status.commits_failed;
+        all.last_commit = all.last_commit.max(status.last_commit);
+    }
+    all.has_joined &= !is_waiting;
+    all
 }
 
 /// How the registry answered a call.
@@ -274,11 +324,30 @@ mod tests {
     }
 
     #[test]
-    fn there_is_no_beat_before_the_loop_runs() {
+    fn there_is_no_beat_before_all_loops_run() {
         let board = Board::new("g");
         assert_eq!(board.beat(), None);
-        board.turn(3);
+        let (first, second) = (board.add_engine(), board.add_engine());
+        board.turn(first, 3);
+        assert_eq!(board.beat(), None);
+        board.turn(second, 2);
         assert!(board.beat().unwrap() < Duration::from_secs(5));
-        assert_eq!(board.view().engine.owned, 3);
+        assert_eq!(board.view().engine.owned, 5);
+    }
+
+    #[test]
+    fn who_waits_for_one_group_has_not_joined_and_who_has_ended_counts_no_more() {
+        let board = Board::new("g");
+        let (first, second) = (board.add_engine(), board.add_engine());
+        for place in [first, second] {
+            board.turn(place, 1);
+            board.engine(place, |told| (told.is_subscribed, told.commits) = (true, 2));
+        }
+        board.engine(first, |told| told.has_joined = true);
+        assert!(!board.view().engine.has_joined);
+        board.engine(second, |told| (told.is_draining, told.has_ended) = (true, true));
+        let engine = board.view().engine;
+        assert!(engine.has_joined && !engine.is_draining);
+        assert_eq!((engine.owned, engine.commits), (1, 4));
     }
 }

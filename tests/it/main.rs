@@ -41,5 +41,7 @@ mod protobuf;
 /// kill -9, and nothing lost or doubled.
 mod kills;
 
+/// Sinks and routes that are behind, and routes by themselves.
+mod catchup;
 /// Metrics, health, readiness and status of a service.
 mod eyes;

@@ -1,5 +1,6 @@
 //! `sidestream offsets forget`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -31,47 +32,54 @@ pub async fn forget(options: &Options) -> Result<(), Failure> {
         print_text("the group keeps nothing of sinks or routes that are not in the file\n");
         return Ok(());
     }
-    print_text(&table::columns(&lines, &[1]));
+    print_text(&table::columns(&lines, &[2]));
     if !options.execute {
         print_text("\nnothing was changed; with --execute these words are dropped, and the offsets stay\n");
         return Ok(());
     }
-    ensure_alone(&ground, &loaded.plan.kafka.group).await?;
-    let count = commits.len();
-    ground.cluster.commit(commits).await.map_err(anyhow::Error::from)?;
+    let count: usize = commits.values().map(Vec::len).sum();
+    for place in commits.keys() {
+        ensure_alone(&ground.groups[*place]).await?;
+    }
+    for (place, commits) in commits {
+        ground.groups[place].cluster.commit(commits).await.map_err(anyhow::Error::from)?;
+    }
     print_text(&format!("\ndropped in {count} partitions\n"));
     Ok(())
 }
 
-/// The commits without the words of strangers, and these words. All topics of the cluster are looked at: a topic may have
-/// left the file together with its sinks.
-async fn forgotten(ground: &Ground) -> anyhow::Result<(Vec<Commit>, Vec<[String; 4]>)> {
-    let mut names = ground.cluster.names().await?;
+/// The commits without the words of strangers, by the place of their group, and these words. All topics of the cluster
+/// are looked at: a topic may have left the file together with its sinks.
+async fn forgotten(ground: &Ground) -> anyhow::Result<(BTreeMap<usize, Vec<Commit>>, Vec<[String; 5]>)> {
+    let mut names = ground.cluster().names().await?;
     // Names like `__consumer_offsets` belong to the brokers.
     names.retain(|name| !name.as_str().starts_with("__"));
-    let described = ground.cluster.describe(&names).await?;
+    let described = ground.cluster().describe(&names).await?;
     let infos = described.into_iter().filter_map(|(topic, info)| Some((topic, info.ok()?))).collect();
-    let committed = standing::committed(&ground.cluster, &standing::sources(&infos)).await?;
-    let (sinks, routes) = ground.known();
-    let mut commits = Vec::new();
-    let mut lines = vec![["topic", "partition", "word", ""].map(str::to_owned)];
-    for (source, committed) in committed {
-        let strangers = committed.metadata.strangers(&sinks, &routes);
-        let Some(next) = committed.offset.filter(|_| !strangers.is_empty()) else {
-            continue;
-        };
-        let mut metadata = committed.metadata;
-        for stranger in strangers {
-            let said = match &stranger.says {
-                Saying::Position(next) => format!("a sink stood at {next}"),
-                Saying::Log { id, entry } => format!("a sink wrote entry {entry} of log {id}"),
-                Saying::Start(hash) => format!("a route was started with {}", hash.0),
+    let sources = standing::sources(&infos);
+    let mut commits: BTreeMap<usize, Vec<Commit>> = BTreeMap::new();
+    let mut lines = vec![["group", "topic", "partition", "word", ""].map(str::to_owned)];
+    for (place, group) in ground.groups.iter().enumerate() {
+        let (sinks, starts) = ground.known(place);
+        for (source, committed) in standing::committed(&group.cluster, &sources).await? {
+            let strangers = committed.metadata.strangers(&sinks, &starts);
+            let Some(next) = committed.offset.filter(|_| !strangers.is_empty()) else {
+                continue;
             };
-            metadata.forget(&stranger.key);
-            lines.push([source.topic.to_string(), source.partition.to_string(), stranger.key, said]);
+            let mut metadata = committed.metadata;
+            for stranger in strangers {
+                let said = match &stranger.says {
+                    Saying::Position(next) => format!("a sink stood at {next}"),
+                    Saying::Log { id, entry } => format!("a sink wrote entry {entry} of log {id}"),
+                    Saying::Start(hash) => format!("a route or a sink was started with {}", hash.0),
+                };
+                metadata.forget(&stranger.key);
+                let (topic, partition) = (source.topic.to_string(), source.partition.to_string());
+                lines.push([group.name.clone(), topic, partition, stranger.key, said]);
+            }
+            let metadata = metadata.render()?;
+            commits.entry(place).or_default().push(Commit { source, next, epoch: None, metadata });
         }
-        let metadata = metadata.render()?;
-        commits.push(Commit { source, next, epoch: None, metadata });
     }
     Ok((commits, lines))
 }

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::standing::{Ground, Instance, Place, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
+use crate::engine::message::Committed;
 use crate::model::metadata::Saying;
 use crate::model::{LeaderEpoch, Offset, Partition, PositionKey, TopicName, TopicPartition};
 use crate::sink::file::{Account, Admission, Owner, Survey};
@@ -87,7 +88,7 @@ pub async fn list(options: &Options) -> Result<(), Failure> {
 fn row(ground: &Ground, instance: &Instance, seat: &Seat, source: TopicPartition, key: PositionKey) -> Row {
     let position = seat.positions.get(&key);
     let next = position.map(|position| position.next);
-    let committed = ground.committed.get(&source);
+    let committed = ground.committed(instance).get(&source);
     let (log, entry) = match &seat.place {
         Place::Log { survey, admission: Ok(admission) } => {
             let owner = match admission {
@@ -109,7 +110,7 @@ fn row(ground: &Ground, instance: &Instance, seat: &Seat, source: TopicPartition
             is_told.then(|| "the group's offset was moved by something else".to_owned())
         }
     };
-    let (committed, end, lag) = beside(ground, &source, next);
+    let (committed, end, lag) = beside(ground, committed, &source, next);
     Row {
         route: instance.route.name.clone(),
         sink: seat.sink.name.clone(),
@@ -130,10 +131,11 @@ fn row(ground: &Ground, instance: &Instance, seat: &Seat, source: TopicPartition
 /// The group's offset, the end, and how far it is from `next`.
 fn beside(
     ground: &Ground,
+    committed: Option<&Committed>,
     source: &TopicPartition,
     next: Option<Offset>,
 ) -> (Option<Offset>, Option<Offset>, Option<i64>) {
-    let committed = ground.committed.get(source).and_then(|committed| committed.offset);
+    let committed = committed.and_then(|committed| committed.offset);
     let end = ground.bounds.get(source).map(|(_, end)| *end);
     let lag = end.zip(next).map(|(end, next)| (end.get() - next.get()).max(0));
     (committed, end, lag)
@@ -177,8 +179,12 @@ fn other_in_log(
     let each = account.positions.iter().map(|(key, topic, position)| {
         let source = TopicPartition::new(topic, key.partition);
         let is_known = is_ours && ground.infos.get(topic).is_some_and(|info| info.id == key.topic_id);
-        let (committed, end, lag) =
-            if is_known { beside(ground, &source, Some(position.next)) } else { (None, None, None) };
+        let committed = ground.groups[0].committed.get(&source);
+        let (committed, end, lag) = if is_known {
+            beside(ground, committed, &source, Some(position.next))
+        } else {
+            (None, None, None)
+        };
         Row {
             route: String::new(),
             sink: String::new(),
@@ -198,35 +204,38 @@ fn other_in_log(
     each.collect()
 }
 
-/// Sinks that the group has words of, and that are not in the file. Their identities are known by hash only.
+/// Sinks that a group has words of, and that it does not run by this file. Their identities are known by hash only.
 fn others_in_group(ground: &Ground, chosen: &[&Instance]) -> Vec<Row> {
-    let (sinks, routes) = ground.known();
     let topics: BTreeSet<&TopicName> = chosen.iter().flat_map(|instance| &instance.topics).collect();
+    let is_meant = |place: usize| place == 0 || chosen.iter().any(|instance| instance.group == place);
     let mut rows = Vec::new();
-    let read = ground.committed.iter().filter(|(source, _)| topics.contains(&source.topic));
-    for (source, committed) in read {
-        for stranger in committed.metadata.strangers(&sinks, &routes) {
-            let (next, log, entry) = match stranger.says {
-                Saying::Position(next) => (Some(next), None, None),
-                Saying::Log { id, entry } => (None, Some(id), Some(entry)),
-                Saying::Start(_) => continue,
-            };
-            let (committed, end, lag) = beside(ground, source, next);
-            rows.push(Row {
-                route: String::new(),
-                sink: String::new(),
-                topic: source.topic.clone(),
-                partition: source.partition,
-                next,
-                committed,
-                end,
-                lag,
-                epoch: None,
-                entry,
-                log,
-                identity: format!("hash {}", stranger.hash),
-                note: Some("not in the file".to_owned()),
-            });
+    for (place, group) in ground.groups.iter().enumerate().filter(|(place, _)| is_meant(*place)) {
+        let (sinks, starts) = ground.known(place);
+        let read = group.committed.iter().filter(|(source, _)| topics.contains(&source.topic));
+        for (source, known) in read {
+            for stranger in known.metadata.strangers(&sinks, &starts) {
+                let (next, log, entry) = match stranger.says {
+                    Saying::Position(next) => (Some(next), None, None),
+                    Saying::Log { id, entry } => (None, Some(id), Some(entry)),
+                    Saying::Start(_) => continue,
+                };
+                let (committed, end, lag) = beside(ground, Some(known), source, next);
+                rows.push(Row {
+                    route: String::new(),
+                    sink: String::new(),
+                    topic: source.topic.clone(),
+                    partition: source.partition,
+                    next,
+                    committed,
+                    end,
+                    lag,
+                    epoch: None,
+                    entry,
+                    log,
+                    identity: format!("hash {}", stranger.hash),
+                    note: Some(format!("not in the file, of group `{}`", group.name)),
+                });
+            }
         }
     }
     rows

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 
-use crate::cli::standing::{Ground, Instance, Place, Seat};
+use crate::cli::standing::{Ground, Group, Instance, Place, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
 use crate::config::plan::Target;
 use crate::engine::message::Committed;
@@ -86,10 +86,14 @@ pub async fn reset(options: &Options) -> Result<(), Failure> {
         print_text("\nnothing was changed; with --execute it is done, while the group has no members\n");
         return Ok(());
     }
-    ensure_alone(&ground, &loaded.plan.kafka.group).await?;
+    for place in steps.iter().map(|step| step.instance.group).collect::<BTreeSet<usize>>() {
+        ensure_alone(&ground.groups[place]).await?;
+    }
     // The group comes last: it only follows, but for sinks that have no other place, and those can be moved again.
     move_logs(&steps)?;
-    move_group(&ground, commits).await?;
+    for (place, commits) in commits {
+        move_group(&ground.groups[place], commits).await?;
+    }
     print_text("\nmoved\n");
     Ok(())
 }
@@ -156,7 +160,7 @@ async fn steps<'a>(
     }
     ensure!(!wanted.is_empty(), "none of the route's partitions is meant");
     let wanted: Vec<(TopicPartition, &Start)> = wanted.into_iter().collect();
-    let resolved = ground.cluster.resolve(&wanted).await?;
+    let resolved = ground.cluster().resolve(&wanted).await?;
     for (source, to) in resolved.iter().filter(|_| matches!(options.to, Start::Offsets(_))) {
         let (first, end) = ground.bounds.get(source).copied().unwrap_or_default();
         // It would be taken for lost records.
@@ -192,24 +196,26 @@ fn recommit(
     (next != before || metadata != committed.metadata).then_some((next, metadata))
 }
 
-/// What the group is told: the lowest position of all sinks of all routes that read a topic, and beside it those of
-/// sinks that have no other place.
-fn commits(ground: &Ground, steps: &[Step<'_>]) -> anyhow::Result<Vec<Commit>> {
+/// What each group is told, by its place: the lowest position of all sinks of all its routes that read a topic, and
+/// beside it those of sinks that have no other place.
+fn commits(ground: &Ground, steps: &[Step<'_>]) -> anyhow::Result<BTreeMap<usize, Vec<Commit>>> {
     let moved: BTreeMap<(&str, &TopicPartition), Offset> = steps
         .iter()
         .filter_map(|step| Some(((step.seat.sink.identity.as_str(), &step.source), step.target()?.1)))
         .collect();
     // Also where the sinks are there already: a command that was interrupted is repeated.
-    let sources: BTreeSet<&TopicPartition> =
-        steps.iter().filter(|step| step.from.is_some()).map(|step| &step.source).collect();
-    let mut commits = Vec::new();
-    for source in sources {
-        let Some((committed, info)) = ground.committed.get(source).zip(ground.infos.get(&source.topic))
-        else {
+    let standing = steps.iter().filter(|step| step.from.is_some());
+    let sources: BTreeSet<(usize, &TopicPartition)> =
+        standing.map(|step| (step.instance.group, &step.source)).collect();
+    let mut commits: BTreeMap<usize, Vec<Commit>> = BTreeMap::new();
+    for (place, source) in sources {
+        let committed = ground.groups[place].committed.get(source);
+        let Some((committed, info)) = committed.zip(ground.infos.get(&source.topic)) else {
             continue;
         };
         let key = PositionKey { topic_id: info.id, partition: source.partition };
-        let readers = ground.instances.iter().filter(|instance| instance.topics.contains(&source.topic));
+        let of_group = ground.instances.iter().filter(|instance| instance.group == place);
+        let readers = of_group.filter(|instance| instance.topics.contains(&source.topic));
         let standing: Vec<(IdentityHash, bool, Offset)> = readers
             .flat_map(|instance| &instance.seats)
             .filter_map(|seat| {
@@ -221,7 +227,8 @@ fn commits(ground: &Ground, steps: &[Step<'_>]) -> anyhow::Result<Vec<Commit>> {
             .collect();
         if let Some((next, metadata)) = recommit(committed, &standing) {
             let metadata = metadata.render().with_context(|| format!("cannot move {source}"))?;
-            commits.push(Commit { source: source.clone(), next, epoch: None, metadata });
+            let commit = Commit { source: source.clone(), next, epoch: None, metadata };
+            commits.entry(place).or_default().push(commit);
         }
     }
     Ok(commits)
@@ -256,16 +263,16 @@ fn move_logs(steps: &[Step<'_>]) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn move_group(ground: &Ground, commits: Vec<Commit>) -> anyhow::Result<()> {
+async fn move_group(group: &Group, commits: Vec<Commit>) -> anyhow::Result<()> {
     let wanted: BTreeMap<TopicPartition, Offset> =
         commits.iter().map(|commit| (commit.source.clone(), commit.next)).collect();
     let failed = "the group's offsets could not be moved; run the command again";
-    ground.cluster.commit(commits).await.context(failed)?;
+    group.cluster.commit(commits).await.context(failed)?;
     let sources: Vec<TopicPartition> = wanted.keys().cloned().collect();
     if sources.is_empty() {
         return Ok(());
     }
-    let found = ground.cluster.committed(&sources).await.context(failed)?;
+    let found = group.cluster.committed(&sources).await.context(failed)?;
     for (source, next) in wanted {
         let is_there = found.get(&source).is_some_and(|(offset, _)| *offset == next);
         ensure!(is_there, "{source}: {failed}");
@@ -273,7 +280,7 @@ async fn move_group(ground: &Ground, commits: Vec<Commit>) -> anyhow::Result<()>
     Ok(())
 }
 
-fn shown(ground: &Ground, steps: &[Step<'_>], commits: &[Commit]) -> String {
+fn shown(ground: &Ground, steps: &[Step<'_>], commits: &BTreeMap<usize, Vec<Commit>>) -> String {
     let head = ["route", "sink", "topic", "partition", "from", "to", ""].map(str::to_owned);
     let mut lines = vec![head];
     lines.extend(steps.iter().map(|step| {
@@ -292,10 +299,14 @@ fn shown(ground: &Ground, steps: &[Step<'_>], commits: &[Commit]) -> String {
     for consequence in consequences(steps) {
         text.push_str(&consequence);
     }
-    for commit in commits {
-        let before = ground.committed.get(&commit.source).and_then(|committed| committed.offset);
-        let before = before.map_or_else(|| "-".to_owned(), |before| before.to_string());
-        text.push_str(&format!("the group's offset of {}: {before} to {}\n", commit.source, commit.next));
+    for (place, commits) in commits {
+        let group = &ground.groups[*place];
+        for commit in commits {
+            let before = group.committed.get(&commit.source).and_then(|committed| committed.offset);
+            let before = before.map_or_else(|| "-".to_owned(), |before| before.to_string());
+            let (name, source, next) = (&group.name, &commit.source, commit.next);
+            text.push_str(&format!("offset of group `{name}` for {source}: {before} to {next}\n"));
+        }
     }
     text
 }

@@ -82,8 +82,8 @@ impl Account {
         self.is_news = true;
     }
 
-    /// All sinks of a batch have taken it; `outcomes` says what became of each of its parts.
-    pub fn accepted(&mut self, taken: &Taken, outcomes: Vec<Outcome>) {
+    /// All sinks of a batch have taken it, as so many rows.
+    pub fn batch_taken(&mut self, taken: &Taken, rows: u64) {
         let ranges = taken.parts.iter().filter_map(|part| {
             let first = part.records().next()?;
             Some((first.source().clone(), part.start, part.end))
@@ -91,14 +91,16 @@ impl Account {
         self.status.last_batch = Some(LastBatch {
             at: Timestamp::now(),
             records: taken.records().count() as u64,
-            rows: outcomes.iter().map(|outcome| outcome.rows).sum(),
+            rows,
             ranges: ranges.take(RANGES_SHOWN_MAX).collect(),
         });
         self.status.batches += 1;
-        for (part, outcome) in taken.parts.iter().zip(outcomes) {
-            self.tally.accepted(part.key, part.start, part.end, outcome);
-        }
         self.is_news = true;
+    }
+
+    /// All sinks of the lane have taken a range.
+    pub fn accepted(&mut self, key: PositionKey, start: Offset, end: Offset, outcome: Outcome) {
+        self.tally.accepted(key, start, end, outcome);
     }
 
     pub fn settle(&mut self, key: &PositionKey, next: Offset) {
@@ -141,6 +143,8 @@ impl Lane {
         let now = Instant::now();
         let state = match self.state {
             State::Recovering { .. } => Shown::Recovering,
+            // So it is while only what catches up has failed: the front goes on.
+            State::Running if self.apart.is_some() => Shown::Recovering,
             // The engine tells that a lane has stopped.
             State::Running | State::Stopped => Shown::Running,
         };
@@ -151,7 +155,7 @@ impl Lane {
             self.account.waits_for_schemas(0);
         }
         let staged = self.staged.as_ref().map_or(0, |taken| taken.records().count());
-        let held = self.buffer.left() + staged;
+        let held = self.buffer.left() + self.behind.left() + staged;
         self.account.show(state, held, !self.to_resume.is_empty(), now);
     }
 
@@ -173,10 +177,10 @@ impl Lane {
         self.account.is_news = true;
     }
 
-    /// What sinks have lost is read again.
+    /// What sinks have lost is read again, by whichever reader.
     pub(super) fn abandon_account(&mut self) {
         for key in self.keys.values() {
-            if let Some(next) = self.ledger.resume_at(key) {
+            if let Some(next) = self.ledger.accepted_by_all(key) {
                 self.account.abandon(key, next);
             }
         }

@@ -10,7 +10,7 @@ pub enum Begin {
     WithSiblings(Offset),
     /// At the first record: all of what is new is wanted.
     Whole,
-    /// At the route's `start:`.
+    /// At its own `start:`, or else the route's.
     AtStart,
 }
 
@@ -19,19 +19,29 @@ pub enum Begin {
 pub struct Unseen {
     /// The partition appeared after the sink had positions in its topic: it was empty then.
     pub is_added: bool,
-    /// The topic appeared while topics and start of the route were the same, or was created again.
+    /// The topic appeared while topics and start of the route were the same.
     pub is_new: bool,
-    /// Where the slowest of the route's other sinks stands.
+    /// The topic was deleted and created again.
+    pub is_recreated: bool,
+    /// The sink says itself where it begins.
+    pub has_start: bool,
+    /// Where the slowest of the route's sinks stands that begin where the route does. Those that say where they begin may
+    /// be anywhere.
     pub siblings: Option<Offset>,
+    /// Where the slowest of all sinks stood before any of them was given a position here: the partition is known, and it
+    /// is this sink that is new.
+    pub living: Option<Offset>,
 }
 
 impl Unseen {
     pub fn begin(self) -> Begin {
-        match self {
-            Self { is_added: true, .. } => Begin::Whole,
-            Self { siblings: Some(next), .. } => Begin::WithSiblings(next),
-            Self { is_new: true, .. } => Begin::Whole,
-            Self { .. } => Begin::AtStart,
+        let beside = self.siblings.or(self.living).filter(|_| !self.has_start);
+        let is_late = self.has_start && self.living.is_some();
+        match beside {
+            _ if self.is_added => Begin::Whole,
+            Some(next) => Begin::WithSiblings(next),
+            None if self.is_recreated || (self.is_new && !is_late) => Begin::Whole,
+            None => Begin::AtStart,
         }
     }
 }
@@ -100,13 +110,31 @@ mod tests {
     #[test]
     fn what_is_new_is_read_whole_and_what_is_added_stands_with_its_siblings() {
         let unseen = |is_added, is_new, siblings: Option<i64>| {
-            Unseen { is_added, is_new, siblings: siblings.map(at) }.begin()
+            Unseen { is_added, is_new, siblings: siblings.map(at), ..Unseen::default() }.begin()
         };
         assert_eq!(unseen(false, false, None), Begin::AtStart);
         assert_eq!(unseen(false, true, None), Begin::Whole);
         assert_eq!(unseen(false, false, Some(7)), Begin::WithSiblings(at(7)));
         assert_eq!(unseen(false, true, Some(7)), Begin::WithSiblings(at(7)));
         assert_eq!(unseen(true, false, Some(7)), Begin::Whole);
+        let recreated = Unseen { is_recreated: true, ..Unseen::default() };
+        assert_eq!(recreated.begin(), Begin::Whole);
+        // All others say where they begin: they are siblings all the same.
+        let others = Unseen { living: Some(at(3)), ..Unseen::default() };
+        assert_eq!(others.begin(), Begin::WithSiblings(at(3)));
+    }
+
+    #[test]
+    fn a_sink_with_a_start_begins_there_unless_the_topic_is_new() {
+        let own = Unseen { has_start: true, siblings: Some(at(7)), ..Unseen::default() };
+        assert_eq!(own.begin(), Begin::AtStart);
+        // The topic is as new as the sink, whichever of its siblings was asked first.
+        assert_eq!(Unseen { is_new: true, ..own }.begin(), Begin::Whole);
+        // The route has read it before: only the sink is new.
+        let late = Unseen { is_new: true, living: Some(at(7)), ..own };
+        assert_eq!(late.begin(), Begin::AtStart);
+        assert_eq!(Unseen { is_recreated: true, ..late }.begin(), Begin::Whole);
+        assert_eq!(Unseen { is_added: true, ..late }.begin(), Begin::Whole);
     }
 
     #[test]

@@ -84,6 +84,7 @@ impl Lane {
         // Half of it; what is taken then doubles the next one. Each batch that is taken brings the row at least half
         // as near again, so that a few dozen batches find it among tens of thousands.
         self.buffer.narrow(records / 2);
+        self.behind.narrow(records / 2);
         // Batches before this one are settled, or the search would begin anew each time: after what was set aside in
         // them. Dead letters that are not there yet come first; the search begins anew until they are.
         if self.parts.sinks[index].sink.store() == Store::Own {
@@ -121,8 +122,10 @@ impl Lane {
                 self.stop(format!("sink `{name}`: {message}"), hint, place).await;
             }
             Fault::Transient | Fault::Conflict => {
-                let attempt = match &self.state {
-                    State::Recovering { attempt, .. } => *attempt,
+                let attempt = match (&self.state, &self.apart) {
+                    (State::Recovering { attempt, .. }, _) => *attempt,
+                    // It was said.
+                    (_, Some(recovery)) if recovery.sinks.contains(index) => recovery.attempt,
                     _ => {
                         self.say_paused(&name, &message, hint.as_deref());
                         0
@@ -143,6 +146,13 @@ impl Lane {
     }
 
     pub(super) fn recover_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) {
+        if self.recover_apart_at(failed, now) {
+            return;
+        }
+        let failed = match self.apart.take() {
+            Some(recovery) => recovery.sinks.iter().fold(failed, SinkSet::with),
+            None => failed,
+        };
         let sinks = match &self.state {
             State::Stopped => return,
             State::Recovering { sinks, .. } => failed.iter().fold(*sinks, SinkSet::with),
@@ -188,14 +198,13 @@ impl Lane {
         self.abandon_account();
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
         self.drop_buffered();
-        if !sources.is_empty() {
-            self.report(Report::Rewind(sources)).await;
-        }
+        self.read_again(&sources).await;
     }
 
-    fn drop_buffered(&mut self) {
+    pub(super) fn drop_buffered(&mut self) {
         for key in self.keys.values() {
             self.buffer.remove(key);
+            self.behind.remove(key);
         }
     }
 
@@ -205,6 +214,7 @@ impl Lane {
             return;
         }
         self.state = State::Stopped;
+        self.apart = None;
         self.staged = None;
         self.lookup = None;
         for sink in &mut self.parts.sinks {

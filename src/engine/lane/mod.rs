@@ -10,6 +10,7 @@
 
 mod account;
 pub mod begin;
+mod behind;
 mod faults;
 mod lookup;
 mod prepare;
@@ -28,19 +29,21 @@ use crate::codec::Decoder;
 use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss};
 use crate::failpoint;
 use crate::handler::Handler;
-use crate::kafka::{Assignment, Cluster, Gauge, Outlet};
+use crate::kafka::{Cluster, Gauge, Outlet};
 use crate::model::{
     Chunk, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicName, TopicPartition,
 };
 use crate::registry::Registry;
 use crate::repeat::Repeats;
 use crate::sink::{Settled, Sink, Store};
-use crate::status::LaneBoard;
+use crate::status::{Held, LaneBoard, Reading as Measure};
 
 use super::batching::{Buffer, Pushed, Taken};
+use super::catching::{Reader, Stand};
 use super::ledger::Ledger;
 use super::message::{Committed, Control, Durable, Place, Report, Stop};
 use account::Account;
+use behind::Recovery;
 use lookup::Lookup;
 use prepare::Ends;
 
@@ -82,6 +85,8 @@ pub struct LaneSink {
     pub name: String,
     pub identity: String,
     pub feed: Feed,
+    /// Where it begins, if that is not where its route does, with the digest that tells an edit.
+    pub start: Option<(Start, StartHash)>,
     pub sink: Box<dyn Sink>,
 }
 
@@ -113,6 +118,9 @@ pub struct LaneHandle {
     pub control: mpsc::Sender<Control>,
     chunks: mpsc::Sender<Chunk>,
     gauge: Arc<Gauge>,
+    /// For what catches up: it must not hold up the front, nor the other way round.
+    behind: mpsc::Sender<Chunk>,
+    behind_gauge: Arc<Gauge>,
     passed: Arc<AtomicU64>,
     /// What the lane tells of itself.
     pub board: Arc<LaneBoard>,
@@ -124,9 +132,21 @@ impl LaneHandle {
         self.passed.load(Ordering::Relaxed)
     }
 
-    /// An inbox for the chunks of one topic.
+    /// An inbox for chunks of the front.
     pub fn outlet(&self) -> Box<dyn Outlet> {
         Box::new(Inbox { chunks: self.chunks.clone(), gauge: self.gauge.clone() })
+    }
+
+    /// A look at what the lane holds, for the front and for what catches up. Full is what nothing is fetched for at the
+    /// front.
+    pub fn held(&self) -> Measure {
+        let (front, behind) = (self.gauge.clone(), self.behind_gauge.clone());
+        Box::new(move || Held { bytes: (front.used() + behind.used()) as u64, is_full: front.is_full() })
+    }
+
+    /// An inbox for chunks of what catches up.
+    pub fn catch_up_outlet(&self) -> Box<dyn Outlet> {
+        Box::new(Inbox { chunks: self.behind.clone(), gauge: self.behind_gauge.clone() })
     }
 }
 
@@ -164,14 +184,22 @@ pub struct Seen {
 pub struct Lane {
     parts: LaneParts,
     gauge: Arc<Gauge>,
+    behind_gauge: Arc<Gauge>,
     /// All topics of the route, whoever owns their partitions.
     topics: BTreeMap<TopicName, Seen>,
     ledger: Ledger,
+    /// What the front's reader brings.
     buffer: Buffer,
+    /// What is read for sinks that catch up.
+    behind: Buffer,
+    /// The last batch was for sinks that catch up: the front is next.
+    was_behind: bool,
     keys: BTreeMap<TopicPartition, PositionKey>,
     /// What each sink last said it has stored.
     stored: Vec<Positions>,
     state: State,
+    /// Sinks that failed while they catch up everywhere: nobody else waits for them.
+    apart: Option<Recovery>,
     /// A batch that waits for schemas.
     staged: Option<Taken>,
     lookup: Option<Lookup>,
@@ -214,7 +242,7 @@ enum State {
 impl Lane {
     fn new(
         parts: LaneParts,
-        gauge: Arc<Gauge>,
+        [gauge, behind_gauge]: [Arc<Gauge>; 2],
         ends: Ends,
         topics: BTreeMap<TopicName, Seen>,
         to_resume: BTreeMap<TopicPartition, Committed>,
@@ -222,9 +250,12 @@ impl Lane {
         Self {
             ledger: Ledger::new(parts.sinks.len()),
             buffer: Buffer::new(parts.limits),
+            behind: Buffer::of(Reader::CatchUp, parts.limits),
+            was_behind: false,
             keys: BTreeMap::new(),
             stored: vec![Positions::default(); parts.sinks.len()],
             state: State::Running,
+            apart: None,
             staged: None,
             lookup: None,
             expired: Vec::new(),
@@ -241,6 +272,7 @@ impl Lane {
             account: Account::new(ends.board.clone(), &parts.sinks),
             parts,
             gauge,
+            behind_gauge,
             topics,
             ends,
         }
@@ -259,6 +291,7 @@ impl Lane {
                 }
             };
             let takes_chunks = matches!(self.state, State::Running) || self.is_stopped();
+            let takes_behind = takes_chunks && self.apart.is_none();
             let is_drained = tokio::select! {
                 biased;
                 control = self.ends.control.recv() => match control {
@@ -270,6 +303,16 @@ impl Lane {
                     false
                 }
                 chunk = self.ends.chunks.recv(), if takes_chunks => {
+                    if let Some(chunk) = chunk {
+                        self.take(chunk).await;
+                    }
+                    // A full front does not keep what is behind from catching up.
+                    if takes_behind && let Ok(chunk) = self.ends.behind.try_recv() {
+                        self.take(chunk).await;
+                    }
+                    false
+                }
+                chunk = self.ends.behind.recv(), if takes_behind => {
                     if let Some(chunk) = chunk {
                         self.take(chunk).await;
                     }
@@ -303,9 +346,11 @@ impl Lane {
                 let flushes = self.flushes_due();
                 // Others may take what was free: then this lane is full without anything having come.
                 let look = Instant::now() + FULL_INTERVAL;
-                let batch = self.buffer.due().filter(|_| self.staged.is_none()).map(|due| due.min(look));
+                let batches = [self.buffer.due(), self.behind.due()].into_iter().flatten().min();
+                let batch = batches.filter(|_| self.staged.is_none()).map(|due| due.min(look));
                 let resume = self.resume_retry.map(|(at, _)| at);
-                flushes.chain(batch).chain(resume).min()
+                let apart = self.apart.as_ref().map(|recovery| recovery.at);
+                flushes.chain(batch).chain(resume).chain(apart).min()
             }
         }
     }
@@ -344,7 +389,7 @@ impl Lane {
 
     fn is_working(&self, sink: usize) -> bool {
         match &self.state {
-            State::Running => true,
+            State::Running => self.apart.as_ref().is_none_or(|recovery| !recovery.sinks.contains(sink)),
             State::Recovering { sinks, .. } => !sinks.contains(sink),
             State::Stopped => false,
         }
@@ -361,7 +406,13 @@ impl Lane {
                 }
             }
             Control::Topics(topics) => self.topics.extend(topics),
-            Control::Assigned(assignments) => self.assigned(assignments).await,
+            Control::Assigned(assigned) => self.assigned(assigned).await,
+            Control::Look(partitions) => {
+                // While something is held up, nothing joins.
+                let is_working = matches!(self.state, State::Running) && self.apart.is_none();
+                let asked = partitions.iter().filter(|_| is_working);
+                self.report(Report::Stands(self.stands(asked))).await;
+            }
             Control::Lost { source, stop } => self.lost(source, stop).await,
             Control::Revoke { partitions, is_lost } => {
                 self.give_up(&partitions, is_lost).await;
@@ -378,26 +429,6 @@ impl Lane {
         false
     }
 
-    /// Expects chunks of these assignments. A sink may have been thrown back since the lane said where it
-    /// stands: then the partition is asked for again.
-    async fn assigned(&mut self, assignments: Vec<(Assignment, Option<Offset>)>) {
-        let mut stale = Vec::new();
-        for (assignment, end) in assignments {
-            let Some(key) = self.keys.get(&assignment.source) else {
-                continue;
-            };
-            if self.ledger.resume_at(key).is_some_and(|at| at < assignment.from) {
-                self.buffer.remove(key);
-                stale.push(assignment.source);
-            } else {
-                self.buffer.restart(*key, assignment.number, assignment.from, end);
-            }
-        }
-        if !stale.is_empty() {
-            self.report(Report::Rewind(stale)).await;
-        }
-    }
-
     async fn take(&mut self, chunk: Chunk) {
         let Some(key) = self.keys.get(&chunk.source).copied() else {
             return;
@@ -406,18 +437,20 @@ impl Lane {
             return;
         }
         let source = chunk.source.clone();
+        let is_behind = self.behind.assignment_of(&key) == Some(chunk.assignment);
+        let buffer = if is_behind { &mut self.behind } else { &mut self.buffer };
         let chunk = Arc::new(chunk);
-        match self.buffer.push(&key, chunk.clone(), Instant::now()) {
+        match buffer.push(&key, chunk.clone(), Instant::now()) {
             Ok(Pushed::Kept) => self.account.read(&chunk),
             Ok(Pushed::Stale) => {}
             Err(gap) => {
+                buffer.remove(&key);
                 // A defect of ours; reading again mends it.
                 if let Some(times) = self.repeats.say("gap", 1, Instant::now()) {
                     let (topic, partition) = (source.topic.as_str(), source.partition.0);
                     warn!(route = self.parts.route, topic, partition, %gap, times, "reading a partition again");
                 }
-                self.buffer.remove(&key);
-                self.report(Report::Rewind(vec![source])).await;
+                self.read_again(&[source]).await;
             }
         }
     }
@@ -439,32 +472,28 @@ impl Lane {
         failpoint::hit("lane.revoke.flushed");
         // A position that was lost to another member says nothing about the ones that are left.
         self.conflicts.fill(0);
-        let mut others: Vec<TopicPartition> = Vec::new();
         for source in partitions {
             self.to_resume.remove(source);
             if let Some(key) = self.keys.remove(source) {
                 self.ledger.revoke(&key);
                 self.buffer.remove(&key);
+                self.behind.remove(&key);
                 self.account.forget(Some(&key));
             }
         }
         self.settle_account();
         // A batch that was staged held ranges of other partitions too.
         if had_staged && matches!(self.state, State::Running) {
-            for (source, key) in &self.keys {
-                self.buffer.remove(key);
-                others.push(source.clone());
-            }
-        }
-        if !others.is_empty() {
-            self.report(Report::Rewind(others)).await;
+            self.drop_buffered();
+            let others: Vec<TopicPartition> = self.keys.keys().cloned().collect();
+            self.read_again(&others).await;
         }
     }
 
     /// Tells the engine what all sinks have durable.
     async fn report_progress(&mut self) {
         self.settle_account();
-        let required: SinkSet = (0..self.parts.sinks.len()).collect();
+        let all: SinkSet = (0..self.parts.sinks.len()).collect();
         let logs: Vec<(String, String, u64)> = self
             .parts
             .sinks
@@ -475,7 +504,10 @@ impl Lane {
             })
             .collect();
         let durable = self.keys.iter().filter_map(|(source, key)| {
-            let next = self.ledger.committable(key, required)?;
+            let settled = self.ledger.committable(key, all)?;
+            // A display of how far the front is: sinks that catch up know by themselves where they stand.
+            let front = self.ledger.served(key, Reader::Front);
+            let next = self.ledger.committable(key, front).unwrap_or(settled);
             // The epoch belongs to exactly this position.
             let epoch = self
                 .stored
@@ -483,7 +515,15 @@ impl Lane {
                 .filter_map(|positions| positions.get(key))
                 .find(|position| position.next == next)
                 .and_then(|position| position.epoch);
-            let durable = Durable { next, epoch, logs: logs.clone(), positions: self.group_positions(key) };
+            let durable = Durable {
+                next,
+                settled,
+                is_apart: front.is_empty(),
+                epoch,
+                logs: logs.clone(),
+                positions: self.group_positions(key),
+                starts: self.group_starts(),
+            };
             Some((source.clone(), durable))
         });
         let durable: BTreeMap<TopicPartition, Durable> = durable.collect();
@@ -500,18 +540,27 @@ impl Lane {
             .collect()
     }
 
+    /// What sinks whose store is the group were started with, if they say so themselves.
+    fn group_starts(&self) -> Vec<(String, StartHash)> {
+        let sinks = self.parts.sinks.iter().filter(|sink| sink.sink.store() == Store::Group);
+        sinks.filter_map(|sink| Some((sink.identity.clone(), sink.start.as_ref()?.1.clone()))).collect()
+    }
+
     async fn report(&mut self, report: Report) {
         self.ends.report(report).await;
     }
 
-    fn resume_offsets<'a>(
+    /// Where the sinks stand in these partitions.
+    fn stands<'a>(
         &self,
         sources: impl Iterator<Item = &'a TopicPartition>,
-    ) -> BTreeMap<TopicPartition, Offset> {
+    ) -> BTreeMap<TopicPartition, Stand> {
+        let letters: SinkSet = self.letter_sinks().collect();
+        let rows_max = self.parts.limits.rows_max;
         sources
             .filter_map(|source| {
-                let key = self.keys.get(source)?;
-                Some((source.clone(), self.ledger.resume_at(key)?))
+                let accepted = self.ledger.accepted(self.keys.get(source)?)?;
+                Some((source.clone(), Stand { accepted, letters, rows_max }))
             })
             .collect()
     }

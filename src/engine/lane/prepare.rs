@@ -31,6 +31,8 @@ pub struct Ends {
     pub id: LaneId,
     pub control: mpsc::Receiver<Control>,
     pub chunks: mpsc::Receiver<Chunk>,
+    /// What is read for sinks that catch up.
+    pub behind: mpsc::Receiver<Chunk>,
     pub reports: mpsc::Sender<(LaneId, Report)>,
     /// Offsets that all sinks have taken.
     pub passed: Arc<AtomicU64>,
@@ -59,6 +61,8 @@ pub fn lane(
 ) -> (Life, LaneHandle) {
     let (control_tx, control) = mpsc::channel(CONTROLS_MAX);
     let (chunk_tx, chunks) = mpsc::channel(CHUNKS_MAX);
+    let (behind_tx, behind) = mpsc::channel(CHUNKS_MAX);
+    let behind_gauge = gauge.beside();
     let passed = Arc::new(AtomicU64::new(0));
     let board = LaneBoard::new(route);
     let handle = LaneHandle {
@@ -66,11 +70,13 @@ pub fn lane(
         control: control_tx,
         chunks: chunk_tx,
         gauge: gauge.clone(),
+        behind: behind_tx,
+        behind_gauge: behind_gauge.clone(),
         passed: passed.clone(),
         board: board.clone(),
     };
-    let ends = Ends { id, control, chunks, reports, passed, board };
-    (Box::pin(live(ends, route.to_owned(), gauge, parts)), handle)
+    let ends = Ends { id, control, chunks, behind, reports, passed, board };
+    (Box::pin(live(ends, route.to_owned(), [gauge, behind_gauge], parts)), handle)
 }
 
 /// What is made of the parts; nothing ever, once there is nothing to wait for. Cancel-safe.
@@ -86,7 +92,7 @@ async fn made<F: Future<Output = Result<LaneParts, Stop>> + Unpin>(
 async fn live(
     mut ends: Ends,
     route: String,
-    gauge: Arc<Gauge>,
+    gauges: [Arc<Gauge>; 2],
     parts: impl Future<Output = Result<LaneParts, Stop>> + Send,
 ) -> Summary {
     let mut parts = Some(Box::pin(parts));
@@ -113,6 +119,10 @@ async fn live(
                 }
                 // Nothing is fetched before the lane has said where it stands.
                 Some(Control::Assigned(_)) => None,
+                Some(Control::Look(_)) => {
+                    ends.report(Report::Stands(BTreeMap::new())).await;
+                    None
+                }
                 // Another lane's reading; what is lost for this one is seen when it says where it stands.
                 Some(Control::Lost { .. }) => None,
                 Some(Control::Fail(stop)) => Some(stop),
@@ -124,13 +134,14 @@ async fn live(
             },
             made = made(&mut parts) => match made {
                 Ok(parts) => {
-                    let lane = Lane::new(parts, gauge, ends, topics, to_resume);
+                    let lane = Lane::new(parts, gauges, ends, topics, to_resume);
                     return Box::pin(lane.run()).await;
                 }
                 Err(stop) => Some(stop),
             },
             // Taken and dropped: another lane of the topic may be fed.
             _ = ends.chunks.recv() => None,
+            _ = ends.behind.recv() => None,
         };
         if let Some(stop) = stop.filter(|_| summary.stop.is_none()) {
             // With all it holds: others may wait for the same schema.

@@ -38,22 +38,25 @@ struct Ready {
 }
 
 impl Ready {
-    /// What became of the records of each part. Of which part a dropped record was is not known: each part takes what it
-    /// has room for, so that they add up.
-    fn outcomes(&self, taken: &Taken) -> Vec<Outcome> {
-        let mut outcomes = vec![Outcome::default(); taken.parts.len()];
-        for bad in &self.bad {
-            *outcomes[bad.part].bad.entry(bad.rejected.code).or_default() += 1;
+    /// What became of the records `[start, end)` of a part of the batch.
+    fn outcome(&self, taken: &Taken, part: usize, start: Offset, end: Offset) -> Outcome {
+        let is_within = move |offset: i64| (start.get()..end.get()).contains(&offset);
+        let mut outcome = Outcome::default();
+        let mut set_aside = BTreeSet::new();
+        for bad in self.bad.iter().filter(|bad| bad.part == part && is_within(bad.offset().get())) {
+            *outcome.bad.entry(bad.rejected.code).or_default() += 1;
+            set_aside.insert(bad.offset().get());
         }
-        let mut dropped = self.dropped;
-        for (part, outcome) in taken.parts.iter().zip(&mut outcomes) {
-            let bad: u64 = outcome.bad.values().sum();
-            let good = (part.records().count() as u64).saturating_sub(bad);
-            outcome.dropped = dropped.min(good);
-            outcome.rows = good - outcome.dropped;
-            dropped -= outcome.dropped;
+        let records = || taken.parts[part].records().filter(move |record| is_within(record.offset()));
+        let good = (records().count() as u64).saturating_sub(set_aside.len() as u64);
+        if self.dropped > 0 {
+            // Tombstones are what the one rule of dropping is about.
+            let is_dropped =
+                |record: &RecordRef<'_>| record.value().is_none() && !set_aside.contains(&record.offset());
+            outcome.dropped = records().filter(is_dropped).count() as u64;
         }
-        outcomes
+        outcome.rows = good.saturating_sub(outcome.dropped);
+        outcome
     }
 }
 
@@ -115,19 +118,13 @@ impl Lane {
         if !matches!(self.state, State::Running) {
             return self.flush_due().await;
         }
+        self.recover_apart().await;
         if self.resume_retry.is_none_or(|(at, _)| at <= Instant::now()) {
             self.resume().await;
         }
         while matches!(self.state, State::Running) && self.lookup.is_none() {
-            let taken = match self.staged.take() {
-                Some(taken) => taken,
-                None if self.buffer.is_ready(Instant::now()) || self.gauge.is_full() => {
-                    match self.buffer.take(&self.ledger) {
-                        Some(taken) => taken,
-                        None => break,
-                    }
-                }
-                None => break,
+            let Some(taken) = self.staged.take().or_else(|| self.next_batch()) else {
+                break;
             };
             let missing = {
                 let records: Vec<RecordRef<'_>> = taken.records().collect();
@@ -166,15 +163,30 @@ impl Lane {
             self.log_bad(&ready);
         }
         if self.write(&taken, &ready).await {
-            self.account.accepted(&taken, ready.outcomes(&taken));
+            self.count_accepted(&taken, &ready);
             if self.is_searching {
-                self.is_searching = !self.buffer.widen();
+                let is_wide = [self.buffer.widen(), self.behind.widen()];
+                self.is_searching = is_wide.contains(&false);
             }
             let offsets: i64 = taken.parts.iter().map(|part| part.end.get() - part.start.get()).sum();
             self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
             self.summary.records += ready.records;
             self.summary.bad += ready.bad.len() as u64;
             self.summary.dropped += ready.dropped;
+        }
+    }
+
+    /// Counts a batch that all its sinks have taken. A record counts when the last sink of the lane has it: what one that
+    /// is behind reads again is let go here, and counted then.
+    fn count_accepted(&mut self, taken: &Taken, ready: &Ready) {
+        let good = ready.records.saturating_sub(ready.bad.len() as u64 + ready.dropped);
+        self.account.batch_taken(taken, good);
+        for (place, part) in taken.parts.iter().enumerate() {
+            let mut start = part.start;
+            for end in self.ledger.complete(&part.key, part.start) {
+                self.account.accepted(part.key, start, end, ready.outcome(taken, place, start, end));
+                start = end;
+            }
         }
     }
 
@@ -191,7 +203,7 @@ impl Lane {
             match block_in_place(|| self.decode(&prefix)) {
                 Ok(ready) => {
                     if self.write(&prefix, &ready).await {
-                        self.account.accepted(&prefix, ready.outcomes(&prefix));
+                        self.count_accepted(&prefix, &ready);
                         self.summary.records += ready.records;
                         self.summary.dropped += ready.dropped;
                     }
@@ -321,7 +333,8 @@ impl Lane {
             match written.and_then(|()| SinkError::point("lane.sink.written")) {
                 Ok(()) => {
                     self.ledger.accept(index, &moves);
-                    // After each: all dead letters may have been settled in between, for a sibling that refused a row.
+                    // After each: all dead letters may have been settled in between, for a sibling that refused a row. Also
+                    // where records are read again for a sink that catches up: it waits for those that are not durable.
                     self.has_letters |= ready.letters.is_some();
                 }
                 Err(error) if error.fault() == Fault::Refused => {
@@ -367,7 +380,8 @@ impl Lane {
         let is_over = matches!(self.state, State::Running)
             && self.staged.is_none()
             && !self.keys.is_empty()
-            && self.buffer.is_drained();
+            && self.buffer.is_drained()
+            && self.behind.is_drained();
         let mut is_moved = false;
         for index in 0..self.parts.sinks.len() {
             let due = self.parts.sinks[index].sink.flush_due();

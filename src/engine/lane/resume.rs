@@ -15,7 +15,8 @@ use crate::failpoint;
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
-    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicName, TopicPartition,
+    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, StartHash, TopicName,
+    TopicPartition,
 };
 
 use crate::sink::Store;
@@ -28,6 +29,9 @@ type Asked<'a> = BTreeMap<&'a TopicPartition, &'a Committed>;
 
 /// What the brokers say of topics.
 type Infos = BTreeMap<TopicName, TopicInfo>;
+
+/// Where the slowest sink stood in each partition before a first sight.
+type Living = BTreeMap<PositionKey, Offset>;
 
 /// Positions of a first sight that are shown; a pattern may match thousands of topics.
 const SHOWN_MAX: usize = 8;
@@ -69,7 +73,7 @@ impl Lane {
             asked.into_iter().partition(|(source, _)| self.keys.contains_key(source));
         if !known.is_empty() {
             // They wait for nothing, and what is read again of them may be what the others wait for.
-            let ready = self.resume_offsets(known.keys());
+            let ready = self.stands(known.keys());
             self.report(Report::Ready(ready)).await;
         }
         if unknown.is_empty() {
@@ -83,14 +87,18 @@ impl Lane {
                 self.to_resume.clear();
                 // The engine commits where sinks without a store begin before anything is fetched.
                 self.report_progress().await;
-                let ready = self.resume_offsets(unknown.keys());
+                let ready = self.stands(unknown.keys());
                 self.report(Report::Ready(ready)).await;
                 failpoint::hit("lane.ready.reported");
             }
             Err(Setback::Letters) => {
                 self.resume_retry = Some((Instant::now() + retry::pause(1), 1));
             }
-            Err(Setback::Sink) => {}
+            // Unless it goes on beside it, the lane comes back here when the sink does.
+            Err(Setback::Sink) => {
+                let next = (Instant::now() + retry::pause(1), 1);
+                self.resume_retry = matches!(self.state, State::Running).then_some(next);
+            }
             Err(Setback::Stop { message, hint, place }) => {
                 self.stop(message, Some(hint.to_owned()), place).await;
             }
@@ -235,6 +243,10 @@ impl Lane {
             }
             let identity = IdentityHash::of(&sink.identity);
             for (source, committed) in asked.iter().filter(|(source, _)| !recreated.contains(&source.topic)) {
+                // One that says where it begins, and was never started, stands nowhere.
+                if sink.start.is_some() && committed.metadata.start(&identity).is_none() {
+                    continue;
+                }
                 // Without an entry of its own it stands where the group does.
                 let next = committed.metadata.position(&identity).or(committed.offset);
                 if let (Some(next), Some(info)) = (next, infos.get(&source.topic)) {
@@ -291,10 +303,10 @@ impl Lane {
         recreated: &BTreeSet<TopicName>,
     ) -> Result<(), Setback> {
         // Before any of them is changed here.
-        let own =
-            self.parts.sinks.iter().zip(&self.stored).filter(|(sink, _)| sink.sink.store() == Store::Own);
-        let is_unchanged =
-            own.into_iter().any(|(_, stored)| stored.start_hash() == Some(&self.parts.start_hash));
+        let is_unchanged = (0..self.parts.sinks.len()).any(|index| {
+            let is_own = self.parts.sinks[index].sink.store() == Store::Own;
+            is_own && self.stored[index].start_hash() == Some(self.start_hash(index))
+        });
         let all: Vec<(TopicPartition, PositionKey)> = infos
             .iter()
             .flat_map(|(topic, info)| {
@@ -303,6 +315,11 @@ impl Lane {
                 each.map(move |partition| (TopicPartition::new(topic, partition), key(info, partition)))
             })
             .collect();
+        let living = all.iter().filter_map(|(_, key)| {
+            let stands = self.stored.iter().filter_map(|stored| stored.get(key));
+            Some((*key, stands.map(|position| position.next).min()?))
+        });
+        let living: Living = living.collect();
         for index in 0..self.parts.sinks.len() {
             let is_own = self.parts.sinks[index].sink.store() == Store::Own;
             let missing: Vec<&(TopicPartition, PositionKey)> = all
@@ -314,7 +331,7 @@ impl Lane {
             if missing.is_empty() {
                 continue;
             }
-            let moves = self.starts(index, &missing, is_unchanged, recreated).await?;
+            let moves = self.starts(index, &missing, &living, is_unchanged, recreated).await?;
             info!(
                 route = self.parts.route,
                 sink = self.parts.sinks[index].name,
@@ -334,6 +351,7 @@ impl Lane {
         &mut self,
         index: usize,
         missing: &[&(TopicPartition, PositionKey)],
+        living: &Living,
         is_unchanged: bool,
         recreated: &BTreeSet<TopicName>,
     ) -> Result<Vec<Move>, Setback> {
@@ -350,16 +368,23 @@ impl Lane {
                     count.is_some_and(|count| number >= count)
                 }
             };
-            let is_new = is_unchanged || seen.is_some_and(|seen| seen.is_new);
-            let is_new = is_new || recreated.contains(&source.topic);
-            let siblings = self.stored.iter().filter_map(|stored| stored.get(key));
-            let siblings = siblings.map(|position| position.next).min();
-            match (Unseen { is_added, is_new, siblings }).begin() {
+            let own = self.parts.sinks[index].start.as_ref();
+            let unseen = Unseen {
+                is_added,
+                is_new: is_unchanged || seen.is_some_and(|seen| seen.is_new),
+                is_recreated: recreated.contains(&source.topic),
+                has_start: own.is_some(),
+                siblings: self.sibling(key),
+                living: living.get(key).copied(),
+            };
+            match unseen.begin() {
                 Begin::WithSiblings(next) => {
                     starts.insert(source, next);
                 }
                 Begin::Whole => wanted.push((source.clone(), &Start::Earliest)),
-                Begin::AtStart => wanted.push((source.clone(), &self.parts.start)),
+                Begin::AtStart => {
+                    wanted.push((source.clone(), own.map_or(&self.parts.start, |(start, _)| start)));
+                }
             }
         }
         let resolved = self.parts.cluster.resolve(&wanted).await?;
@@ -370,11 +395,22 @@ impl Lane {
                 topic: source.topic.clone(),
                 start: None,
                 end: Position { next, epoch: None },
-                reason: Reason::Start { hash: self.parts.start_hash.clone() },
+                reason: Reason::Start { hash: self.start_hash(index).clone() },
                 records: 0,
             })
         });
         Ok(moves.collect())
+    }
+
+    /// Where the sinks stand that begin where their route does. One that says where it begins may be anywhere.
+    fn sibling(&self, key: &PositionKey) -> Option<Offset> {
+        let sinks = self.parts.sinks.iter().zip(&self.stored).filter(|(sink, _)| sink.start.is_none());
+        sinks.filter_map(|(_, stored)| Some(stored.get(key)?.next)).min()
+    }
+
+    /// The digest of what decides where a sink starts.
+    fn start_hash(&self, index: usize) -> &StartHash {
+        self.parts.sinks[index].start.as_ref().map_or(&self.parts.start_hash, |(_, hash)| hash)
     }
 
     /// Stores that `topics:` or `start:` were edited, so that topics which appear from now on are known to be
@@ -382,7 +418,7 @@ impl Lane {
     async fn restate_start(&mut self, asked: &Asked<'_>, infos: &Infos) -> Result<(), Setback> {
         for index in 0..self.parts.sinks.len() {
             let stored = &self.stored[index];
-            if stored.start_hash().is_none_or(|hash| *hash == self.parts.start_hash) {
+            if stored.start_hash().is_none_or(|hash| hash == self.start_hash(index)) {
                 continue;
             }
             let standing = asked.keys().find_map(|source| {
@@ -402,7 +438,7 @@ impl Lane {
                 topic: source.topic.clone(),
                 start: Some(position.next),
                 end: position,
-                reason: Reason::Start { hash: self.parts.start_hash.clone() },
+                reason: Reason::Start { hash: self.start_hash(index).clone() },
                 records: 0,
             };
             self.store_moves(index, vec![step]).await?;

@@ -5,18 +5,20 @@ use std::time::Instant;
 
 use tracing::{info, warn};
 
+use super::catching::OUTLET;
 use super::{Answer, Engine, EngineError, Pending, RELEASE_MAX, Releasing};
-use crate::engine::message::{Committed, Control, LaneId};
+use crate::engine::catching::{Reader, Stand};
+use crate::engine::message::{Assigned, Committed, Control, LaneId, Reading};
 use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{Assignment, Command};
-use crate::model::{Offset, TopicPartition};
+use crate::model::{Offset, SinkSet, TopicPartition};
 use crate::sink::Store;
 
 impl Engine {
     pub(super) async fn on_assigned(&mut self, partitions: Vec<TopicPartition>) -> Result<(), EngineError> {
         self.has_joined = true;
-        self.board.engine(|told| (told.has_joined, told.assigned) = (true, told.assigned + 1));
+        self.board.engine(self.place, |told| (told.has_joined, told.assigned) = (true, told.assigned + 1));
         if partitions.is_empty() {
             return Ok(());
         }
@@ -119,12 +121,15 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let mut by_lane: BTreeMap<LaneId, BTreeMap<TopicPartition, Committed>> = BTreeMap::new();
         for (source, committed) in partitions {
-            let waiting = self.live_lanes_of(&source.topic);
+            // What catches up by itself goes on.
+            let waiting = self.front_lanes_of(&source);
             for lane in &waiting {
                 by_lane.entry(*lane).or_default().insert(source.clone(), committed.clone());
             }
             if !waiting.is_empty() {
-                self.pending.insert(source, Pending { waiting, from: None });
+                let pending =
+                    Pending { waiting, stands: BTreeMap::new(), since: Instant::now(), is_join: false };
+                self.pending.insert(source, pending);
             }
         }
         for (lane, partitions) in by_lane {
@@ -133,14 +138,20 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn answered(&mut self, lane: LaneId, source: &TopicPartition, from: Option<Offset>) {
-        if let Some(pending) = self.pending.get_mut(source) {
-            pending.waiting.remove(&lane);
-            pending.from = [pending.from, from].into_iter().flatten().min();
+    /// A lane has said where it stands, or never will. `false` if nothing waits for that.
+    pub(super) fn answered(&mut self, lane: LaneId, source: &TopicPartition, stand: Option<&Stand>) -> bool {
+        let Some(pending) = self.pending.get_mut(source) else {
+            return false;
+        };
+        let is_awaited = pending.waiting.remove(&lane);
+        if is_awaited && let Some(stand) = stand {
+            pending.stands.insert(lane, stand.clone());
         }
+        is_awaited
     }
 
-    /// Fetches the partitions whose lanes have all answered, from where the slowest of them stands.
+    /// Fetches the partitions whose lanes have all answered: at the front from where the slowest of those stands that
+    /// are near it, and beside it for each lane that is behind.
     pub(super) async fn assign_ready(&mut self) -> Result<(), EngineError> {
         let ready: Vec<TopicPartition> = self
             .pending
@@ -157,41 +168,94 @@ impl Engine {
             self.commit()?;
         }
         let mut assignments = Vec::new();
-        let mut by_lane: BTreeMap<LaneId, Vec<(Assignment, Option<Offset>)>> = BTreeMap::new();
+        let mut behind: BTreeMap<LaneId, Vec<Assignment>> = BTreeMap::new();
+        let mut again: BTreeMap<LaneId, BTreeMap<TopicPartition, Stand>> = BTreeMap::new();
+        let mut by_lane: BTreeMap<LaneId, Vec<Assigned>> = BTreeMap::new();
         for source in ready {
-            let from = self.pending.remove(&source).and_then(|pending| pending.from);
-            let Some(from) = from.filter(|_| self.group.owns(&source)) else {
+            let Some(pending) = self.pending.remove(&source) else {
                 continue;
             };
-            self.assignment += 1;
-            let assignment = Assignment { source: source.clone(), from, number: self.assignment };
-            // A partition that appeared after the start of a bounded run is not part of it.
-            let end = self.until.as_ref().map(|until| until.get(&source).copied().unwrap_or(from));
-            for lane in self.live_lanes_of(&source.topic) {
-                by_lane.entry(lane).or_default().push((assignment.clone(), end));
-                let left = end.map_or(0, |end| u64::try_from(end.get() - from.get()).unwrap_or_default());
-                self.expected.entry((lane, source.clone())).or_insert(left);
+            if !self.group.owns(&source) {
+                continue;
             }
-            // Nothing is wanted of a partition that begins at or behind its end.
-            if end.is_none_or(|end| from < end) {
-                assignments.push(assignment);
+            let sets = self.split(&source, &pending.stands);
+            let is_same = |(lane, apart): (&LaneId, &SinkSet)| self.apart_of(*lane, &source) == *apart;
+            if pending.is_join && sets.iter().all(is_same) {
+                // The front has gone on too far meanwhile; it is tried again.
+                for (lane, stand) in pending.stands {
+                    again.entry(lane).or_default().insert(source.clone(), stand);
+                }
+                continue;
+            }
+            let begins = pending.stands.iter().filter_map(|(lane, stand)| {
+                stand.lowest(SinkSet::ALL.minus(sets.get(lane).copied().unwrap_or_default()))
+            });
+            let Some(from) = begins.min() else {
+                continue;
+            };
+            let front = self.reading(&source, from);
+            let is_front = |apart: &SinkSet| *apart != SinkSet::ALL;
+            let outlets = sets.iter().filter(|&(_, apart)| is_front(apart)).map(|(lane, _)| lane.0).collect();
+            for (lane, apart) in sets {
+                self.set_apart(lane, &source, apart);
+                let begin = pending.stands.get(&lane).and_then(|stand| stand.lowest(apart));
+                let catch_up = begin.map(|begin| self.reading(&source, begin));
+                let front = is_front(&apart).then_some(front);
+                for (reader, reading) in [(Reader::Front, front), (Reader::CatchUp, catch_up)] {
+                    if let Some(reading) = reading {
+                        self.expect(lane, &source, reader, reading);
+                    }
+                }
+                if let Some(reading) = catch_up {
+                    behind.entry(lane).or_default().push(assignment(&source, reading, vec![OUTLET]));
+                }
+                let assigned = Assigned { source: source.clone(), apart, front, catch_up };
+                by_lane.entry(lane).or_default().push(assigned);
+            }
+            if is_wanted(front) {
+                assignments.push(assignment(&source, front, outlets));
             }
         }
         // Lanes know of an assignment before its first chunk can come.
         for (lane, assigned) in by_lane {
             self.tell(lane, Control::Assigned(assigned)).await;
         }
-        if !assignments.is_empty() {
+        if !assignments.is_empty() || !behind.is_empty() {
             self.commit_now()?;
+        }
+        if !assignments.is_empty() {
             self.source.send(Command::Assign(assignments))?;
             failpoint::hit("engine.assign.sent");
+        }
+        for (lane, assignments) in behind {
+            self.fetch_apart(lane, assignments);
+        }
+        for (lane, stands) in again {
+            self.read_apart(lane, stands).await?;
         }
         Ok(())
     }
 
-    fn awaits_first_commit(&self, source: &TopicPartition) -> bool {
+    /// Is it on its way to the group where a sink without a store begins? Of all lanes of the partition, also those that
+    /// catch up.
+    pub(super) fn awaits_first_commit(&self, source: &TopicPartition) -> bool {
         let mut lanes = self.live_lanes_of(&source.topic).into_iter();
         lanes.any(|lane| self.stores[lane.0] == Store::Group) && self.group.awaits_first(source)
+    }
+
+    /// A new assignment's part that lanes know.
+    pub(super) fn reading(&mut self, source: &TopicPartition, from: Offset) -> Reading {
+        self.assignment += 1;
+        // A partition that appeared after the start of a bounded run is not part of it.
+        let end = self.until.as_ref().map(|until| until.get(source).copied().unwrap_or(from));
+        Reading { from, number: self.assignment, end }
+    }
+
+    /// Takes in what a lane will go through, the first time it is known.
+    fn expect(&mut self, lane: LaneId, source: &TopicPartition, reader: Reader, reading: Reading) {
+        let left =
+            reading.end.map_or(0, |end| u64::try_from(end.get() - reading.from.get()).unwrap_or_default());
+        self.expected.entry((lane, source.clone(), reader)).or_insert(left);
     }
 
     pub(super) async fn on_revoked(
@@ -200,7 +264,7 @@ impl Engine {
         is_lost: bool,
     ) -> Result<(), EngineError> {
         info!(partitions = ?partitions.iter().map(ToString::to_string).collect::<Vec<_>>(), is_lost, "revoked");
-        self.board.engine(|told| {
+        self.board.engine(self.place, |told| {
             told.revoked += 1;
             told.lost += u64::from(is_lost);
             // Thrown out; it joins again.
@@ -213,6 +277,7 @@ impl Engine {
             }
             self.pending.remove(source);
             self.asking.remove(source);
+            self.end_apart(source);
             if is_lost {
                 self.group.disown(source);
             }
@@ -255,4 +320,13 @@ impl Engine {
         }
         Ok(())
     }
+}
+
+/// Nothing is wanted of a partition that begins at or behind its end.
+fn is_wanted(reading: Reading) -> bool {
+    reading.end.is_none_or(|end| reading.from < end)
+}
+
+pub(super) fn assignment(source: &TopicPartition, reading: Reading, outlets: Vec<usize>) -> Assignment {
+    Assignment { source: source.clone(), from: reading.from, number: reading.number, outlets }
 }

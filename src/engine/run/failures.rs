@@ -26,13 +26,7 @@ impl Engine {
                 return Ok(());
             }
             Verdict::Fatal => return Err(EngineError::Client(message)),
-            Verdict::DataLost => {
-                "the brokers no longer have these records: retention passed them, or the partition was truncated"
-            }
-            Verdict::Unreadable => {
-                "the broker holds bytes that cannot be read; look at the partition's log there"
-            }
-            Verdict::Refused => "give this user the right to read the topic",
+            other => hint(other).unwrap_or_default(),
         };
         let Some(source) = source else {
             return self.on_failed_somewhere(&message, verdict, hint).await;
@@ -40,7 +34,8 @@ impl Engine {
         let at = offset.map(|offset| format!(" offset {offset}")).unwrap_or_default();
         let place = Some(Place::new(&source, offset));
         let stop = Stop { message: format!("{source}{at}: {message}"), hint: Some(hint.to_owned()), place };
-        for lane in self.live_lanes_of(&source.topic) {
+        // What catches up meets it by itself.
+        for lane in self.front_lanes_of(&source) {
             let control = match verdict {
                 Verdict::DataLost => Control::Lost { source: source.clone(), stop: stop.clone() },
                 _ => Control::Fail(stop.clone()),
@@ -84,6 +79,7 @@ impl Engine {
 
     pub(super) async fn on_stopped(&mut self, lane: LaneId, stop: &Stop) -> Result<(), EngineError> {
         self.stopped.insert(lane);
+        self.end_catch_up(lane);
         self.group.stopped(lane, self.stores[lane.0]);
         self.lanes[lane.0].board.stopped(&stop.message, stop.hint.as_deref());
         let source = stop.place.as_ref().map(|place| &place.source);
@@ -145,5 +141,19 @@ impl Engine {
             }
         }
         Ok(())
+    }
+}
+
+/// What a person may do about what the source reports.
+pub fn hint(verdict: Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::DataLost => Some(
+            "the brokers no longer have these records: retention passed them, or the partition was truncated",
+        ),
+        Verdict::Unreadable => {
+            Some("the broker holds bytes that cannot be read; look at the partition's log there")
+        }
+        Verdict::Refused => Some("give this user the right to read the topic"),
+        Verdict::Passing | Verdict::Fatal => None,
     }
 }

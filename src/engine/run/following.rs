@@ -13,7 +13,7 @@ use crate::engine::message::{Committed, Control, LaneId, Stop};
 use crate::kafka::{Command, Gauge, Outlet};
 use crate::model::{TopicName, TopicPartition};
 use crate::sink::Store;
-use crate::status::{About, Held};
+use crate::status::About;
 
 impl Engine {
     /// Starts the lanes of all routes, and subscribes to their topics.
@@ -50,12 +50,12 @@ impl Engine {
     ) -> LaneId {
         let id = LaneId(self.lanes.len());
         let gauge = Gauge::new(name, &self.budget);
-        let (life, handle) = lane::lane(id, name, gauge.clone(), self.report_tx.clone(), parts);
+        let (life, handle) = lane::lane(id, name, gauge, self.report_tx.clone(), parts);
         let route = &self.routes[index];
         handle.board.describe(About {
             entry: route.name.clone(),
             patience: patience(route),
-            held: Box::new(move || Held { bytes: gauge.used() as u64, is_full: gauge.is_full() }),
+            held: handle.held(),
         });
         self.board.add_lane(handle.board.clone());
         let task = self.tasks.spawn(async move { (id, life.await) });
@@ -83,7 +83,6 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let matched = matched(&self.routes, &self.others, names);
         let mut found: BTreeMap<LaneId, BTreeMap<TopicName, Seen>> = BTreeMap::new();
-        let mut outlets: Vec<(TopicName, Box<dyn Outlet>)> = Vec::new();
         let mut shared: BTreeMap<TopicPartition, Committed> = BTreeMap::new();
         for (index, topics) in matched.iter().enumerate() {
             let is_new = is_later || self.ran_before.contains(&index);
@@ -94,7 +93,6 @@ impl Engine {
                 let lane = self.lane_of(index, topic);
                 let seen = Seen { is_new, partition_count: None };
                 found.entry(lane).or_default().insert(topic.clone(), seen);
-                outlets.push((topic.clone(), self.lanes[lane.0].outlet()));
                 self.by_topic.entry(topic.clone()).or_default().push(lane);
                 // Another route may read it already; then it is read again from where the slower one stands.
                 let owned: Vec<TopicPartition> =
@@ -116,16 +114,24 @@ impl Engine {
             }
             self.tell(lane, Control::Topics(topics)).await;
         }
+        let outlets = self.unconnected();
         if !outlets.is_empty() {
             self.source.send(Command::Connect(outlets))?;
         }
         let wanted: BTreeSet<TopicName> = matched.into_iter().flatten().collect();
         if wanted != self.subscribed {
             self.source.send(Command::Subscribe(wanted.iter().cloned().collect()))?;
-            self.board.engine(|told| told.is_subscribed = !wanted.is_empty());
+            self.board.engine(self.place, |told| told.is_subscribed = !wanted.is_empty());
             self.subscribed = wanted;
         }
         self.ask(shared).await
+    }
+
+    /// The inboxes of lanes that the source does not know yet, by the lane's place.
+    fn unconnected(&mut self) -> Vec<(usize, Box<dyn Outlet>)> {
+        let known = std::mem::replace(&mut self.connected, self.lanes.len());
+        let lanes = self.lanes.iter().enumerate().skip(known);
+        lanes.map(|(place, lane)| (place, lane.outlet())).collect()
     }
 
     fn lane_of(&mut self, index: usize, topic: &TopicName) -> LaneId {

@@ -8,7 +8,7 @@ use sidestream::engine::group::Group;
 use sidestream::engine::message::{Committed, LaneId, Report};
 use sidestream::kafka::Commit;
 use sidestream::model::metadata::GroupMetadata;
-use sidestream::model::{Offset, PositionKey, TopicPartition};
+use sidestream::model::{Offset, PositionKey, SinkSet, TopicPartition};
 
 use super::Flaw;
 use super::lane::{HELD_MAX, Lane};
@@ -140,11 +140,12 @@ impl Instance {
 
     fn obey(&mut self, lane: usize, report: Report, releasing: &[TopicPartition], outside: &mut Outside) {
         match report {
-            Report::Ready(offsets) => {
-                for (source, from) in offsets {
+            Report::Ready(stands) => {
+                for (source, stand) in stands {
                     if let Some(pending) = self.pending.get_mut(&source) {
                         pending.waiting.remove(&lane);
-                        pending.from = [pending.from, Some(from)].into_iter().flatten().min();
+                        let from = stand.lowest(SinkSet::ALL);
+                        pending.from = [pending.from, from].into_iter().flatten().min();
                     }
                 }
                 self.assign_ready(outside);
@@ -160,6 +161,8 @@ impl Instance {
                     self.group.progress(LaneId(lane), &source, &durable);
                 }
             }
+            // Nothing catches up here: every sink reads with the front.
+            Report::CatchUp(_) | Report::Stands(_) => {}
             Report::Released(_) | Report::Stopped(_) | Report::Drained => {}
         }
     }

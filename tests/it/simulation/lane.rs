@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sidestream::config::plan::BatchLimits;
 use sidestream::engine::batching::{Buffer, Part, Taken};
+use sidestream::engine::catching::Stand;
 use sidestream::engine::ledger::Ledger;
 use sidestream::engine::message::{Committed, Durable, Report};
 use sidestream::engine::retry;
@@ -23,6 +24,9 @@ use super::world::{LETTERS, Outside};
 
 /// Bytes a lane may hold before nothing more is fetched for it.
 pub const HELD_MAX: usize = 4096;
+
+/// Records of a batch.
+const ROWS_MAX: usize = 7;
 
 /// The sink whose positions are beside the group's offsets.
 pub const GROUP_IDENTITY: &str = "second/topic";
@@ -96,7 +100,8 @@ impl Lane {
             ],
             _ => vec![SinkState::new(Kind::Group, Feed::All), SinkState::new(Kind::Own(3), Feed::All)],
         };
-        let limits = BatchLimits { rows_max: 7, bytes_max: 1 << 20, age_max: Duration::from_millis(300) };
+        let limits =
+            BatchLimits { rows_max: ROWS_MAX, bytes_max: 1 << 20, age_max: Duration::from_millis(300) };
         Self {
             ledger: Ledger::new(sinks.len()),
             buffer: Buffer::new(limits),
@@ -329,7 +334,16 @@ impl Lane {
             let epoch = stored.find(|position| position.next == next).and_then(|position| position.epoch);
             let positions = self.group_next(key).map(|next| (GROUP_IDENTITY.to_owned(), next));
             let positions = positions.into_iter().collect();
-            Some((source.clone(), Durable { next, epoch, logs: Vec::new(), positions }))
+            let durable = Durable {
+                next,
+                settled: next,
+                is_apart: false,
+                epoch,
+                logs: Vec::new(),
+                positions,
+                starts: Vec::new(),
+            };
+            Some((source.clone(), durable))
         });
         let durable: BTreeMap<TopicPartition, Durable> = durable.collect();
         self.reports.push(Report::Progress(durable));
@@ -477,8 +491,12 @@ impl Lane {
     }
 
     fn say_ready<'a>(&mut self, sources: impl Iterator<Item = &'a TopicPartition>) {
-        let stand = |source: &TopicPartition| self.ledger.resume_at(self.keys.get(source)?);
-        let ready: BTreeMap<TopicPartition, Offset> =
+        let letters: SinkSet = self.letter_sinks().into_iter().collect();
+        let stand = |source: &TopicPartition| {
+            let accepted = self.ledger.accepted(self.keys.get(source)?)?;
+            Some(Stand { accepted, letters, rows_max: ROWS_MAX })
+        };
+        let ready: BTreeMap<TopicPartition, Stand> =
             sources.filter_map(|source| Some((source.clone(), stand(source)?))).collect();
         if !ready.is_empty() {
             self.reports.push(Report::Ready(ready));
