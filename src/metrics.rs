@@ -4,7 +4,7 @@
 //! the file (routes, sinks) and words of ours, never what comes in records; a route that is one for each topic is counted
 //! as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -16,9 +16,11 @@ use crate::status::{Answer, BOUNDS, Board, FAULTS, Histogram, LaneView, OTHER, S
 /// What the page is sent as.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Series of one metric. A file may have thousands of routes, and each series costs memory where it is kept: what comes
-/// beyond is counted under the labels `other`.
+/// Series of one metric. Each costs memory where it is kept: what comes beyond is counted under the labels `other`.
 const SERIES_MAX: usize = 2000;
+
+/// Routes with a name of their own, in all metrics or in none: the records of each add up. A file may have thousands.
+const ROUTES_MAX: usize = 200;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -156,6 +158,8 @@ impl Value {
 
 #[derive(Default)]
 struct Page {
+    /// Those with a name of their own.
+    routes: BTreeSet<String>,
     series: BTreeMap<&'static str, BTreeMap<Vec<String>, Value>>,
 }
 
@@ -180,7 +184,11 @@ impl Page {
     }
 
     fn add_lane(&mut self, lane: &LaneView, lag: Option<Lag>) {
-        let (route, status) = (lane.entry.as_str(), &lane.status);
+        if self.routes.len() < ROUTES_MAX {
+            self.routes.insert(lane.entry.clone());
+        }
+        let route = if self.routes.contains(&lane.entry) { lane.entry.as_str() } else { OTHER };
+        let status = &lane.status;
         let counts = &status.counts;
         for (metric, count) in [
             (&RECORDS_READ, counts.read),
@@ -353,7 +361,7 @@ pub fn markdown() -> String {
     // Writing to a text cannot fail.
     let written = write!(
         out,
-        "{SERIES_MAX} series, what comes beyond has the labels `{OTHER}`. Buckets end at {} seconds.\n\n\
+        "{SERIES_MAX} series and {ROUTES_MAX} routes by name, what comes beyond has the labels `{OTHER}`. Buckets end at {} seconds.\n\n\
          ## Every record is somewhere\n\n\
          For each route, at every scrape:\n\n\
          ```text\n{} =\n    {} + sum({}) + {}\n  + {} + {}\n```\n\n\
@@ -485,7 +493,7 @@ mod tests {
         assert!(page.contains("sidestream_records_read_total{route=\"a\\\"b\\\\c\\nd\"} 20\n"));
         let reads: Vec<&str> =
             page.lines().filter(|line| line.starts_with("sidestream_records_read_total{")).collect();
-        assert_eq!(reads.len(), SERIES_MAX + 1);
-        assert!(reads.contains(&"sidestream_records_read_total{route=\"other\"} 10020"), "{}", reads.len());
+        assert_eq!(reads.len(), ROUTES_MAX + 1);
+        assert!(reads.contains(&"sidestream_records_read_total{route=\"other\"} 46020"), "{}", reads.len());
     }
 }

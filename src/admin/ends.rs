@@ -1,7 +1,7 @@
 //! Where partitions end, asked of the brokers only while somebody looks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -28,6 +28,7 @@ type Bounds = BTreeMap<TopicPartition, (Offset, Offset)>;
 pub struct Ends {
     cluster: Arc<dyn Cluster>,
     asked: Mutex<Asked>,
+    known: std::sync::Mutex<Arc<Known>>,
 }
 
 #[derive(Default)]
@@ -35,17 +36,20 @@ struct Asked {
     at: Option<Instant>,
     /// At most one question.
     under_way: JoinSet<Result<Bounds, ClusterError>>,
-    known: Arc<Known>,
 }
 
 impl Ends {
     pub fn new(cluster: Arc<dyn Cluster>) -> Self {
-        Self { cluster, asked: Mutex::default() }
+        Self { cluster, asked: Mutex::default(), known: std::sync::Mutex::default() }
     }
 
     /// The ends of what the lanes have taken up, as far as they are known.
     pub async fn of(&self, view: &View) -> Arc<Known> {
-        let mut asked = self.asked.lock().await;
+        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        // Only who asks waits: the others are told what is known.
+        let Ok(mut asked) = self.asked.try_lock() else {
+            return known().clone();
+        };
         let mut sources: Vec<TopicPartition> =
             view.lanes.iter().flat_map(|lane| lane.status.partitions.keys().cloned()).collect();
         let is_old = asked.at.is_none_or(|at| at.elapsed() >= ASK_INTERVAL);
@@ -57,7 +61,6 @@ impl Ends {
             let cluster = self.cluster.clone();
             asked.under_way.spawn(async move { cluster.bounds(&sources).await });
         }
-        // Only who asks waits: the others are told what is known.
         let answer = if is_due {
             tokio::time::timeout(ANSWER_MAX, asked.under_way.join_next()).await.ok().flatten()
         } else {
@@ -66,13 +69,13 @@ impl Ends {
         match answer {
             Some(Ok(Ok(bounds))) => {
                 let ends = bounds.into_iter().map(|(source, (_, end))| (source, end));
-                asked.known = Arc::new(ends.collect());
+                *known() = Arc::new(ends.collect());
             }
             Some(Ok(Err(error))) => debug!(%error, "the ends of partitions are not known now"),
             Some(Err(error)) => debug!(%error, "the question for the ends of partitions failed"),
             None => {}
         }
-        asked.known.clone()
+        known().clone()
     }
 }
 

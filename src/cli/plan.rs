@@ -198,7 +198,7 @@ fn recreated(ground: &Ground, instance: &Instance) -> BTreeSet<TopicName> {
 }
 
 /// The group says that a sink wrote to another commit log than the one in its directory.
-fn other_logs(ground: &Ground, instance: &Instance, seat: &Seat) -> Option<(String, Option<String>)> {
+pub fn other_logs(ground: &Ground, instance: &Instance, seat: &Seat) -> Option<(String, Option<String>)> {
     let here = match &seat.place {
         Place::Fresh => "none".to_owned(),
         place => place.survey()?.id(),

@@ -61,6 +61,8 @@ struct Range {
     start: Offset,
     end: Offset,
     outcome: Outcome,
+    /// Of several: it ends behind what is settled for as long as more come in, so it gives up its share.
+    is_merged: bool,
 }
 
 /// The records of one lane.
@@ -89,13 +91,14 @@ impl Tally {
     /// All sinks have taken a range: the last of them just now.
     pub fn accepted(&mut self, key: PositionKey, start: Offset, end: Offset, outcome: Outcome) {
         let ranges = self.pending.entry(key).or_default();
-        ranges.push_back(Range { start, end, outcome });
+        ranges.push_back(Range { start, end, outcome, is_merged: false });
         if ranges.len() > RANGES_MAX
             && let (Some(mut first), Some(second)) = (ranges.pop_front(), ranges.pop_front())
         {
             first.start = first.start.min(second.start);
             first.end = first.end.max(second.end);
             first.outcome.add(second.outcome);
+            first.is_merged = true;
             ranges.push_front(first);
         }
     }
@@ -107,12 +110,18 @@ impl Tally {
         };
         // A range that is read again for one sink alone may stand behind one that ends later.
         let mut left = VecDeque::new();
-        for range in ranges.drain(..) {
+        for mut range in ranges.drain(..) {
             if range.end <= next {
                 self.settled.add(range.outcome);
-            } else {
-                left.push_back(range);
+                continue;
             }
+            if range.is_merged && range.start < next {
+                let (done, whole) = (next.get() - range.start.get(), range.end.get() - range.start.get());
+                let share = range.outcome.take_share(done.unsigned_abs(), whole.unsigned_abs());
+                self.settled.add(share);
+                range.start = next;
+            }
+            left.push_back(range);
         }
         *ranges = left;
     }
@@ -243,5 +252,25 @@ mod tests {
         assert!(in_flight.abs_diff(oldest * 3 / 2) <= 2, "{in_flight}");
         tally.settle(&key(0), at(oldest * 3 / 2));
         assert_eq!(shape(&tally, 0)[4], 0);
+    }
+
+    /// Two sinks that become durable in turns, each of many batches: what both have is settled all the same.
+    #[test]
+    fn sinks_out_of_step_settle_what_both_have() {
+        let mut tally = Tally::default();
+        let (mut one, mut two) = (0, 0);
+        for batch in 0..10_000_u64 {
+            tally.read(1, 1);
+            tally.accepted(key(0), at(batch), at(batch + 1), rows(1));
+            if batch % 300 == 0 {
+                one = batch + 1;
+            }
+            if batch % 300 == 150 {
+                two = batch + 1;
+            }
+            tally.settle(&key(0), at(one.min(two)));
+            let [settled, .., in_flight] = shape(&tally, 0);
+            assert_eq!((settled, in_flight), (one.min(two), batch + 1 - one.min(two)));
+        }
     }
 }

@@ -211,8 +211,11 @@ impl ProducerContext for Receipts {
     type DeliveryOpaque = Box<Written>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, record: Box<Written>) {
-        // The outcome of all others is found in the topic.
-        if let Ok(message) = result {
+        // The outcome of all others is found in the topic. So is the place of a batch that was sent again because its
+        // acknowledgement was lost: the brokers acknowledge the copy without offsets.
+        if let Ok(message) = result
+            && message.offset() >= 0
+        {
             let mut record = *record;
             record.offset = message.offset();
             self.0.lock().push(record);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::Args;
 
 use crate::cli::standing::{self, Ground};
@@ -27,6 +28,10 @@ pub struct Options {
 pub async fn forget(options: &Options) -> Result<(), Failure> {
     let loaded = load::load(&options.file)?;
     let ground = Ground::look(&loaded.plan).await.map_err(anyhow::Error::from)?;
+    // What cannot be named looks like a stranger, and would begin anew.
+    if let Some((route, name, problem)) = ground.unfit.first() {
+        return Err(anyhow!("route `{route}` has no place for `{name}`: {problem}; mend that first").into());
+    }
     let (commits, lines) = forgotten(&ground).await?;
     if commits.is_empty() {
         print_text("the group keeps nothing of sinks or routes that are not in the file\n");
@@ -40,6 +45,12 @@ pub async fn forget(options: &Options) -> Result<(), Failure> {
     let count: usize = commits.values().map(Vec::len).sum();
     for place in commits.keys() {
         ensure_alone(&ground.groups[*place]).await?;
+    }
+    // A member may have committed and left since the first look.
+    let again = Ground::look(&loaded.plan).await.map_err(anyhow::Error::from)?;
+    let (commits_now, lines_now) = forgotten(&again).await?;
+    if commits_now != commits || lines_now != lines {
+        return Err(anyhow!("the group has moved on meanwhile; nothing was changed, run it again").into());
     }
     for (place, commits) in commits {
         ground.groups[place].cluster.commit(commits).await.map_err(anyhow::Error::from)?;

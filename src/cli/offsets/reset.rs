@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 
+use crate::cli::plan::other_logs;
 use crate::cli::standing::{Ground, Group, Instance, Place, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
 use crate::config::plan::Target;
@@ -89,6 +90,18 @@ pub async fn reset(options: &Options) -> Result<(), Failure> {
     for place in steps.iter().map(|step| step.instance.group).collect::<BTreeSet<usize>>() {
         ensure_alone(&ground.groups[place]).await?;
     }
+    // A member may have committed and left since the first look.
+    let again = Ground::look(&loaded.plan).await.map_err(anyhow::Error::from)?;
+    let chosen_now = self::chosen(options, &again)?;
+    let steps_now = self::steps(options, &again, &chosen_now).await?;
+    let commits_now = self::commits(&again, &steps_now)?;
+    let is_same =
+        commits_now == commits && shown(&again, &steps_now, &commits_now) == shown(&ground, &steps, &commits);
+    if !is_same {
+        return Err(
+            anyhow!("the group or a sink has moved on meanwhile; nothing was changed, run it again").into()
+        );
+    }
     // The group comes last: it only follows, but for sinks that have no other place, and those can be moved again.
     move_logs(&steps)?;
     for (place, commits) in commits {
@@ -149,6 +162,12 @@ async fn steps<'a>(
         if let Some((problem, hint)) = seat.place.refusal(seat) {
             let hint = hint.map(|hint| format!(" (hint: {hint})")).unwrap_or_default();
             return Err(anyhow!("sink `{}`: {problem}{hint}", seat.sink.name));
+        }
+        // Also its siblings: the group's offset follows the lowest of them.
+        for sibling in &instance.seats {
+            if let Some((problem, _)) = other_logs(ground, instance, sibling) {
+                return Err(anyhow!("{problem}: is this the directory that the service works in?"));
+            }
         }
         for topic in &instance.topics {
             if let Some(error) = ground.missing.get(topic) {

@@ -14,6 +14,9 @@ use crate::codec::columns::{Column, Data, Overflow, push_offset};
 /// all its fields in a list: without a bound a small record could grow without one.
 const CELLS_PER_BYTE: usize = 256;
 
+/// However large the record: some tens of megabytes of columns.
+const CELLS_MAX: usize = 4 << 20;
+
 /// What is wrong with a record's bytes. Codes are stable: they are in metrics and dead letters.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bad {
@@ -99,7 +102,8 @@ pub fn record(
 ) -> Result<()> {
     scratch.slots.clear();
     scratch.entries.clear();
-    let cells_left = message.width.saturating_add(bytes.len().saturating_mul(CELLS_PER_BYTE));
+    let cells = bytes.len().saturating_mul(CELLS_PER_BYTE).min(CELLS_MAX);
+    let cells_left = message.width.saturating_add(cells);
     let mut reader = Reader { bytes, cells_left, scratch };
     reader.message(message, start, bytes.len(), columns)
 }
@@ -233,12 +237,23 @@ impl<'a> Reader<'a, '_> {
                 }
                 Slot::Absent | Slot::Member(_) => self.absent(field, op, column),
             },
-            Read::List(_) => close_list(column),
+            Read::List(_) => self.close_list(column),
             Read::Map { key, value } => {
                 self.map(key, value, entries, column)?;
-                close_list(column)
+                self.close_list(column)
             }
         }
+    }
+
+    /// An empty list costs nothing on the wire either.
+    fn close_list(&mut self, column: &mut Column) -> Result<()> {
+        self.cells_left = self.cells_left.checked_sub(1).ok_or_else(Bad::size)?;
+        let Data::List { offsets, item } = &mut column.data else {
+            return Err(misfit());
+        };
+        push_offset(offsets, item.len())?;
+        column.mark_valid();
+        Ok(())
     }
 
     fn absent(&mut self, field: &Field, op: &Op, column: &mut Column) -> Result<()> {
@@ -430,15 +445,6 @@ fn default(op: &Op) -> Raw {
         Kind::Bits32 => Raw::Bits32(0),
         Kind::Bytes | Kind::Group => Raw::Bytes { start: 0, end: 0 },
     }
-}
-
-fn close_list(column: &mut Column) -> Result<()> {
-    let Data::List { offsets, item } = &mut column.data else {
-        return Err(misfit());
-    };
-    push_offset(offsets, item.len())?;
-    column.mark_valid();
-    Ok(())
 }
 
 /// Is the value written as its type is? Another version may have given the number to another type.

@@ -92,7 +92,12 @@ impl Writer {
                     format!("it is a `{name}`, and the route reads `{}`", self.reader.name),
                 ));
             }
-            None => return Err(Bad::new("framing", format!("its schema has no message at {path:?}"))),
+            None => {
+                return Err(Bad::new(
+                    "framing",
+                    format!("its schema has no message at the {} indexes that it names", path.len()),
+                ));
+            }
         }
         decode::record(&self.reader.message, payload, wire.at(), columns, scratch)
     }

@@ -429,6 +429,9 @@ fn a_small_record_stays_small() {
         file(&format!("syntax = \"proto3\"; message M {{ message W {{ {fields} }} repeated W w = 1; }}"));
     let bomb: Vec<u8> = [10, 0].repeat(100_000);
     assert_eq!(one(&file, &bomb).unwrap_err().code, "size");
+    let fields: String = (1..2000).map(|number| format!("repeated int64 f{number} = {number}; ")).collect();
+    let lists = format!("syntax = \"proto3\"; message M {{ message W {{ {fields} }} repeated W w = 1; }}");
+    assert_eq!(one(&self::file(&lists), &bomb).unwrap_err().code, "size");
     assert!(one(&file, &[10, 2, 8, 1].repeat(3)).is_err() || one(&file, &[10, 0]).is_ok());
 }
 

@@ -88,7 +88,7 @@ impl<'a> Wire<'a> {
         };
         match u32::try_from(tag >> 3) {
             Ok(number @ 1..) => Ok((number, kind)),
-            _ => Err(Bad::new("type_mismatch", format!("{} is no field number", tag >> 3))),
+            _ => Err(Bad::new("type_mismatch", "a field number is 0, or too large".to_owned())),
         }
     }
 

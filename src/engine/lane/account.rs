@@ -26,6 +26,8 @@ pub struct Account {
     tally: Tally,
     status: LaneStatus,
     shown_at: Option<Instant>,
+    /// Records in buffers then.
+    shown_held: usize,
     is_news: bool,
 }
 
@@ -33,7 +35,7 @@ impl Account {
     pub fn new(board: Arc<LaneBoard>, sinks: &[LaneSink]) -> Self {
         let sinks = sinks.iter().map(|sink| SinkStatus::new(&sink.name)).collect();
         let status = LaneStatus { sinks, ..LaneStatus::default() };
-        Self { board, tally: Tally::default(), status, shown_at: None, is_news: true }
+        Self { board, tally: Tally::default(), status, shown_at: None, shown_held: 0, is_news: true }
     }
 
     pub fn read(&mut self, chunk: &Chunk) {
@@ -119,9 +121,11 @@ impl Account {
         self.is_news = true;
     }
 
-    fn is_due(&self, state: Shown, now: Instant) -> bool {
+    fn is_due(&self, state: Shown, holds: bool, now: Instant) -> bool {
         let is_old = |at: Instant| now.saturating_duration_since(at) >= SHOW_INTERVAL;
-        self.is_news || state != self.status.state || self.shown_at.is_none_or(is_old)
+        // Records that no sink wants any more go without a word, and perhaps nothing comes after them.
+        let is_empty = !holds && self.shown_held > 0;
+        self.is_news || is_empty || state != self.status.state || self.shown_at.is_none_or(is_old)
     }
 
     fn show(&mut self, state: Shown, held: usize, is_held_back: bool, now: Instant) {
@@ -132,7 +136,7 @@ impl Account {
         status.waiting.update(is_waiting, status.counts.done() > before, now);
         status.state = state;
         self.board.show(status.clone());
-        (self.shown_at, self.is_news) = (Some(now), false);
+        (self.shown_at, self.shown_held, self.is_news) = (Some(now), held, false);
     }
 }
 
@@ -148,7 +152,8 @@ impl Lane {
             // The engine tells that a lane has stopped.
             State::Running | State::Stopped => Shown::Running,
         };
-        if !self.account.is_due(state, now) {
+        let holds = self.staged.is_some() || self.buffer.due().or_else(|| self.behind.due()).is_some();
+        if !self.account.is_due(state, holds, now) {
             return;
         }
         if self.lookup.is_none() {

@@ -159,7 +159,12 @@ impl Engine {
             let Some(from) = stand.lowest(apart) else {
                 continue;
             };
-            if !self.group.owns(&source) || self.is_releasing(&source) || !self.has_reader(lane) {
+            if !self.group.owns(&source) || self.is_releasing(&source) {
+                continue;
+            }
+            if !self.has_reader(lane) {
+                // Others use all that there may be, or it could not be started: it is tried again at the next look.
+                self.unstored.insert((lane, source), stand);
                 continue;
             }
             // As at the front: the group knows first where a sink without a store begins.
@@ -286,6 +291,7 @@ impl Engine {
     /// Looks at what catches up: who joins, who is not waited for any more, which consumers have no work.
     pub(super) async fn look(&mut self, now: Instant) -> Result<(), EngineError> {
         self.stop_waiting(now).await?;
+        self.read_waiting().await?;
         self.join_near(now).await;
         self.ask_stands().await;
         let working: BTreeSet<LaneId> = self.apart.keys().map(|(lane, _)| *lane).collect();

@@ -89,7 +89,10 @@ fn last(time: Duration, instances: &mut [Instance]) -> Result<(), String> {
 /// One instance that writes everywhere.
 fn flowing(stand: &mut Stand) -> Result<[Instance; 1], String> {
     let mut instance = [stand.start(&[])?];
-    stand.await_growth(0, &mut instance)?;
+    let routes = topics(&stand.options).len();
+    all_alive("every archive has files", FLOW_LIMIT, &mut instance, || {
+        stand.counts().keys().filter(|dir| dir.ends_with("archive")).count() >= routes
+    })?;
     let before = stand.counts();
     stand.await_growth_everywhere(&before, &mut instance)?;
     Ok(instance)
