@@ -21,7 +21,7 @@ use crate::invariants::{Report, Targets, audit};
 use crate::manifest::Manifest;
 use crate::probe::Stoppable;
 use crate::services::{Kafka, Registry, mortal, signal, spawn, wait_until};
-use crate::workload::{Features, Workload, WorkloadOptions, routes_yaml};
+use crate::workload::{Features, Workload, WorkloadOptions, routes_yaml, topics};
 
 pub use proxy::{Mode, Proxy, RETRY_AFTER};
 
@@ -284,14 +284,22 @@ impl Stand {
         let is_archive = |dir: &Path| {
             files_of(dir).iter().any(|path| path.extension().is_some_and(|extension| extension == DATA[0]))
         };
-        let dirs: Vec<(&PathBuf, &usize)> =
-            before.iter().filter(|(dir, _)| is_archive(dir.as_path())).collect();
+        let archives = |counts: &BTreeMap<PathBuf, usize>| -> BTreeMap<PathBuf, usize> {
+            let archives = counts.iter().filter(|(dir, _)| is_archive(dir.as_path()));
+            archives.map(|(dir, count)| (dir.clone(), *count)).collect()
+        };
+        let mut dirs = archives(before);
         if dirs.is_empty() {
-            return Err("no directory has Parquet files yet".to_owned());
+            // At the very start: what comes after the first ones shows that all of them flow.
+            let routes = topics(&self.options).len();
+            all_alive("every route has files", FLOW_LIMIT, instances, || {
+                archives(&self.counts()).len() >= routes
+            })?;
+            dirs = archives(&self.counts());
         }
         all_alive("files appear in every directory", FLOW_LIMIT, instances, || {
             let now = self.counts();
-            dirs.iter().all(|(dir, count)| now.get(*dir).is_some_and(|now| now > *count))
+            dirs.iter().all(|(dir, count)| now.get(dir).is_some_and(|now| now > count))
         })
     }
 
