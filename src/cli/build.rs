@@ -11,9 +11,9 @@ use arrow::record_batch::RecordBatch;
 use crate::admin::ListenError;
 use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
-use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, protobuf};
+use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
 use crate::config::plan::{
-    FileFormat, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat, Sink, Target,
+    FileFormat, Framing, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat, Sink, Target,
     ValueForm,
 };
 use crate::config::{Problem, Span};
@@ -62,6 +62,7 @@ fn subject(route: &Route, side: Side) -> String {
 enum ReadAs {
     Avro(Node),
     Protobuf(protobuf::File),
+    Json(Node),
 }
 
 /// Fetches a route's reader schema of values or keys.
@@ -79,14 +80,17 @@ async fn reader(
     if let ReaderSchema::File(path) = &form.schema {
         let is_protobuf = form.format == Some(SchemaFormat::Protobuf)
             || (form.format.is_none() && path.extension().is_some_and(|extension| extension == "proto"));
-        if !is_protobuf {
+        let is_json = form.format == Some(SchemaFormat::JsonSchema);
+        if !is_protobuf && !is_json {
             return schema_file(route, path).map(ReadAs::Avro);
         }
-        let file = file_text(route, path).and_then(|text| {
-            protobuf::parse(&text, &[])
-                .map_err(|error| unusable(format!("`{}`", path.display()), error.to_string()))
-        });
-        return file.map(ReadAs::Protobuf);
+        let text = file_text(route, path)?;
+        let read = if is_json {
+            json_schema::parse(&text, &[]).map(ReadAs::Json).map_err(|error| error.to_string())
+        } else {
+            protobuf::parse(&text, &[]).map(ReadAs::Protobuf).map_err(|error| error.to_string())
+        };
+        return read.map_err(|problem| unusable(format!("`{}`", path.display()), problem));
     }
     let Some(registry) = registry else {
         return Err(unusable("nothing".to_owned(), "`schema_registry` is missing".to_owned()));
@@ -99,7 +103,7 @@ async fn reader(
         }
     };
     let schema = fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
-    let what = format!("schema id {}", schema.id);
+    let what = format!("schema {}", schema.id);
     if let Some(format) = form.format
         && format.name() != schema.kind
     {
@@ -112,7 +116,10 @@ async fn reader(
         "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
             .map(ReadAs::Protobuf)
             .map_err(|error| unusable(what, error.to_string())),
-        other => Err(unusable(what, format!("it is {other}; Avro and Protobuf can be read"))),
+        "JSON" => json_schema::parse(&schema.text, &schema.references)
+            .map(ReadAs::Json)
+            .map_err(|error| unusable(what, error.to_string())),
+        other => Err(unusable(what, format!("it is {other}; Avro, Protobuf and JSON Schemas can be read"))),
     }
 }
 
@@ -155,18 +162,23 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
     Ok(match &route.key {
         KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
         KeyForm::Json(path) => Box::new(JsonKeys::new(schema_file(route, path)?).map_err(unusable)?),
-        KeyForm::Registry(form) => Box::new(match reader(route, Side::Key, form, registry).await? {
-            ReadAs::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
-            ReadAs::Protobuf(file) => {
-                Registered::protobuf_keys(&file, form.message.as_deref()).map_err(|error| {
-                    ReaderError::Unusable {
-                        route: route.name.clone(),
-                        what: "the schema of its keys".to_owned(),
-                        problem: error.to_string(),
-                    }
-                })?
-            }
-        }),
+        KeyForm::Registry(form) => {
+            let codec = match reader(route, Side::Key, form, registry).await? {
+                ReadAs::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
+                ReadAs::Json(node) => Registered::json_keys(node).map_err(unusable)?,
+                ReadAs::Protobuf(file) => {
+                    check_framing(route, form)?;
+                    Registered::protobuf_keys(&file, form.message.as_deref()).map_err(|error| {
+                        ReaderError::Unusable {
+                            route: route.name.clone(),
+                            what: "the schema of its keys".to_owned(),
+                            problem: error.to_string(),
+                        }
+                    })?
+                }
+            };
+            Box::new(codec.framed(form.framing))
+        }
     })
 }
 
@@ -182,19 +194,36 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
             let node = schema_file(route, path)?;
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
         }
-        ValueForm::Registry(form) => Box::new(match reader(route, Side::Value, form, registry).await? {
-            ReadAs::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
-            ReadAs::Protobuf(file) => {
-                let message = form.message.as_deref();
-                Registered::protobuf(&file, message, route.tombstones).map_err(|error| {
-                    ReaderError::Unusable {
-                        route: route.name.clone(),
-                        what: "its schema".to_owned(),
-                        problem: error.to_string(),
-                    }
-                })?
-            }
-        }),
+        ValueForm::Registry(form) => {
+            let codec = match reader(route, Side::Value, form, registry).await? {
+                ReadAs::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
+                ReadAs::Json(node) => Registered::json(node, route.tombstones).map_err(unusable)?,
+                ReadAs::Protobuf(file) => {
+                    check_framing(route, form)?;
+                    let message = form.message.as_deref();
+                    Registered::protobuf(&file, message, route.tombstones).map_err(|error| {
+                        ReaderError::Unusable {
+                            route: route.name.clone(),
+                            what: "its schema".to_owned(),
+                            problem: error.to_string(),
+                        }
+                    })?
+                }
+            };
+            Box::new(codec.framed(form.framing))
+        }
+    })
+}
+
+/// With `registry: {framing: apicurio}` the format shows only here.
+fn check_framing(route: &Route, form: &RegistryForm) -> Result<(), ReaderError> {
+    if form.framing != Framing::Apicurio {
+        return Ok(());
+    }
+    Err(ReaderError::Unusable {
+        route: route.name.clone(),
+        what: "a Protobuf schema".to_owned(),
+        problem: "Protobuf in Apicurio's own framing cannot be read".to_owned(),
     })
 }
 

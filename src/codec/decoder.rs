@@ -11,7 +11,7 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::model::{RecordRef, SchemaId};
+use crate::model::{RecordRef, SchemaKey};
 
 use super::meta::MetaColumn;
 use super::{Codec, Decoded, Learnt, Rejected};
@@ -124,25 +124,25 @@ impl Decoder {
         self.origins.contains(&Origin::Key)
     }
 
-    /// Schema ids in `records` that have to be learnt first.
-    pub fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaId> {
+    /// Schemas that `records` name and that have to be learnt first.
+    pub fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         let mut missing = self.value.missing(records);
         if self.reads_keys() {
-            for id in self.key.missing(records) {
-                if !missing.contains(&id) {
-                    missing.push(id);
+            for key in self.key.missing(records) {
+                if !missing.contains(&key) {
+                    missing.push(key);
                 }
             }
         }
         missing
     }
 
-    /// Takes what the registry has for `id`, which values, keys or both may name.
-    pub fn learn(&mut self, id: SchemaId, schema: Learnt) {
+    /// Takes what the registry has under `key`, which values, keys or both may name.
+    pub fn learn(&mut self, key: SchemaKey, schema: Learnt) {
         if self.reads_keys() {
-            self.key.learn(id, schema.clone());
+            self.key.learn(key, schema.clone());
         }
-        self.value.learn(id, schema);
+        self.value.learn(key, schema);
     }
 
     /// Decodes all of `records`. A record whose value is bad is not asked for its key.
@@ -172,7 +172,7 @@ impl Decoder {
             Origin::Key => {
                 keys.clone().ok_or_else(|| ArrowError::SchemaError("keys without a column".to_owned()))
             }
-            Origin::Meta(column) => Ok(column.build(&kept)),
+            Origin::Meta(column) => Ok(column.build(&kept, self.value.framing())),
         });
         let columns = columns.collect::<Result<Vec<ArrayRef>, ArrowError>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(kept.len()));

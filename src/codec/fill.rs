@@ -5,7 +5,7 @@ use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
 use crate::config::plan::Tombstones;
-use crate::model::{RecordRef, SchemaId};
+use crate::model::{RecordRef, SchemaKey};
 
 use super::columns::Column;
 use super::{Decoded, Rejected, Side};
@@ -14,7 +14,7 @@ use super::{Decoded, Rejected, Side};
 pub struct Rejection {
     pub code: &'static str,
     pub message: String,
-    pub schema_id: Option<SchemaId>,
+    pub schema_id: Option<SchemaKey>,
 }
 
 /// Appends the value of every record with `append`; what it left of a bad one is cut off again.

@@ -1,4 +1,5 @@
-//! `value: {json: {schema: …}}`: plain JSON read into the columns of an Avro schema.
+//! `value: {json: {schema: …}}`: plain JSON read into the columns of an Avro schema. Records of a JSON Schema are read by
+//! the same code, with types of that schema.
 //!
 //! Avro is our language for types. Times are RFC 3339 text or numbers in the type's unit, bytes and fixed are
 //! base64, decimals are numbers or text. A field that is missing takes its default, else null; fields that the
@@ -22,6 +23,9 @@ use super::avro::{arrow_type, big_decimal};
 use super::columns::{Column, Data, push_offset};
 use super::fill::{Rejection, fill};
 use super::{Codec, Decoded};
+
+/// The code of what does not fit, whole numbers beyond their type apart.
+const MISMATCH: &str = "type_mismatch";
 
 /// Decodes JSON into the columns of a schema.
 #[derive(Debug)]
@@ -50,10 +54,11 @@ impl Codec for TypedJson {
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
         fill(&self.schema, self.tombstones, records, |_, value, columns| {
-            let reject = |message: String| Rejection { code: "type_mismatch", message, schema_id: None };
-            let json: Value = serde_json::from_slice(value)
-                .map_err(|error| reject(format!("the value is not JSON: {error}")))?;
-            put_fields(&self.record, &json, columns).map_err(|misfit| reject(misfit.to_string()))
+            put_row(&self.record, value, columns).map_err(|unfit| Rejection {
+                code: unfit.code,
+                message: unfit.message,
+                schema_id: None,
+            })
         })
     }
 }
@@ -93,22 +98,48 @@ impl JsonColumn {
     }
 }
 
+/// Why a JSON text is no row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    pub code: &'static str,
+    pub message: String,
+}
+
+impl From<Misfit> for Unfit {
+    fn from(misfit: Misfit) -> Self {
+        let place = match misfit.path.as_slice() {
+            [] => String::new(),
+            path => format!("field `{}`: ", path.join(".")),
+        };
+        Self { code: misfit.code, message: format!("{place}{} is not {}", misfit.found, misfit.expected) }
+    }
+}
+
+fn parse(text: &[u8]) -> Result<Value, Unfit> {
+    serde_json::from_slice(text)
+        .map_err(|error| Unfit { code: MISMATCH, message: format!("not JSON: {error}") })
+}
+
+/// Appends one JSON object as a row.
+///
+/// # Errors
+/// What does not fit; then the columns may hold parts of it and have to be truncated.
+pub fn put_row(record: &Record, text: &[u8], columns: &mut [Column]) -> Result<(), Unfit> {
+    put_fields(record, &parse(text)?, columns).map_err(Unfit::from)
+}
+
 /// Appends one JSON text of any type to a column.
 ///
 /// # Errors
 /// What does not fit; then the column may hold parts of it and has to be truncated.
-pub fn put_whole(node: &Node, text: &[u8], column: &mut Column) -> Result<(), String> {
-    let json: Value = serde_json::from_slice(text).map_err(|error| format!("not JSON: {error}"))?;
-    put(node, &json, column).map_err(|misfit| match misfit.path.as_slice() {
-        [] => format!("{} is not {}", misfit.found, misfit.expected),
-        _ => misfit.to_string(),
-    })
+pub fn put_whole(node: &Node, text: &[u8], column: &mut Column) -> Result<(), Unfit> {
+    put(node, &parse(text)?, column).map_err(Unfit::from)
 }
 
 /// A value that does not fit its type. Values are not shown: they are the user's data.
-#[derive(Debug, thiserror::Error)]
-#[error("field `{}`: {found} is not {expected}", path.join("."))]
+#[derive(Debug)]
 struct Misfit {
+    code: &'static str,
     path: Vec<String>,
     found: &'static str,
     expected: String,
@@ -123,7 +154,19 @@ fn misfit(node: &Node, json: &Value) -> Misfit {
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     };
-    Misfit { path: Vec::new(), found, expected: node.describe() }
+    let code = if is_too_long(node, json) { "overflow" } else { MISMATCH };
+    Misfit { code, path: Vec::new(), found, expected: node.describe() }
+}
+
+/// A whole number beyond its type. Those beyond 64 bits come as a double, which has no fraction then.
+fn is_too_long(node: &Node, json: &Value) -> bool {
+    let is_integer = matches!(node.kind, Kind::Int | Kind::Long) && node.logical.is_none();
+    let is_whole = |number: &serde_json::Number| {
+        number.is_i64()
+            || number.is_u64()
+            || number.as_f64().is_some_and(|value| value.abs() >= 9_223_372_036_854_775_808.0)
+    };
+    is_integer && json.as_number().is_some_and(is_whole)
 }
 
 fn put_fields(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(), Misfit> {
@@ -246,6 +289,7 @@ fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> 
             let uuid = uuid::Uuid::try_parse(json.as_str()?).ok()?;
             put_text(&uuid.hyphenated().to_string(), data)
         }
+        (Logical::Json, data) => put_text(&json.to_string(), data),
         (Logical::BigDecimal, data) => {
             let text = match json {
                 Value::Number(number) => number.to_string(),
@@ -271,11 +315,13 @@ fn put_logical(node: &Node, logical: Logical, json: &Value, data: &mut Data) -> 
             }
             Some(())
         }
+        // A text with a format is no number, whatever its column is.
+        _ if node.kind == Kind::String && !json.is_string() => None,
         (Logical::Date | Logical::TimeMillis, Data::I32(values)) => {
             values.push(i32::try_from(time(logical, json)?).ok()?);
             Some(())
         }
-        (_, Data::I64(values)) if node.kind == Kind::Long => {
+        (_, Data::I64(values)) if matches!(node.kind, Kind::Long | Kind::String) => {
             values.push(time(logical, json)?);
             Some(())
         }
@@ -324,7 +370,9 @@ fn time(logical: Logical, json: &Value) -> Option<i64> {
         Logical::LocalTimestampMillis => Some(wall()?.as_millisecond()),
         Logical::LocalTimestampMicros => Some(wall()?.as_microsecond()),
         Logical::LocalTimestampNanos => i64::try_from(wall()?.as_nanosecond()).ok(),
-        Logical::Decimal { .. } | Logical::BigDecimal | Logical::Uuid | Logical::Duration => None,
+        Logical::Decimal { .. } | Logical::BigDecimal | Logical::Uuid | Logical::Duration | Logical::Json => {
+            None
+        }
     }
 }
 

@@ -45,7 +45,7 @@ impl Codec for JsonKeys {
             columns
                 .iter_mut()
                 .try_for_each(|column| put_whole(&self.node, key, column))
-                .map_err(|message| Rejection { code: "type_mismatch", message, schema_id: None })
+                .map_err(|unfit| Rejection { code: unfit.code, message: unfit.message, schema_id: None })
         })
     }
 }

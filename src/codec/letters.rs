@@ -13,7 +13,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::model::RecordRef;
+use crate::model::{RecordRef, SchemaKey};
 
 use super::Rejected;
 use super::meta::header_fields;
@@ -57,7 +57,9 @@ pub fn build(route: &str, letters: &[(RecordRef<'_>, &Rejected)]) -> Result<Reco
         Arc::new(Int32Array::from_iter_values(records().map(|record| record.source().partition.0))),
         Arc::new(Int64Array::from_iter_values(records().map(RecordRef::offset))),
         Arc::new(Int64Array::from_iter_values(records().map(RecordRef::timestamp_ms))),
-        Arc::new(UInt32Array::from_iter(reasons().map(|reason| reason.schema_id.map(|id| id.0)))),
+        Arc::new(UInt32Array::from_iter(
+            reasons().map(|reason| reason.schema_id.and_then(SchemaKey::id).map(|id| id.0)),
+        )),
         Arc::new(StringArray::from_iter_values(reasons().map(|reason| reason.code))),
         Arc::new(StringArray::from_iter_values(reasons().map(|reason| reason.message.as_str()))),
     ];

@@ -10,9 +10,10 @@ use arrow::array::{
 };
 use arrow::datatypes::{DataType, Field, Fields, TimeUnit};
 
+use crate::config::plan::Framing;
 use crate::model::{RecordRef, TimestampType};
 
-use super::frame;
+use super::{Side, frame};
 
 /// The column of keys.
 pub const KEY: &str = "_key";
@@ -68,8 +69,9 @@ impl MetaColumn {
         Field::new(self.name(), data_type, is_nullable)
     }
 
-    /// The column for `records`. Bytes of header names that are not UTF-8 are replaced.
-    pub fn build(self, records: &[RecordRef<'_>]) -> ArrayRef {
+    /// The column for `records`, whose values name their schemas by `framing`. Bytes of header names that are not UTF-8
+    /// are replaced.
+    pub fn build(self, records: &[RecordRef<'_>], framing: Framing) -> ArrayRef {
         match self {
             Self::Topic => {
                 let mut topics = StringBuilder::new();
@@ -100,8 +102,8 @@ impl MetaColumn {
             Self::Headers => build_headers(records),
             Self::SchemaId => {
                 let ids = records.iter().map(|record| {
-                    let (id, _) = frame::prefix(record.value()?).ok()?;
-                    Some(id.0)
+                    let frame = frame::parse(framing, Side::Value, record, record.value()?).ok()?;
+                    frame.schema.id().map(|id| id.0)
                 });
                 Arc::new(UInt32Array::from_iter(ids))
             }

@@ -10,6 +10,7 @@ mod decoder;
 mod fill;
 pub mod frame;
 mod json;
+pub mod json_schema;
 mod key;
 pub mod letters;
 pub mod meta;
@@ -21,7 +22,8 @@ use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
-use crate::model::{RecordRef, Reference, SchemaId};
+use crate::config::plan::Framing;
+use crate::model::{RecordRef, Reference, SchemaKey};
 
 pub use decoder::{DecodedBatch, Decoder};
 pub use json::{JsonColumn, TypedJson};
@@ -34,14 +36,19 @@ pub trait Codec: Send + Sync {
     /// The columns that [`Codec::decode`] fills, the same for every batch.
     fn schema(&self) -> &SchemaRef;
 
-    /// Schema ids in `records` that have to be learnt first. None, unless records name schemas.
-    fn missing(&self, _records: &[RecordRef<'_>]) -> Vec<SchemaId> {
+    /// How records name their schemas; where the column `_schema_id` has them from.
+    fn framing(&self) -> Framing {
+        Framing::Confluent
+    }
+
+    /// Schemas that `records` name and that have to be learnt first. None, unless records name schemas.
+    fn missing(&self, _records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         Vec::new()
     }
 
-    /// Takes a schema the registry has for `id`. One that cannot be used makes the records that name it
-    /// bad, not the batch. A codec that misses no ids is told of none.
-    fn learn(&mut self, _id: SchemaId, _schema: Learnt) {}
+    /// Takes a schema the registry has under `key`. One that cannot be used makes the records that name it
+    /// bad, not the batch. A codec that misses none is told of none.
+    fn learn(&mut self, _key: SchemaKey, _schema: Learnt) {}
 
     /// Decodes all of `records`; every index is in exactly one list of the answer.
     ///
@@ -66,7 +73,7 @@ impl Side {
     }
 }
 
-/// What the registry said of an id.
+/// What the registry said of a schema that records name.
 #[derive(Debug, Clone)]
 pub enum Learnt {
     Schema {
@@ -75,7 +82,7 @@ pub enum Learnt {
         text: String,
         references: Vec<Reference>,
     },
-    /// The registry does not know the id, and the grace for it is over.
+    /// The registry does not know it, and the grace for it is over.
     Unknown,
     /// It cannot be used: not parseable, too large.
     Unusable(String),
@@ -100,5 +107,5 @@ pub struct Rejected {
     /// Stable, for metrics and dead letters.
     pub code: &'static str,
     pub message: String,
-    pub schema_id: Option<SchemaId>,
+    pub schema_id: Option<SchemaKey>,
 }

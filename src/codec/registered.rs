@@ -1,5 +1,5 @@
-//! `registry`: Confluent-framed Avro or Protobuf, all writer versions read as one reader schema. For values and for
-//! keys.
+//! `registry`: Avro, Protobuf or JSON whose records name their schemas, all writer versions read as one reader schema. For
+//! values and for keys.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -8,22 +8,24 @@ use std::time::{Duration, Instant};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
-use crate::config::plan::Tombstones;
-use crate::model::{RecordRef, Reference, SchemaId};
+use crate::config::plan::{Framing, Tombstones};
+use crate::model::{RecordRef, Reference, SchemaKey};
 
 use super::avro::arrow_type;
-use super::avro::node::{Node, SchemaError};
+use super::avro::node::{Kind, Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::{Column, Data};
 use super::fill::{Rejection, fill_side};
+use super::frame::{Frame, FrameError};
+use super::json::{Unfit, put_row, put_whole};
 use super::meta::KEY;
 use super::protobuf::{self, Scratch};
 use super::{Codec, Decoded, Learnt, Side, frame, key};
 
-/// How long an id counts as refused before the registry is asked again.
+/// How long a schema counts as refused before the registry is asked again.
 const REFUSED_MAX: Duration = Duration::from_secs(60);
 
-/// Ids remembered; refused ones are forgotten beyond it.
+/// Schemas remembered; refused ones are forgotten beyond it.
 const WRITERS_MAX: usize = 10_000;
 
 /// Decodes records that name their schema into the columns of the reader schema.
@@ -33,7 +35,8 @@ pub struct Registered {
     reader: Reader,
     schema: SchemaRef,
     tombstones: Tombstones,
-    writers: HashMap<SchemaId, Writer>,
+    framing: Framing,
+    writers: HashMap<SchemaKey, Writer>,
 }
 
 /// What all records are read as.
@@ -42,13 +45,32 @@ enum Reader {
     /// Of keys: as the one field of a record.
     Avro(Node),
     Protobuf(protobuf::Reader),
+    /// Of keys: of any type.
+    Json(Node),
+}
+
+impl Reader {
+    /// As the registry calls the format.
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Avro(_) => "AVRO",
+            Self::Protobuf(_) => "PROTOBUF",
+            Self::Json(_) => "JSON",
+        }
+    }
 }
 
 #[derive(Debug)]
 enum Writer {
     Avro(Program),
     Protobuf(protobuf::Writer),
-    Refused { code: &'static str, message: String, at: Instant },
+    /// Fields of JSON have their names with them: the writer's schema is not looked at.
+    Json,
+    Refused {
+        code: &'static str,
+        message: String,
+        at: Instant,
+    },
 }
 
 impl Registered {
@@ -94,12 +116,40 @@ impl Registered {
         Ok(Self::of(Side::Key, Reader::Protobuf(reader), schema, Tombstones::Keep))
     }
 
+    /// JSON in the types of a JSON Schema.
+    ///
+    /// # Errors
+    /// [`SchemaError`] if the reader schema has no Arrow form.
+    pub fn json(reader: Node, tombstones: Tombstones) -> Result<Self, SchemaError> {
+        // A value that is the text `null` has no fields, whatever the schema says of it.
+        let reader = arrow_type::nullable(&reader).map_or(&reader, |(inner, _)| inner).clone();
+        let schema = arrow_type::schema(&reader, tombstones == Tombstones::Keep)?;
+        Ok(Self::of(Side::Value, Reader::Json(reader), schema, tombstones))
+    }
+
+    /// For keys of any type: one column, null where there is no key.
+    ///
+    /// # Errors
+    /// [`SchemaError`] if the reader schema has no Arrow form.
+    pub fn json_keys(reader: Node) -> Result<Self, SchemaError> {
+        let schema = arrow_type::schema(&key::as_field(reader.clone()), true)?;
+        Ok(Self::of(Side::Key, Reader::Json(reader), schema, Tombstones::Keep))
+    }
+
     fn of(side: Side, reader: Reader, schema: SchemaRef, tombstones: Tombstones) -> Self {
-        Self { side, reader, schema, tombstones, writers: HashMap::new() }
+        Self { side, reader, schema, tombstones, framing: Framing::Confluent, writers: HashMap::new() }
+    }
+
+    /// Reads records that name their schemas in this way. Protobuf of Apicurio is framed in another way still, which is
+    /// refused before it comes here.
+    #[must_use]
+    pub fn framed(mut self, framing: Framing) -> Self {
+        self.framing = framing;
+        self
     }
 
     /// What reads what was written with this schema.
-    fn compile(&self, id: SchemaId, kind: &str, text: &str, references: &[Reference]) -> Writer {
+    fn compile(&self, name: SchemaKey, kind: &str, text: &str, references: &[Reference]) -> Writer {
         let done = match (&self.reader, kind) {
             (Reader::Avro(reader), "AVRO") => {
                 let writer = Node::parse(text, references).map(|writer| match self.side {
@@ -113,24 +163,22 @@ impl Registered {
                 let file = protobuf::parse(text, references);
                 file.map(|file| Writer::Protobuf(reader.writer(&file))).map_err(|error| error.to_string())
             }
+            (Reader::Json(_), "JSON") => Ok(Writer::Json),
             (reader, other) => {
-                let own = match reader {
-                    Reader::Avro(_) => "AVRO",
-                    Reader::Protobuf(_) => "PROTOBUF",
-                };
-                let message = format!("schema id {id} is {other}, and this route reads {own}");
+                let own = reader.kind();
+                let message = format!("schema {name} is {other}, and this route reads {own}");
                 return refused("schema_type", message);
             }
         };
         done.unwrap_or_else(|problem| {
-            let message = format!("schema id {id} cannot be read as the route's reader schema: {problem}");
+            let message = format!("schema {name} cannot be read as the route's reader schema: {problem}");
             refused("refused_schema", message)
         })
     }
 
-    /// A refusal is asked about again after a while: the registry may have learnt the id.
-    fn is_known(&self, id: SchemaId) -> bool {
-        match self.writers.get(&id) {
+    /// A refusal is asked about again after a while: the registry may have learnt the schema.
+    fn is_known(&self, name: SchemaKey) -> bool {
+        match self.writers.get(&name) {
             Some(Writer::Refused { at, .. }) => at.elapsed() < REFUSED_MAX,
             Some(_) => true,
             None => false,
@@ -144,41 +192,63 @@ impl Registered {
         columns: &mut [Column],
         scratch: &mut Scratch,
     ) -> Result<(), Rejection> {
-        let (id, payload) = frame::parse(self.side, record, bytes).map_err(|error| Rejection {
-            code: error.code(),
-            message: error.to_string(),
-            schema_id: None,
-        })?;
-        let reject = |code, message| Rejection { code, message, schema_id: Some(id) };
-        match self.writers.get(&id) {
-            Some(Writer::Avro(program)) => program.decode(payload, columns).map_err(|bad| {
+        let unframed = |message| Rejection { code: FrameError::CODE, message, schema_id: None };
+        let frame = frame::parse(self.framing, self.side, record, bytes)
+            .map_err(|error| unframed(error.to_string()))?;
+        let reject = |code, message| Rejection { code, message, schema_id: Some(frame.schema) };
+        match self.writers.get(&frame.schema) {
+            Some(Writer::Protobuf(writer)) => self
+                .read_message(writer, &frame, columns, scratch)
+                .map_err(|bad| reject(bad.code, format!("{}{}", field(&bad.path.join(".")), bad.message))),
+            Some(Writer::Refused { code, message, .. }) => Err(reject(code, message.clone())),
+            None => Err(reject("unknown_id", format!("schema {} was never looked up", frame.schema))),
+            // Only Protobuf has something to say there.
+            Some(_) if frame.beside.is_some_and(|beside| !beside.is_empty()) => {
+                Err(reject(FrameError::CODE, "its header has bytes behind the schema's name".to_owned()))
+            }
+            Some(Writer::Avro(program)) => program.decode(frame.payload, columns).map_err(|bad| {
                 // The first step of a key's path is the column that it was put into.
                 let skipped = usize::from(self.side == Side::Key).min(bad.path.len());
                 let path = bad.path[skipped..].join(".");
                 reject(bad.problem.code(), format!("{}{}", field(&path), bad.problem))
             }),
-            Some(Writer::Protobuf(writer)) => self
-                .read_message(writer, payload, columns, scratch)
-                .map_err(|bad| reject(bad.code, format!("{}{}", field(&bad.path.join(".")), bad.message))),
-            Some(Writer::Refused { code, message, .. }) => Err(reject(code, message.clone())),
-            None => Err(reject("unknown_id", format!("schema id {id} was never looked up"))),
+            Some(Writer::Json) => {
+                self.read_json(frame.payload, columns).map_err(|unfit| reject(unfit.code, unfit.message))
+            }
+        }
+    }
+
+    fn read_json(&self, payload: &[u8], columns: &mut [Column]) -> Result<(), Unfit> {
+        match (&self.reader, columns) {
+            (Reader::Json(node), [column]) if self.side == Side::Key => put_whole(node, payload, column),
+            (Reader::Json(Node { kind: Kind::Record(record), .. }), columns) => {
+                put_row(record, payload, columns)
+            }
+            _ => {
+                let message = "the route's columns are not those of its schema".to_owned();
+                Err(Unfit { code: "type_mismatch", message })
+            }
         }
     }
 
     fn read_message(
         &self,
         writer: &protobuf::Writer,
-        payload: &[u8],
+        frame: &Frame<'_>,
         columns: &mut [Column],
         scratch: &mut Scratch,
     ) -> Result<(), protobuf::Bad> {
+        let mut decode = |columns: &mut [Column]| match frame.beside {
+            Some(indexes) => writer.decode_beside(indexes, frame.payload, columns, scratch),
+            None => writer.decode(frame.payload, columns, scratch),
+        };
         if self.side == Side::Value {
-            return writer.decode(payload, columns, scratch);
+            return decode(columns);
         }
         let misfit = || protobuf::Bad::new("type_mismatch", "the column of keys is no struct".to_owned());
         let [column] = columns else { return Err(misfit()) };
         let Data::Struct { len, fields } = &mut column.data else { return Err(misfit()) };
-        writer.decode(payload, fields, scratch)?;
+        decode(fields)?;
         *len += 1;
         column.mark_valid();
         Ok(())
@@ -199,40 +269,45 @@ impl Codec for Registered {
         &self.schema
     }
 
-    fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaId> {
+    fn framing(&self) -> Framing {
+        self.framing
+    }
+
+    fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         let mut missing = Vec::new();
-        // Ids come in runs: comparing with the last one saves most look-ups.
+        // Schemas come in runs: comparing with the last one saves most look-ups.
         let mut last = None;
         for record in records {
-            let framed = self.side.bytes(record).map(|bytes| frame::parse(self.side, record, bytes));
-            let Some(Ok((id, _))) = framed else {
+            let framed =
+                self.side.bytes(record).map(|bytes| frame::parse(self.framing, self.side, record, bytes));
+            let Some(Ok(Frame { schema, .. })) = framed else {
                 continue;
             };
-            if last != Some(id) && !self.is_known(id) && !missing.contains(&id) {
-                missing.push(id);
+            if last != Some(schema) && !self.is_known(schema) && !missing.contains(&schema) {
+                missing.push(schema);
             }
-            last = Some(id);
+            last = Some(schema);
         }
         missing
     }
 
-    fn learn(&mut self, id: SchemaId, schema: Learnt) {
+    fn learn(&mut self, name: SchemaKey, schema: Learnt) {
         let writer = match schema {
-            Learnt::Schema { kind, text, references } => self.compile(id, &kind, &text, &references),
-            Learnt::Unknown => refused("unknown_id", format!("the registry has no schema id {id}")),
+            Learnt::Schema { kind, text, references } => self.compile(name, &kind, &text, &references),
+            Learnt::Unknown => refused("unknown_id", format!("the registry has no schema {name}")),
             Learnt::Unusable(why) => {
-                refused("refused_schema", format!("schema id {id} cannot be used: {why}"))
+                refused("refused_schema", format!("schema {name} cannot be used: {why}"))
             }
         };
-        // Garbage may name any number of ids.
+        // Garbage may name any number of schemas.
         if self.writers.len() >= WRITERS_MAX {
             // Not those just learnt, or a batch of garbage would be asked for again and again.
             self.writers.retain(|_, writer| match writer {
                 Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Writer::Avro(_) | Writer::Protobuf(_) => true,
+                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Json => true,
             });
         }
-        self.writers.insert(id, writer);
+        self.writers.insert(name, writer);
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
@@ -242,3 +317,6 @@ impl Codec for Registered {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

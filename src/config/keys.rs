@@ -44,7 +44,7 @@ pub enum Kind {
     Scope(&'static Scope),
     /// A list of names, or a pattern.
     Topics,
-    /// The form of values or keys: `registry`, `bytes`, `string`, `json`, or `{json: {schema: {file: path}}}`.
+    /// The form of values or keys: a word, `{avro: {framing: header}}`, or `{json: {schema: {file: path}}}`.
     Value,
     Start,
     ReaderSchema,
@@ -177,9 +177,9 @@ macro_rules! shared_route_keys {
     ($($own:expr),* $(,)?) => {
         &[
             $($own,)*
-            key("key", Kind::Value, "bytes", "The form of record keys, in column `_key`. `bytes`, `string`, `json` (validated text): as they are. `registry`: Confluent-framed Avro or Protobuf, read as the newest schema of subject `<topic>-key`; `avro`, `protobuf`, `{protobuf: {message: shop.Key}}` pin it. `{json: {schema: {file: avro/key.avsc}}}`: plain JSON read as an Avro schema. Keys are looked at only if something reads `_key`."),
-            key("value", Kind::Value, "registry", "The form of record values. `registry`: Confluent-framed Avro or Protobuf, whichever the reader schema is; `avro`, `protobuf` pin it. `{protobuf: {message: shop.Order}}`: that message of the file instead of its first one. `bytes`, `string`, `json` (validated text): as they are, in the columns `_key, value, _topic, _partition, _offset, _timestamp, _timestamp_type, _headers`. `{json: {schema: {file: avro/nest.avsc}}}`: plain JSON read as an Avro schema."),
-            key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}` (`.proto`: Protobuf)."),
+            key("key", Kind::Value, "bytes", "The form of record keys, in column `_key`. `bytes`, `string`, `json` (validated text): as they are. `registry`: Avro, Protobuf or JSON of the schema registry, read as the newest schema of subject `<topic>-key`; `avro`, `protobuf`, `json_schema` pin it, with options as for values. `{json: {schema: {file: avro/key.avsc}}}`: plain JSON read as an Avro schema. Keys are looked at only if something reads `_key`."),
+            key("value", Kind::Value, "registry", "The form of record values. `registry`: Avro, Protobuf or JSON of the schema registry, whichever the reader schema is; `avro`, `protobuf`, `json_schema` pin it. With options: `{avro: {framing: header}}`, `{protobuf: {message: shop.Order}}`. `bytes`, `string`, `json` (validated text): as they are, in the columns `_key, value, _topic, _partition, _offset, _timestamp, _timestamp_type, _headers`. `{json: {schema: {file: avro/nest.avsc}}}`: plain JSON read as an Avro schema."),
+            key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}` (`.proto`: Protobuf; with `value: json_schema` a JSON Schema)."),
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
@@ -224,6 +224,29 @@ pub static ROUTE: Scope = Scope {
         ),
         required("sinks", Kind::Named(&SINK), "Where rows go, by name."),
     ),
+};
+
+const FRAMING_ABOUT: &str = "How a record names its schema. `confluent`: in the header `__value_schema_id` (of keys `__key_schema_id`) if there is one, else in a prefix. `header`, `prefix` (a zero byte and four bytes of an id): only there. `apicurio`: a prefix with an id of eight bytes.";
+const FRAMINGS: &[&str] = &["confluent", "header", "prefix", "apicurio"];
+
+pub static FRAMED: Scope = Scope {
+    name: "value, key: {registry | avro | json_schema: …}",
+    about: "Options of a form; without any, the word alone is enough.",
+    keys: &[key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT)],
+};
+
+pub static PROTOBUF: Scope = Scope {
+    name: "value, key: {protobuf: …}",
+    about: "Options of Protobuf; without any, the word alone is enough.",
+    keys: &[
+        key(
+            "message",
+            Kind::Text,
+            "",
+            "The message, by its full name or the one within its package. Without it the first one of the reader schema's file.",
+        ),
+        key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT),
+    ],
 };
 
 pub static TOPIC_PATTERN: Scope = Scope {
@@ -402,13 +425,16 @@ pub fn scopes() -> Vec<&'static Scope> {
     while let Some(scope) = found.get(next).copied() {
         next += 1;
         for key in scope.keys {
-            let inner = match &key.kind {
-                Kind::Scope(inner) | Kind::Named(inner) => *inner,
-                Kind::Topics => &TOPIC_PATTERN,
-                _ => continue,
+            let inner: Vec<&'static Scope> = match &key.kind {
+                Kind::Scope(inner) | Kind::Named(inner) => vec![*inner],
+                Kind::Topics => vec![&TOPIC_PATTERN],
+                Kind::Value => vec![&FRAMED, &PROTOBUF],
+                _ => Vec::new(),
             };
-            if !found.iter().any(|known| known.name == inner.name) {
-                found.push(inner);
+            for inner in inner {
+                if !found.iter().any(|known| known.name == inner.name) {
+                    found.push(inner);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@
 //! `docs/routes.md` are made from it.
 
 mod expand;
+mod form;
 mod kafka;
 pub mod keys;
 mod mapping;

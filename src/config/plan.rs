@@ -171,6 +171,19 @@ pub struct RegistryForm {
     pub format: Option<SchemaFormat>,
     /// Of Protobuf: the message, if not the first one of its file.
     pub message: Option<String>,
+    pub framing: Framing,
+}
+
+/// How a record names its schema.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// By a header if there is one, else by a prefix.
+    Confluent,
+    Header,
+    /// Four bytes of an id behind a zero byte.
+    Prefix,
+    /// Eight bytes of an id behind a zero byte.
+    Apicurio,
 }
 
 /// Formats of schemas in the registry.
@@ -178,6 +191,7 @@ pub struct RegistryForm {
 pub enum SchemaFormat {
     Avro,
     Protobuf,
+    JsonSchema,
 }
 
 impl SchemaFormat {
@@ -186,6 +200,7 @@ impl SchemaFormat {
         match self {
             Self::Avro => "AVRO",
             Self::Protobuf => "PROTOBUF",
+            Self::JsonSchema => "JSON",
         }
     }
 }

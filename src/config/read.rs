@@ -328,7 +328,7 @@ mod tests {
             ("registry", "`schema_registry` is missing, and route `r` reads `key: registry`"),
             ("strinq", "did you mean `string`?"),
             ("{json: {schema: {file: no.avsc}}}", "there is no file `no.avsc`"),
-            ("{avro: x}", "`avro` is not a known key here"),
+            ("{avor: x}", "`avor` is not a known key here"),
         ] {
             let text = text(key);
             let shown = render("r", &text, &read(&text, &environment()).unwrap_err());

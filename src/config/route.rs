@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, PathBuf};
 
+use super::form::{self, Registered};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, RegistryForm, Route, SchemaFormat,
-    Sink, Target, Tombstones, ValueForm, View,
+    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, RegistryForm, Route, Sink, Target,
+    Tombstones, ValueForm, View,
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
@@ -196,100 +197,74 @@ fn key(mapping: &Mapping<'_>, context: &mut Context<'_>) -> KeyForm {
 }
 
 fn key_form(node: &Node, context: &mut Context<'_>) -> Option<KeyForm> {
-    let registered =
-        |format, message| KeyForm::Registry(RegistryForm { schema: ReaderSchema::Latest, format, message });
+    let registered = |form| KeyForm::Registry(registry_form(form, ReaderSchema::Latest));
     if let Value::Map(entries) = &node.value {
-        if entries.iter().any(|(key, _)| key.name == "protobuf") {
-            let message = protobuf_message(entries, node, context)?;
-            return Some(registered(Some(SchemaFormat::Protobuf), Some(message)));
-        }
-        return json_schema_file(node, context).map(KeyForm::Json);
+        return match form::with_options(entries, context) {
+            Some(form) => form.map(registered),
+            None => typed_json_file(node, context).map(KeyForm::Json),
+        };
     }
-    match text(node, context)?.as_str() {
-        "registry" => Some(registered(None, None)),
-        "avro" => Some(registered(Some(SchemaFormat::Avro), None)),
-        "protobuf" => Some(registered(Some(SchemaFormat::Protobuf), None)),
-        "bytes" => Some(KeyForm::Raw(RawForm::Bytes)),
-        "string" => Some(KeyForm::Raw(RawForm::String)),
-        "json" => Some(KeyForm::Raw(RawForm::Json)),
-        _ => {
-            let known =
-                ["bytes", "string", "json", "registry", "avro", "protobuf", "{json: {schema: {file: …}}}"];
-            context.problems.push(unknown("value", node.span, written(node), &known));
-            None
-        }
+    let word = text(node, context)?;
+    let raw = || raw_form(&word).map(KeyForm::Raw);
+    let form = Registered::of(&word).map(registered).or_else(raw);
+    if form.is_none() {
+        context.problems.push(unknown("value", node.span, written(node), &FORMS));
     }
+    form
+}
+
+/// What may stand behind `key:` and `value:`.
+const FORMS: [&str; 8] =
+    ["registry", "avro", "protobuf", "json_schema", "bytes", "string", "json", "{json: {schema: {file: …}}}"];
+
+const FORMS_WITH_OPTIONS: &[&str] = &["registry", "avro", "protobuf", "json_schema", "json"];
+
+fn raw_form(word: &str) -> Option<RawForm> {
+    match word {
+        "bytes" => Some(RawForm::Bytes),
+        "string" => Some(RawForm::String),
+        "json" => Some(RawForm::Json),
+        _ => None,
+    }
+}
+
+fn registry_form(form: Registered, schema: ReaderSchema) -> RegistryForm {
+    RegistryForm { schema, format: form.format, message: form.message, framing: form.framing }
 }
 
 /// The form of values; with it goes the schema they are read as.
 fn value(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ValueForm> {
     let schema = reader_schema(mapping, context);
-    let registered =
-        |format, message| schema.map(|schema| ValueForm::Registry(RegistryForm { schema, format, message }));
+    let registered = |form| schema.map(|schema| ValueForm::Registry(registry_form(form, schema)));
     let Some(node) = mapping.get("value") else {
-        return registered(None, None);
+        return Registered::of("registry").and_then(registered);
     };
-    let form = match &node.value {
-        Value::Map(entries) if entries.iter().any(|(key, _)| key.name == "protobuf") => {
-            let message = protobuf_message(entries, node, context)?;
-            return registered(Some(SchemaFormat::Protobuf), Some(message));
+    let form = if let Value::Map(entries) = &node.value {
+        match form::with_options(entries, context) {
+            Some(form) => return form.and_then(registered),
+            None => typed_json_file(node, context).map(ValueForm::Json),
         }
-        Value::Map(_) => json_schema_file(node, context).map(ValueForm::Json),
-        _ => match text(node, context)?.as_str() {
-            "registry" => return registered(None, None),
-            "avro" => return registered(Some(SchemaFormat::Avro), None),
-            "protobuf" => return registered(Some(SchemaFormat::Protobuf), None),
-            "bytes" => Some(ValueForm::Raw(RawForm::Bytes)),
-            "string" => Some(ValueForm::Raw(RawForm::String)),
-            "json" => Some(ValueForm::Raw(RawForm::Json)),
-            _ => {
-                let known = [
-                    "registry",
-                    "avro",
-                    "protobuf",
-                    "bytes",
-                    "string",
-                    "json",
-                    "{json: {schema: {file: …}}}",
-                ];
-                context.problems.push(unknown("value", node.span, written(node), &known));
-                None
-            }
-        },
+    } else {
+        let word = text(node, context)?;
+        if let Some(form) = Registered::of(&word) {
+            return registered(form);
+        }
+        if raw_form(&word).is_none() {
+            context.problems.push(unknown("value", node.span, written(node), &FORMS));
+        }
+        raw_form(&word).map(ValueForm::Raw)
     };
     if let Some(given) = mapping.own("reader_schema") {
         context.problem(
             given.span,
-            "`reader_schema` is of use only with `value: registry`, `avro` or `protobuf`",
+            "`reader_schema` is of use only with `value: registry`, `avro`, `protobuf` or `json_schema`",
         );
     }
     form
 }
 
-/// The name in `{protobuf: {message: name}}`.
-fn protobuf_message(entries: &[(Key, Node)], node: &Node, context: &mut Context<'_>) -> Option<String> {
-    let expected = "expected `{protobuf: {message: shop.Order}}`";
-    let [(_, options)] = entries else {
-        context.problem(node.span, expected);
-        return None;
-    };
-    let Value::Map(options) = &options.value else {
-        context.problem(options.span, expected);
-        return None;
-    };
-    let [(key, value)] = options.as_slice() else {
-        context.problem(node.span, expected);
-        return None;
-    };
-    if key.name != "message" {
-        context.problems.push(unknown("key", key.span, &key.name, &["message"]));
-        return None;
-    }
-    text(value, context)
-}
-
 /// The path in `{json: {schema: {file: path}}}`.
-fn json_schema_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
+fn typed_json_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
     let mut inner = node;
     for step in ["json", "schema", "file"] {
         let Value::Map(entries) = &inner.value else {
@@ -301,7 +276,8 @@ fn json_schema_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
             return None;
         };
         if key.name != step {
-            context.problems.push(unknown("key", key.span, &key.name, &[step]));
+            let known = if step == "json" { FORMS_WITH_OPTIONS } else { &[step] };
+            context.problems.push(unknown("key", key.span, &key.name, known));
             return None;
         }
         inner = value;

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Key, Kind, ROOT, Scope, TOPIC_PATTERN, scopes};
+use super::keys::{FRAMED, Key, Kind, PROTOBUF, ROOT, Scope, TOPIC_PATTERN, scopes};
 
 /// The JSON Schema, for editors.
 pub fn json_schema() -> Value {
@@ -66,11 +66,12 @@ fn value(kind: &Kind) -> Value {
             }},
         ]}),
         Kind::Value => json!({"oneOf": [
-            {"type": "string", "enum": ["registry", "avro", "protobuf", "bytes", "string", "json"]},
-            {"type": "object", "additionalProperties": false, "required": ["protobuf"], "properties": {
-                "protobuf": {"type": "object", "additionalProperties": false, "required": ["message"],
-                    "properties": {"message": {"type": "string"}}},
-            }},
+            {"type": "string",
+             "enum": ["registry", "avro", "protobuf", "json_schema", "bytes", "string", "json"]},
+            options("registry", &FRAMED),
+            options("avro", &FRAMED),
+            options("protobuf", &PROTOBUF),
+            options("json_schema", &FRAMED),
             {"type": "object", "additionalProperties": false, "required": ["json"], "properties": {
                 "json": {"type": "object", "additionalProperties": false, "required": ["schema"], "properties": {
                     "schema": {"type": "object", "additionalProperties": false, "required": ["file"],
@@ -94,6 +95,15 @@ fn value(kind: &Kind) -> Value {
         ]}),
         Kind::Sql => json!({"type": "object", "additionalProperties": {"type": "string"}}),
     }
+}
+
+/// A form with options, of which at least one is given.
+fn options(word: &str, scope: &Scope) -> Value {
+    let mut options = object(scope);
+    if let Some(map) = options.as_object_mut() {
+        map.insert("minProperties".into(), json!(1));
+    }
+    json!({"type": "object", "additionalProperties": false, "required": [word], "properties": {word: options}})
 }
 
 /// `docs/routes.md`.

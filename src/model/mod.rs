@@ -17,7 +17,8 @@ pub use batch::{Batch, SinkSet};
 pub use fault::{Classify, Fault, Hint};
 pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason, ranges};
 pub use record::{
-    Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SharedChunk, TimestampType,
+    Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SchemaKey, SharedChunk,
+    TimestampType,
 };
 pub use schema::Reference;
 pub use start::{Start, StartHash, TimePoint};

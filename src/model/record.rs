@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use uuid::Uuid;
+
 use super::{LeaderEpoch, Offset, TopicPartition};
 
 /// The id of a schema in the registry.
@@ -12,6 +14,40 @@ pub struct SchemaId(pub u32);
 impl fmt::Display for SchemaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// What a record names its schema by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SchemaKey {
+    Id(SchemaId),
+    /// The same in every registry that has the schema.
+    Guid(Uuid),
+}
+
+impl SchemaKey {
+    /// `None` for a GUID.
+    pub fn id(self) -> Option<SchemaId> {
+        match self {
+            Self::Id(id) => Some(id),
+            Self::Guid(_) => None,
+        }
+    }
+}
+
+impl From<SchemaId> for SchemaKey {
+    fn from(id: SchemaId) -> Self {
+        Self::Id(id)
+    }
+}
+
+/// As messages put it behind the word "schema".
+impl fmt::Display for SchemaKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "id {id}"),
+            Self::Guid(guid) => write!(f, "GUID {guid}"),
+        }
     }
 }
 

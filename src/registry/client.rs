@@ -1,4 +1,4 @@
-//! schema_registry_converter's calls under our own cache: bounded, and one call per id however many lanes
+//! schema_registry_converter's calls under our own cache: bounded, and one call per schema however many lanes
 //! ask; below it, files for the next start. Its own caches keep failures for ever, which would turn an outage
 //! into bad records.
 
@@ -10,7 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{
-    SrSettings, get_referenced_schema, get_schema_by_id, get_schema_by_subject_and_version, post_schema,
+    SrSettings, get_referenced_schema, get_schema_by_guid, get_schema_by_id,
+    get_schema_by_subject_and_version, post_schema,
 };
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{
@@ -18,9 +19,10 @@ use schema_registry_converter::schema_registry_common::{
 };
 use tokio::sync::OnceCell;
 use tracing::warn;
+use uuid::Uuid;
 
 use crate::config::plan;
-use crate::model::{Reference, SchemaId};
+use crate::model::{Reference, SchemaId, SchemaKey};
 use crate::status::{self, RegistryCounts};
 
 use super::connect::{SettingsError, connect};
@@ -28,8 +30,8 @@ use super::disk::{Disk, asked};
 use super::http::{Refusal, root_cause};
 use super::{RegisteredSchema, Registry, RegistryError};
 
-/// Ids kept. Lanes keep what they compiled; this only saves calls, so it is simply emptied when full.
-const IDS_MAX: usize = 2000;
+/// Schemas kept. Lanes keep what they compiled; this only saves calls, so it is simply emptied when full.
+const SCHEMAS_MAX: usize = 2000;
 
 /// Schemas that one schema references, directly or not.
 const REFERENCES_MAX: usize = 256;
@@ -45,7 +47,7 @@ const SECOND_ASK_AFTER: Duration = Duration::from_millis(500);
 #[derive(Clone)]
 pub struct RegistryClient {
     settings: Arc<SrSettings>,
-    by_id: Arc<Mutex<HashMap<SchemaId, Arc<OnceCell<RegisteredSchema>>>>>,
+    known: Arc<Mutex<HashMap<SchemaKey, Arc<OnceCell<RegisteredSchema>>>>>,
     disk: Option<Arc<Disk>>,
     counts: Arc<RegistryCounts>,
 }
@@ -58,7 +60,7 @@ impl RegistryClient {
     pub fn new(registry: &plan::Registry) -> Result<Self, SettingsError> {
         Ok(Self {
             settings: Arc::new(connect(registry)?),
-            by_id: Arc::default(),
+            known: Arc::default(),
             disk: None,
             counts: Arc::default(),
         })
@@ -99,16 +101,29 @@ impl RegistryClient {
         tokio::task::spawn_blocking(move || work(disk.as_ref())).await.ok()
     }
 
-    /// From disk or from the registry: an id never changes its schema.
-    async fn fetch(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
-        if let Some(schema) = self.on_disk(move |disk| disk.schema(id)).await.flatten() {
+    /// From memory, from disk or from the registry.
+    async fn by_key(&self, key: SchemaKey) -> Result<RegisteredSchema, RegistryError> {
+        // A failed call leaves the cell empty: the next one asks again.
+        let cell = self.cell(key);
+        if cell.initialized() {
+            self.counts.found_in_memory();
+        }
+        cell.get_or_try_init(|| self.fetch(key)).await.cloned()
+    }
+
+    /// From disk or from the registry: an id, or a GUID, never changes its schema.
+    async fn fetch(&self, key: SchemaKey) -> Result<RegisteredSchema, RegistryError> {
+        if let Some(schema) = self.on_disk(move |disk| disk.schema(key)).await.flatten() {
             self.counts.found_on_disk();
             return Ok(schema);
         }
-        let what = format!("schema id {id}");
-        let answer = get_schema_by_id(id.0, &self.settings).await;
+        let what = format!("schema {key}");
+        let answer = match key {
+            SchemaKey::Id(id) => get_schema_by_id(id.0, &self.settings).await,
+            SchemaKey::Guid(guid) => get_schema_by_guid(&guid.to_string(), &self.settings).await,
+        };
         let answer = self.count(answer.map_err(|error| explain(&what, &error)))?;
-        let schema = self.complete(&what, answer).await?;
+        let schema = self.complete(&what, key, answer).await?;
         let kept = schema.clone();
         self.on_disk(move |disk| disk.keep_schema(&kept)).await;
         Ok(schema)
@@ -122,26 +137,31 @@ impl RegistryClient {
         };
         let answer = get_schema_by_subject_and_version(&self.settings, subject, version).await;
         let answer = self.count(answer.map_err(|error| explain(&what, &error)))?;
-        let schema = self.complete(&what, answer).await?;
+        let schema = self.complete(&what, SchemaId(answer.id).into(), answer).await?;
         let (subject, kept) = (subject.to_owned(), schema.clone());
         self.on_disk(move |disk| disk.keep_answer(&subject, version, &kept)).await;
         Ok(schema)
     }
 
-    fn cell(&self, id: SchemaId) -> Arc<OnceCell<RegisteredSchema>> {
-        let mut cells = self.by_id.lock().unwrap_or_else(PoisonError::into_inner);
-        if cells.len() >= IDS_MAX && !cells.contains_key(&id) {
+    fn cell(&self, key: SchemaKey) -> Arc<OnceCell<RegisteredSchema>> {
+        let mut cells = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if cells.len() >= SCHEMAS_MAX && !cells.contains_key(&key) {
             cells.clear();
         }
-        cells.entry(id).or_default().clone()
+        cells.entry(key).or_default().clone()
     }
 
-    async fn complete(&self, what: &str, answer: Answer) -> Result<RegisteredSchema, RegistryError> {
+    async fn complete(
+        &self,
+        what: &str,
+        key: SchemaKey,
+        answer: Answer,
+    ) -> Result<RegisteredSchema, RegistryError> {
         let mut texts = Vec::new();
         let mut seen = BTreeMap::new();
         self.collect(what, &answer.references, 1, &mut seen, &mut texts).await?;
         Ok(RegisteredSchema {
-            id: SchemaId(answer.id),
+            id: key,
             kind: match answer.schema_type {
                 SchemaType::Avro => "AVRO".to_owned(),
                 SchemaType::Protobuf => "PROTOBUF".to_owned(),
@@ -193,12 +213,11 @@ impl RegistryClient {
 #[async_trait]
 impl Registry for RegistryClient {
     async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError> {
-        // A failed call leaves the cell empty: the next one asks again.
-        let cell = self.cell(id);
-        if cell.initialized() {
-            self.counts.found_in_memory();
-        }
-        cell.get_or_try_init(|| self.fetch(id)).await.cloned()
+        self.by_key(id.into()).await
+    }
+
+    async fn by_guid(&self, guid: Uuid) -> Result<RegisteredSchema, RegistryError> {
+        self.by_key(SchemaKey::Guid(guid)).await
     }
 
     async fn by_subject(
@@ -219,7 +238,7 @@ impl Registry for RegistryClient {
         match self.ask(subject, version).await {
             Err(error @ RegistryError::Unavailable { .. }) => {
                 warn!(
-                    subject, version = asked(version), id = %last.schema.id, age = format!("{:#}", last.age()),
+                    subject, version = asked(version), schema = %last.schema.id, age = format!("{:#}", last.age()),
                     %error, "the schema registry is away: its last answer is used, from the schema cache"
                 );
                 Ok(last.schema)

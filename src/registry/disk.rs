@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::model::metadata::hex;
-use crate::model::{Reference, SchemaId};
+use crate::model::{Reference, SchemaId, SchemaKey};
 
 use super::RegisteredSchema;
 use super::http::BODY_BYTES_MAX;
@@ -60,11 +60,14 @@ impl LastAnswer {
     }
 }
 
-/// `id-<id>.json`.
+/// `id-<id>.json` or `guid-<GUID>.json`.
 #[derive(Serialize, Deserialize)]
 struct SchemaFile {
     version: u32,
-    id: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    id: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guid: Option<Uuid>,
     kind: String,
     text: String,
     references: Vec<Reference>,
@@ -100,17 +103,14 @@ impl Disk {
         disk
     }
 
-    pub fn schema(&self, id: SchemaId) -> Option<RegisteredSchema> {
-        let name = schema_name(id);
+    pub fn schema(&self, key: SchemaKey) -> Option<RegisteredSchema> {
+        let name = schema_name(key);
         let file: SchemaFile = self.read(&name)?;
-        let schema = RegisteredSchema {
-            id: SchemaId(file.id),
-            kind: file.kind,
-            text: file.text,
-            references: file.references,
-        };
-        if file.version != VERSION || schema.id != id || file.sha256 != self.schema_hash(&schema) {
-            self.ignore(&name, "its version, id or checksum is not right");
+        let schema =
+            RegisteredSchema { id: key, kind: file.kind, text: file.text, references: file.references };
+        let is_asked = (file.id, file.guid) == (id(key), guid(key));
+        if file.version != VERSION || !is_asked || file.sha256 != self.schema_hash(&schema) {
+            self.ignore(&name, "its version, id, GUID or checksum is not right");
             return None;
         }
         Some(schema)
@@ -119,7 +119,8 @@ impl Disk {
     pub fn keep_schema(&self, schema: &RegisteredSchema) {
         let file = SchemaFile {
             version: VERSION,
-            id: schema.id.0,
+            id: id(schema.id),
+            guid: guid(schema.id),
             kind: schema.kind.clone(),
             text: schema.text.clone(),
             references: schema.references.clone(),
@@ -136,7 +137,7 @@ impl Disk {
         let is_whole = file.version == VERSION && file.sha256 == self.subject_hash(&file);
         match file.answered.parse::<Timestamp>() {
             Ok(at) if is_asked && is_whole => {
-                Some(LastAnswer { schema: self.schema(SchemaId(file.id))?, at })
+                Some(LastAnswer { schema: self.schema(SchemaId(file.id).into())?, at })
             }
             _ => {
                 self.ignore(&name, "its version, subject or checksum is not right");
@@ -145,12 +146,16 @@ impl Disk {
         }
     }
 
+    /// `schema` has an id: it was not asked for by a GUID.
     pub fn keep_answer(&self, subject: &str, version: Option<u32>, schema: &RegisteredSchema) {
+        let Some(number) = id(schema.id) else {
+            return;
+        };
         let known = self.schema(schema.id);
         if known.as_ref().is_some_and(|known| !is_same(known, schema)) {
             // An id never changes its schema: this is another registry, as after `docker compose down -v`.
             warn!(
-                directory = %self.dir.display(), id = %schema.id,
+                directory = %self.dir.display(), schema = %schema.id,
                 "the registry has another schema of this id than the schema cache, which is emptied: \
                  was the registry created anew?"
             );
@@ -163,7 +168,7 @@ impl Disk {
             version: VERSION,
             subject: subject.to_owned(),
             asked: asked(version),
-            id: schema.id.0,
+            id: number,
             answered: Timestamp::now().to_string(),
             sha256: String::new(),
         };
@@ -251,7 +256,7 @@ impl Disk {
     }
 
     fn empty(&self) {
-        let is_ours = |name: &String| name.starts_with("id-") || name.starts_with("subject-");
+        let is_ours = |name: &String| ["id-", "guid-", "subject-"].iter().any(|kind| name.starts_with(kind));
         for name in self.names().filter(is_ours) {
             match fs::remove_file(self.dir.join(&name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -277,7 +282,7 @@ impl Disk {
     }
 
     fn schema_hash(&self, schema: &RegisteredSchema) -> String {
-        let id = schema.id.to_string();
+        let id = written(schema.id);
         let own = ["schema", id.as_str(), schema.kind.as_str(), schema.text.as_str()];
         let references = schema.references.iter();
         let references = references.flat_map(|reference| [reference.name.as_str(), reference.text.as_str()]);
@@ -307,8 +312,28 @@ pub fn asked(version: Option<u32>) -> String {
     version.map_or_else(|| "latest".to_owned(), |version| version.to_string())
 }
 
-fn schema_name(id: SchemaId) -> String {
-    format!("id-{id}.json")
+fn id(key: SchemaKey) -> Option<u32> {
+    key.id().map(|id| id.0)
+}
+
+fn guid(key: SchemaKey) -> Option<Uuid> {
+    match key {
+        SchemaKey::Guid(guid) => Some(guid),
+        SchemaKey::Id(_) => None,
+    }
+}
+
+/// As it goes into hashes: a number, or a GUID with hyphens.
+fn written(key: SchemaKey) -> String {
+    match key {
+        SchemaKey::Id(id) => id.to_string(),
+        SchemaKey::Guid(guid) => guid.to_string(),
+    }
+}
+
+fn schema_name(key: SchemaKey) -> String {
+    let kind = if key.id().is_some() { "id" } else { "guid" };
+    format!("{kind}-{}.json", written(key))
 }
 
 /// Subjects may hold any character, and be longer than a file's name.
@@ -362,7 +387,7 @@ mod tests {
 
     fn schema(id: u32, text: &str) -> RegisteredSchema {
         RegisteredSchema {
-            id: SchemaId(id),
+            id: SchemaId(id).into(),
             kind: "AVRO".to_owned(),
             text: text.to_owned(),
             references: vec![Reference { name: "shop.Id".to_owned(), text: "\"long\"".to_owned() }],
@@ -398,6 +423,35 @@ mod tests {
     }
 
     #[test]
+    fn what_was_asked_for_by_a_guid_has_a_file_of_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let disk = Disk::open(root.path(), URL);
+        let guid = Uuid::from_u128(0x11);
+        let of = |id: SchemaKey| RegisteredSchema { id, ..schema(1, "\"int\"") };
+        let known = of(SchemaKey::Guid(guid));
+        disk.keep_schema(&known);
+        let name = format!("guid-{guid}.json");
+        assert_eq!(names(&disk), [name.as_str()]);
+        let text = fs::read_to_string(disk.dir.join(&name)).unwrap();
+        assert!(
+            text.starts_with(&format!("{{\"version\":2,\"guid\":\"{guid}\",\"kind\":\"AVRO\"")),
+            "{text}"
+        );
+        assert_eq!(disk.schema(SchemaKey::Guid(guid)), Some(known));
+        assert_eq!(disk.schema(SchemaKey::Guid(Uuid::from_u128(0x12))), None);
+        // A copy under another name, and one that says another thing.
+        fs::copy(disk.dir.join(&name), disk.dir.join("id-1.json")).unwrap();
+        assert_eq!(disk.schema(SchemaId(1).into()), None);
+        fs::write(disk.dir.join(&name), text.replace("int", "long")).unwrap();
+        assert_eq!(disk.schema(SchemaKey::Guid(guid)), None);
+        // A registry that was created anew has no use for it.
+        disk.keep_schema(&of(SchemaKey::Guid(guid)));
+        disk.keep_answer("s", None, &schema(2, "\"int\""));
+        disk.keep_answer("s", None, &schema(2, "\"long\""));
+        assert_eq!(disk.schema(SchemaKey::Guid(guid)), None);
+    }
+
+    #[test]
     fn answers_are_found_by_who_asked_what() {
         let root = tempfile::tempdir().unwrap();
         let disk = Disk::open(root.path(), URL);
@@ -414,10 +468,10 @@ mod tests {
             assert_eq!(last.schema, schema(number, subject));
             assert!((0..600).contains(&last.age().as_secs()), "{}", last.age());
             assert_eq!(disk.answer(subject, Some(3)).unwrap().schema, schema(number + 10, subject));
-            assert_eq!(disk.schema(SchemaId(number)), Some(schema(number, subject)));
+            assert_eq!(disk.schema(SchemaId(number).into()), Some(schema(number, subject)));
             assert_eq!(disk.answer(subject, Some(4)), None);
         }
-        assert_eq!(disk.schema(SchemaId(99)), None);
+        assert_eq!(disk.schema(SchemaId(99).into()), None);
         assert!(names(&disk).iter().all(|name| !name.starts_with(TEMPORARY)));
     }
 
@@ -429,13 +483,13 @@ mod tests {
         let same = Disk::open(root.path(), URL);
         assert!(same.answer("s", None).is_some());
         let other = Disk::open(root.path(), "http://localhost:8082");
-        assert_eq!((other.schema(SchemaId(1)), other.answer("s", None)), (None, None));
+        assert_eq!((other.schema(SchemaId(1).into()), other.answer("s", None)), (None, None));
         for name in names(&disk) {
             assert!(!fs::read_to_string(disk.dir.join(&name)).unwrap().contains("hunter2"));
             // Somebody copies files by hand.
             fs::copy(disk.dir.join(&name), other.dir.join(&name)).unwrap();
         }
-        assert_eq!((other.schema(SchemaId(1)), other.answer("s", None)), (None, None));
+        assert_eq!((other.schema(SchemaId(1).into()), other.answer("s", None)), (None, None));
         assert!(!format!("{disk:?}").contains("hunter2"));
     }
 
@@ -460,7 +514,7 @@ mod tests {
                 let start = &damaged[..damaged.len().min(200)];
                 assert_eq!(disk.answer("s", None), None, "{start}");
                 if name == "id-1.json" {
-                    assert_eq!(disk.schema(SchemaId(1)), None, "{start}");
+                    assert_eq!(disk.schema(SchemaId(1).into()), None, "{start}");
                 }
                 disk.keep_answer("s", None, &known);
                 assert_eq!(disk.answer("s", None).unwrap().schema, known);
@@ -468,12 +522,12 @@ mod tests {
         }
         // Bytes that are no text, and a file under the name of another id.
         fs::write(disk.dir.join("id-1.json"), [0xff, 0x00]).unwrap();
-        assert_eq!(disk.schema(SchemaId(1)), None);
+        assert_eq!(disk.schema(SchemaId(1).into()), None);
         disk.keep_schema(&known);
         fs::copy(disk.dir.join("id-1.json"), disk.dir.join("id-2.json")).unwrap();
-        assert_eq!(disk.schema(SchemaId(2)), None);
+        assert_eq!(disk.schema(SchemaId(2).into()), None);
         fs::create_dir(disk.dir.join("id-3.json")).unwrap();
-        assert_eq!(disk.schema(SchemaId(3)), None);
+        assert_eq!(disk.schema(SchemaId(3).into()), None);
     }
 
     #[test]
@@ -484,7 +538,7 @@ mod tests {
         disk.keep_answer("s", None, &schema(2, &"x".repeat(FILE_BYTES_MAX)));
         // Not the answer before it either: that is not the last one.
         assert_eq!(disk.answer("s", None), None);
-        assert!(!names(&disk).contains(&schema_name(SchemaId(2))));
+        assert!(!names(&disk).contains(&schema_name(SchemaId(2).into())));
         assert!(!disk.has_warned_of_writes.load(Ordering::Relaxed));
     }
 
@@ -497,7 +551,7 @@ mod tests {
         let disk = Disk::open(&file.join("cache"), URL);
         assert!(disk.has_warned_of_writes.load(Ordering::Relaxed));
         disk.keep_answer("s", None, &schema(1, "\"int\""));
-        assert_eq!((disk.schema(SchemaId(1)), disk.answer("s", None)), (None, None));
+        assert_eq!((disk.schema(SchemaId(1).into()), disk.answer("s", None)), (None, None));
     }
 
     #[test]
@@ -506,9 +560,9 @@ mod tests {
         let disk = Disk::open(root.path(), URL);
         disk.keep_schema(&schema(1, "\"int\""));
         fs::remove_dir_all(root.path()).unwrap();
-        assert_eq!(disk.schema(SchemaId(1)), None);
+        assert_eq!(disk.schema(SchemaId(1).into()), None);
         disk.keep_schema(&schema(1, "\"int\""));
-        assert_eq!(disk.schema(SchemaId(1)), Some(schema(1, "\"int\"")));
+        assert_eq!(disk.schema(SchemaId(1).into()), Some(schema(1, "\"int\"")));
     }
 
     #[test]
@@ -519,10 +573,10 @@ mod tests {
         disk.keep_schema(&schema(2, "\"string\""));
         // The same one, as another call formats it.
         disk.keep_answer("t", None, &schema(1, "{\"type\":\"int\"}"));
-        assert!(disk.schema(SchemaId(2)).is_some());
+        assert!(disk.schema(SchemaId(2).into()).is_some());
         disk.keep_answer("t", None, &schema(1, "\"bytes\""));
-        assert_eq!(disk.schema(SchemaId(1)), Some(schema(1, "\"bytes\"")));
-        assert_eq!((disk.schema(SchemaId(2)), disk.answer("s", None)), (None, None));
+        assert_eq!(disk.schema(SchemaId(1).into()), Some(schema(1, "\"bytes\"")));
+        assert_eq!((disk.schema(SchemaId(2).into()), disk.answer("s", None)), (None, None));
     }
 
     #[test]

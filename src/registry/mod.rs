@@ -12,8 +12,9 @@ mod http;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
-use crate::model::{Classify, Fault, Hint, Reference, SchemaId};
+use crate::model::{Classify, Fault, Hint, Reference, SchemaId, SchemaKey};
 
 pub use client::RegistryClient;
 pub use connect::SettingsError;
@@ -21,7 +22,8 @@ pub use connect::SettingsError;
 /// A schema as the registry has it, with the schemas it references, referenced ones first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredSchema {
-    pub id: SchemaId,
+    /// What it is known by: an id, unless it was asked for by a GUID.
+    pub id: SchemaKey,
     /// `AVRO`, `PROTOBUF`, `JSON`.
     pub kind: String,
     pub text: String,
@@ -32,6 +34,8 @@ pub struct RegisteredSchema {
 #[async_trait]
 pub trait Registry: Send + Sync {
     async fn by_id(&self, id: SchemaId) -> Result<RegisteredSchema, RegistryError>;
+    /// Registries before Confluent Platform 8 know no GUIDs: none of them is there.
+    async fn by_guid(&self, guid: Uuid) -> Result<RegisteredSchema, RegistryError>;
     /// The newest version of a subject, or a given one.
     async fn by_subject(
         &self,

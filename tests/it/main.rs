@@ -38,6 +38,9 @@ mod nest;
 /// Protobuf from the registry.
 mod protobuf;
 
+/// JSON Schemas from the registry, and schemas named by headers.
+mod json_schema;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;
 

@@ -18,6 +18,9 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
     let Kind::Record(record) = &node.kind else {
         return Err(SchemaError::NotARecord(match node.kind {
             Kind::Union(_) => "a union",
+            _ if node.logical == Some(Logical::Json) => {
+                "any JSON (it has no `properties`, or a choice of types)"
+            }
             _ => "a single value",
         }));
     };
@@ -78,7 +81,7 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
                 DataType::Decimal256(precision, scale)
             }
         }
-        (_, Some(Logical::Uuid | Logical::BigDecimal)) => DataType::Utf8,
+        (_, Some(Logical::Uuid | Logical::BigDecimal | Logical::Json)) => DataType::Utf8,
         // Arrow's month-day-nano interval cannot be written to Parquet.
         (_, Some(Logical::Duration)) => DataType::Struct(
             ["months", "days", "millis"]

@@ -1,4 +1,5 @@
-//! An Avro schema as the codec wants it: names resolved, references in place, limits checked.
+//! An Avro schema as the codec wants it: names resolved, references in place, limits checked. JSON Schemas become the
+//! same (`codec/json_schema`).
 
 use std::sync::Arc;
 
@@ -8,16 +9,18 @@ use apache_avro::schema::{InnerDecimalSchema, Name, NamesRef, RecordSchema, Reso
 use crate::model::Reference;
 
 /// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
-const DEPTH_MAX: usize = 64;
+pub const DEPTH_MAX: usize = 64;
 
 /// More fields (all levels together) are refused: every one costs a column buffer per batch.
-const FIELDS_MAX: usize = 10_000;
+pub const FIELDS_MAX: usize = 10_000;
 
 /// Why a schema cannot be used. Paths are dotted field names from the top.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SchemaError {
     #[error("not a valid Avro schema: {0}")]
     Invalid(String),
+    #[error("not a valid JSON Schema: {0}")]
+    InvalidJsonSchema(String),
     #[error("`{path}`: the type `{name}` contains itself, and Arrow has no recursive types")]
     Recursive { path: String, name: String },
     #[error("`{path}`: a union of several types besides null has no Arrow column type")]
@@ -105,6 +108,8 @@ pub enum Logical {
     BigDecimal,
     Uuid,
     Duration,
+    /// Text that is the JSON of any value. Of JSON Schemas only.
+    Json,
 }
 
 impl Node {
@@ -124,11 +129,11 @@ impl Node {
         reader.node(&schema, None)
     }
 
-    fn plain(kind: Kind) -> Self {
+    pub fn plain(kind: Kind) -> Self {
         Self { kind, logical: None }
     }
 
-    fn logical(kind: Kind, logical: Logical) -> Self {
+    pub fn logical(kind: Kind, logical: Logical) -> Self {
         Self { kind, logical: Some(logical) }
     }
 

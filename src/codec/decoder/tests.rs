@@ -10,7 +10,7 @@ use crate::codec::avro::node::Node;
 use crate::codec::{JsonKeys, Raw, Registered, TypedJson, frame};
 use crate::config::plan::{RawForm, Tombstones};
 use crate::model::{
-    Chunk, ChunkBuilder, Incoming, Offset, Partition, TimestampType, TopicName, TopicPartition,
+    Chunk, ChunkBuilder, Incoming, Offset, Partition, SchemaId, TimestampType, TopicName, TopicPartition,
 };
 
 type Bytes = Option<Vec<u8>>;
@@ -89,6 +89,10 @@ fn framed(id: u32, schema: &Value, value: &Value) -> Bytes {
     Some(bytes)
 }
 
+fn id(number: u32) -> SchemaKey {
+    SchemaId(number).into()
+}
+
 fn avro(schema: &Value) -> Learnt {
     Learnt::Schema { kind: "AVRO".to_owned(), text: schema.to_string(), references: Vec::new() }
 }
@@ -139,11 +143,11 @@ fn keys_of_the_registry_are_structs_or_single_values() {
     ];
     let chunk = numbered(&keys);
     let records: Vec<RecordRef<'_>> = chunk.records().collect();
-    assert_eq!(decoder.missing(&records), [1, 2, 3, 4].map(SchemaId));
-    for (id, learnt) in
+    assert_eq!(decoder.missing(&records), [1, 2, 3, 4].map(id));
+    for (number, learnt) in
         [(1, avro(&first)), (2, avro(&reader)), (3, Learnt::Unknown), (4, avro(&json!("string")))]
     {
-        decoder.learn(SchemaId(id), learnt);
+        decoder.learn(id(number), learnt);
     }
     assert!(decoder.missing(&records).is_empty());
     let decoded = decode(&decoder, &chunk);
@@ -153,10 +157,10 @@ fn keys_of_the_registry_are_structs_or_single_values() {
     let codes: Vec<_> = rejected.iter().map(|(index, code, _)| (*index, *code)).collect();
     assert_eq!(codes, [(1, "framing"), (4, "truncated"), (5, "unknown_id"), (6, "refused_schema")]);
     assert_eq!(rejected[1].2, "key: field `id`: the record ends in the middle of a value");
-    assert_eq!(decoded.rejected[1].schema_id, Some(SchemaId(2)));
+    assert_eq!(decoded.rejected[1].schema_id, Some(id(2)));
 
     let mut decoder = keyed(Box::new(Registered::avro_keys(node(&json!("long"))).unwrap()));
-    decoder.learn(SchemaId(1), avro(&json!("long")));
+    decoder.learn(id(1), avro(&json!("long")));
     let keys = [framed(1, &json!("long"), &json!(-5)), Some(vec![0, 0, 0, 0, 1]), None];
     let decoded = decode(&decoder, &numbered(&keys));
     let field = decoder.batch_schema().field_with_name("_key").unwrap();
@@ -247,7 +251,7 @@ fn slices_put_together_are_the_whole() {
     let schema = json!({"type": "record", "name": "K", "fields": [{"name": "id", "type": "long"}]});
     let mut decoder = keyed(Box::new(Registered::avro_keys(node(&schema)).unwrap()));
     is_shared(&decoder);
-    decoder.learn(SchemaId(1), avro(&schema));
+    decoder.learn(id(1), avro(&schema));
     let keys: Vec<Bytes> = (0..40)
         .map(|id| match id % 5 {
             0 => text("bad"),
@@ -273,29 +277,27 @@ fn slices_put_together_are_the_whole() {
     assert!(numbers.values().iter().all(|n| n % 5 != 0));
 }
 
-/// Newer serialisers write the id into a header: not supported, and told apart from garbage.
+/// A header of the other side's name, or of any other, is none.
 #[test]
-fn a_schema_id_in_a_header_has_a_code_of_its_own() {
+fn values_and_keys_have_headers_of_their_own() {
     let schema = json!({"type": "record", "name": "R", "fields": [{"name": "n", "type": "long"}]});
     let long = json!("long");
     let value = Registered::avro(node(&schema), Tombstones::Keep).unwrap();
     let decoder = Decoder::typed(Box::new(value), Box::new(Registered::avro_keys(node(&long)).unwrap()));
     let offered = decoder.offered();
     let mut decoder = decoder.with_meta(&offered[..1]);
-    decoder.learn(SchemaId(1), avro(&schema));
-    decoder.learn(SchemaId(2), avro(&long));
-    let record = |n: i64, header: &'static [u8]| -> Given {
-        (framed(2, &long, &json!(n)), framed(1, &schema, &json!({"n": n})), header)
+    decoder.learn(id(1), avro(&schema));
+    decoder.learn(id(2), avro(&long));
+    let record = |n: i64, header: &'static str| -> Given {
+        (framed(2, &long, &json!(n)), framed(1, &schema, &json!({"n": n})), header.as_bytes())
     };
-    let records = [record(0, frame::VALUE_ID_HEADER), record(1, b"other"), record(2, frame::KEY_ID_HEADER)];
+    let records = [record(0, frame::VALUE_ID_HEADER), record(1, "other"), record(2, frame::KEY_ID_HEADER)];
     let decoded = decode(&decoder, &chunk(&records));
     assert_eq!(column(&decoded.rows, "n"), ["1"]);
     assert_eq!(column(&decoded.rows, "_key"), ["1"]);
-    assert_eq!(
-        rejections(&decoded),
-        [
-            (0, "header_schema_id", "its schema id is in a header, which is not supported yet"),
-            (2, "header_schema_id", "key: its schema id is in a header, which is not supported yet"),
-        ]
-    );
+    let rejected = rejections(&decoded);
+    let codes: Vec<_> = rejected.iter().map(|(index, code, _)| (*index, *code)).collect();
+    assert_eq!(codes, [(0, "framing"), (2, "framing")]);
+    assert!(rejected[0].2.starts_with("its header `__value_schema_id` is neither"), "{rejected:?}");
+    assert!(rejected[1].2.starts_with("key: its header `__key_schema_id` is neither"), "{rejected:?}");
 }

@@ -83,23 +83,47 @@ impl Writer {
             return decode::record(&self.reader.message, payload, prefix.len(), columns, scratch);
         }
         let mut wire = Wire::new(payload, 0, payload.len());
-        let path = indexes(&mut wire)?;
-        match self.names.iter().find(|(own, _)| *own == path) {
-            Some((_, name)) if *name == self.reader.name => {}
-            Some((_, name)) => {
-                return Err(Bad::new(
-                    "schema_type",
-                    format!("it is a `{name}`, and the route reads `{}`", self.reader.name),
-                ));
-            }
-            None => {
+        self.check_path(&indexes(&mut wire)?)?;
+        decode::record(&self.reader.message, payload, wire.at(), columns, scratch)
+    }
+
+    /// As [`Writer::decode`], with the message indexes of a header beside the message.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn decode_beside(
+        &self,
+        beside: &[u8],
+        payload: &[u8],
+        columns: &mut [crate::codec::columns::Column],
+        scratch: &mut Scratch,
+    ) -> Result<(), Bad> {
+        if !self.prefixes.iter().any(|prefix| prefix.as_slice() == beside) {
+            let mut wire = Wire::new(beside, 0, beside.len());
+            self.check_path(&indexes(&mut wire)?)?;
+            if !wire.is_at_end() {
                 return Err(Bad::new(
                     "framing",
-                    format!("its schema has no message at the {} indexes that it names", path.len()),
+                    "its header has bytes behind the message indexes".to_owned(),
                 ));
             }
         }
-        decode::record(&self.reader.message, payload, wire.at(), columns, scratch)
+        decode::record(&self.reader.message, payload, 0, columns, scratch)
+    }
+
+    /// Whether the message at a path of the writer's file is the reader's.
+    fn check_path(&self, path: &[u64]) -> Result<(), Bad> {
+        match self.names.iter().find(|(own, _)| own == path) {
+            Some((_, name)) if *name == self.reader.name => Ok(()),
+            Some((_, name)) => Err(Bad::new(
+                "schema_type",
+                format!("it is a `{name}`, and the route reads `{}`", self.reader.name),
+            )),
+            None => Err(Bad::new(
+                "framing",
+                format!("its schema has no message at the {} indexes that it names", path.len()),
+            )),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use crate::codec::Learnt;
 use crate::engine::{chain, retry};
-use crate::model::{Classify, SchemaId};
+use crate::model::{Classify, SchemaKey};
 use crate::registry::{Registry, RegistryError};
 use crate::repeat::Repeats;
 
@@ -29,10 +29,10 @@ const EXPIRED_WINDOW: Duration = Duration::from_secs(600);
 const LOOKUPS_MAX: usize = 16;
 
 /// Look-ups under way, all of one batch.
-pub type Lookup = Pin<Box<dyn Future<Output = Vec<(SchemaId, Learnt)>> + Send>>;
+pub type Lookup = Pin<Box<dyn Future<Output = Vec<(SchemaKey, Learnt)>> + Send>>;
 
 /// The result of the look-ups under way; waits for ever if there are none. Cancel-safe.
-pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaId, Learnt)> {
+pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaKey, Learnt)> {
     match lookup {
         Some(under_way) => {
             let learnt = under_way.await;
@@ -44,35 +44,35 @@ pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaId, Learnt)> {
 }
 
 impl Lane {
-    pub(super) fn look_up(&mut self, ids: Vec<SchemaId>) {
+    pub(super) fn look_up(&mut self, keys: Vec<SchemaKey>) {
         let now = Instant::now();
-        self.account.waits_for_schemas(ids.len());
+        self.account.waits_for_schemas(keys.len());
         self.expired.retain(|at| now.duration_since(*at) < EXPIRED_WINDOW);
         let grace = if self.expired.len() < EXPIRED_MAX { GRACE } else { Duration::ZERO };
         let route: Arc<str> = Arc::from(self.parts.route.as_str());
         let Some(registry) = self.parts.registry.clone() else {
             // A reader schema from a file, and no registry to ask: such records are bad.
-            let unknown = ids.into_iter().map(|id| (id, Learnt::Unknown)).collect();
+            let unknown = keys.into_iter().map(|key| (key, Learnt::Unknown)).collect();
             return self.learn(unknown);
         };
         // One grace for all of them: they wait side by side, also those that are asked for later.
         let repeats = self.repeats.clone();
-        let each = ids.into_iter().map(move |id| (id, route.clone(), registry.clone(), repeats.clone()));
+        let each = keys.into_iter().map(move |key| (key, route.clone(), registry.clone(), repeats.clone()));
         let all = stream::iter(each.collect::<Vec<_>>())
-            .map(move |(id, route, registry, repeats)| async move {
-                (id, look_up(&route, registry.as_ref(), id, now + grace, &repeats).await)
+            .map(move |(key, route, registry, repeats)| async move {
+                (key, look_up(&route, registry.as_ref(), key, now + grace, &repeats).await)
             })
             .buffer_unordered(LOOKUPS_MAX)
             .collect();
         self.lookup = Some(Box::pin(all));
     }
 
-    pub(super) fn learn(&mut self, learnt: Vec<(SchemaId, Learnt)>) {
-        for (id, schema) in learnt {
+    pub(super) fn learn(&mut self, learnt: Vec<(SchemaKey, Learnt)>) {
+        for (key, schema) in learnt {
             if matches!(schema, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
                 self.expired.push(Instant::now());
             }
-            self.parts.decoder.learn(id, schema);
+            self.parts.decoder.learn(key, schema);
         }
     }
 }
@@ -80,17 +80,21 @@ impl Lane {
 async fn look_up(
     route: &str,
     registry: &dyn Registry,
-    id: SchemaId,
+    key: SchemaKey,
     until: Instant,
     repeats: &Repeats,
 ) -> Learnt {
     let mut attempt = 0;
     let mut is_said = false;
     loop {
-        let error = match registry.by_id(id).await {
+        let answer = match key {
+            SchemaKey::Id(id) => registry.by_id(id).await,
+            SchemaKey::Guid(guid) => registry.by_guid(guid).await,
+        };
+        let error = match answer {
             Ok(schema) => {
                 if is_said {
-                    info!(route, schema_id = id.0, "the schema registry answers again");
+                    info!(route, schema = %key, "the schema registry answers again");
                 }
                 return Learnt::Schema {
                     kind: schema.kind,
@@ -110,7 +114,7 @@ async fn look_up(
             is_said = true;
             let hint = error.hint();
             let error = chain(&error);
-            warn!(route, schema_id = id.0, error, hint = hint.as_deref(), times, "waiting for a schema");
+            warn!(route, schema = %key, error, hint = hint.as_deref(), times, "waiting for a schema");
         }
         tokio::time::sleep(error.retry_after().max(retry::pause(attempt))).await;
     }

@@ -196,7 +196,7 @@ impl Lane {
         let prefix = taken.before(cuts);
         let Bad { rejected, place, .. } = &ready.bad[0];
         let (source, offset) = (&place.source, ready.bad[0].offset());
-        let id = rejected.schema_id.map(|id| format!(", schema id {id}")).unwrap_or_default();
+        let id = rejected.schema_id.map(|key| format!(", schema {key}")).unwrap_or_default();
         let message =
             format!("bad record at {source} offset {offset}{id}: {} ({})", rejected.message, rejected.code);
         if let Some(prefix) = prefix {
@@ -247,7 +247,7 @@ impl Lane {
                 topic = source.topic.as_str(),
                 partition = source.partition.0,
                 offset = first.offset().get(),
-                schema_id = first.rejected.schema_id.map(|id| id.0),
+                schema = first.rejected.schema_id.map(|key| key.to_string()),
                 code,
                 reason = first.rejected.message,
                 count,

@@ -61,6 +61,20 @@ async fn start(script: Arc<Script>) -> String {
             }
         }
     };
+    let guids = script.clone();
+    let by_guid = move |Path(guid): Path<Uuid>| {
+        let script = guids.clone();
+        async move {
+            script.calls.fetch_add(1, Ordering::SeqCst);
+            match guid.as_u128() {
+                1 => axum::Json(json!({"schema": "{}", "schemaType": "JSON", "guid": guid, "references":
+                    [{"name": "a.B", "subject": "b", "version": 3}]}))
+                .into_response(),
+                2 => StatusCode::NOT_FOUND.into_response(),
+                _ => StatusCode::BAD_GATEWAY.into_response(),
+            }
+        }
+    };
     let by_subject = move |Path((subject, version)): Path<(String, String)>| {
         let script = script.clone();
         async move {
@@ -80,6 +94,7 @@ async fn start(script: Arc<Script>) -> String {
     };
     let app = Router::new()
         .route("/schemas/ids/{id}", get(by_id))
+        .route("/schemas/guids/{guid}", get(by_guid))
         .route("/subjects/{subject}/versions/{version}", get(by_subject));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -162,6 +177,28 @@ async fn a_registry_that_is_away_is_unavailable_and_names_no_password() {
     }
 }
 
+#[tokio::test]
+async fn a_guid_is_a_name_like_an_id_with_references_and_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (plan, script) = scripted().await;
+    let first = cached(&plan, &dir);
+    let asked = futures::future::join_all((0..20).map(|_| first.by_guid(Uuid::from_u128(1)))).await;
+    let known = asked[0].clone().unwrap();
+    assert!(asked.iter().all(|answer| answer.as_ref() == Ok(&known)));
+    assert_eq!((known.id, known.kind.as_str()), (SchemaKey::Guid(Uuid::from_u128(1)), "JSON"));
+    assert_eq!(known.references, [referenced()]);
+    let calls = script.calls();
+    assert_eq!(calls, 2);
+    assert_eq!(cached(&plan, &dir).by_guid(Uuid::from_u128(1)).await.unwrap(), known);
+    assert_eq!(script.calls(), calls);
+    // As from a registry that is too old for them.
+    let error = first.by_guid(Uuid::from_u128(2)).await.unwrap_err();
+    assert!(matches!(&error, RegistryError::Unknown { .. }), "{error}");
+    assert!(error.to_string().contains("GUID 00000000-0000-0000-0000-000000000002"), "{error}");
+    let error = first.by_guid(Uuid::from_u128(3)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+}
+
 /// An error as a log or a panic could show it, with all its causes.
 fn shown(error: &RegistryError) -> String {
     let mut text = format!("{error} {error:?}");
@@ -189,7 +226,7 @@ async fn logins_are_sent_and_wrong_ones_are_told_apart_without_showing_them() {
         let client = RegistryClient::new(&with(right)).unwrap();
         let id = client.register("s-value", "\"int\"").await.unwrap();
         assert_eq!(client.by_id(id).await.unwrap().text, "\"int\"");
-        assert_eq!(client.by_subject("s-value", None).await.unwrap().id, id);
+        assert_eq!(client.by_subject("s-value", None).await.unwrap().id, SchemaKey::Id(id));
         let [first, second] = wrong.map(with);
         for plan in [first, second, open.clone()] {
             let client = RegistryClient::new(&plan).unwrap();

@@ -73,7 +73,8 @@ fn field_schema(field: &Field, seen: &mut HashSet<String>) -> Value {
 fn logical_schema(logical: Option<Logical>) -> Map<String, Value> {
     use Logical as L;
     let name = match logical {
-        None => return Map::new(),
+        // JSON text is no type of Avro.
+        None | Some(L::Json) => return Map::new(),
         Some(L::Date) => "date",
         Some(L::TimeMillis) => "time-millis",
         Some(L::TimeMicros) => "time-micros",

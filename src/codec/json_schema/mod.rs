@@ -1,0 +1,221 @@
+//! JSON Schemas of the registry as types, drafts 4 to 2020-12: what of them says which type a value has. Constraints
+//! (`pattern`, `minimum`, `enum`, …) are not checked. `docs/types.md` has the table for users.
+//!
+//! A value may be under several schemas at once (`allOf`, `$ref` beside others): all of them are gathered as facts, and
+//! the type is made of those. What has no one type is JSON text. Nothing is fetched: a `$ref` leads into the document, or
+//! to a reference that the registry has with it.
+
+mod facts;
+mod refs;
+
+use serde_json::Value;
+
+use crate::model::Reference;
+
+use super::avro::node::{DEPTH_MAX, FIELDS_MAX, Field, Kind, Logical, Node, Record, SchemaError};
+
+use facts::{Facts, kinds};
+use refs::{At, Document};
+
+/// Schemas looked at for one type, each time it is met: `$ref`s can make a short text an endless one.
+const STEPS_MAX: usize = 100_000;
+
+/// Schemas within schemas, `$ref`s included: looking at them recurses.
+const NESTING_MAX: usize = 256;
+
+/// Bytes of all defaults together: a record of a few bytes may ask for each of them many times, in arrays.
+const DEFAULTS_BYTES_MAX: usize = 16 << 10;
+
+/// The type of a schema's values.
+///
+/// # Errors
+/// [`SchemaError`], naming the property.
+pub fn parse(text: &str, references: &[Reference]) -> Result<Node, SchemaError> {
+    let document = |text: &str| {
+        serde_json::from_str::<Value>(text).map_err(|error| SchemaError::InvalidJsonSchema(error.to_string()))
+    };
+    let root = document(text)?;
+    let others = references.iter().map(|other| document(&other.text).map(|root| (other.name.as_str(), root)));
+    let others = others.collect::<Result<Vec<_>, SchemaError>>()?;
+    let mut compiler = Compiler {
+        references: &others,
+        path: Vec::new(),
+        open: vec![&root],
+        depth: 0,
+        steps: 0,
+        field_count: 0,
+        default_bytes: 0,
+    };
+    let (node, _) = compiler.typed(&[Document::of(&root, "").whole()])?;
+    Ok(node)
+}
+
+struct Compiler<'s> {
+    /// What the schema references, by name.
+    references: &'s [(&'s str, Value)],
+    /// Names of the properties around.
+    path: Vec<String>,
+    /// Where the `$ref`s around this value lead: one that leads there again has no end.
+    open: Vec<&'s Value>,
+    depth: usize,
+    steps: usize,
+    field_count: usize,
+    default_bytes: usize,
+}
+
+impl<'s> Compiler<'s> {
+    fn path(&self) -> String {
+        if self.path.is_empty() { "$".to_owned() } else { self.path.join(".") }
+    }
+
+    fn unsupported(&self, what: impl Into<String>) -> SchemaError {
+        SchemaError::Unsupported { path: self.path(), what: what.into() }
+    }
+
+    fn enter(&mut self) -> Result<(), SchemaError> {
+        self.steps += 1;
+        self.depth += 1;
+        if self.depth > NESTING_MAX || self.path.len() > DEPTH_MAX {
+            return Err(SchemaError::TooDeep);
+        }
+        if self.steps > STEPS_MAX {
+            return Err(self.unsupported("its `$ref`s and choices make it too large"));
+        }
+        Ok(())
+    }
+
+    /// The type of a value that is under all of `schemas`, and its default.
+    fn typed(&mut self, schemas: &[At<'s>]) -> Result<(Node, Option<&'s Value>), SchemaError> {
+        self.enter()?;
+        let mut facts = Facts::default();
+        for at in schemas {
+            self.gather(*at, &mut facts)?;
+        }
+        self.choose(&mut facts)?;
+        let around = self.open.len();
+        self.open.append(&mut facts.targets);
+        let node = self.node(&facts)?;
+        self.open.truncate(around);
+        self.depth -= 1;
+        Ok((node, facts.default))
+    }
+
+    fn nested(&mut self, step: &str, schemas: &[At<'s>]) -> Result<(Node, Option<&'s Value>), SchemaError> {
+        self.path.push(step.to_owned());
+        let typed = self.typed(schemas);
+        self.path.pop();
+        typed
+    }
+
+    fn node(&mut self, facts: &Facts<'s>) -> Result<Node, SchemaError> {
+        let all = facts.kinds();
+        let is_nullable = all & kinds::NULL != 0 || facts.may_be_null;
+        let node = match all & !kinds::NULL {
+            _ if facts.is_anything => json(),
+            0 if is_nullable => return Ok(Node::plain(Kind::Null)),
+            0 => return Err(self.unsupported("no value can be of all the types that it is said to have")),
+            kinds::BOOLEAN => Node::plain(Kind::Boolean),
+            kinds::STRING => string(facts),
+            kinds::INTEGER => integer(facts),
+            kinds::FRACTION | kinds::NUMBER => match facts.connect_type {
+                Some("float32") => Node::plain(Kind::Float),
+                _ => Node::plain(Kind::Double),
+            },
+            kinds::ARRAY => self.array(facts)?,
+            kinds::OBJECT => self.object(facts)?,
+            _ => json(),
+        };
+        Ok(if is_nullable { optional(node) } else { node })
+    }
+
+    fn array(&mut self, facts: &Facts<'s>) -> Result<Node, SchemaError> {
+        let item = if facts.items.is_empty() || facts.is_tuple {
+            optional(json())
+        } else {
+            self.nested("items", &facts.items)?.0
+        };
+        Ok(Node::plain(Kind::Array(Box::new(item))))
+    }
+
+    fn object(&mut self, facts: &Facts<'s>) -> Result<Node, SchemaError> {
+        // A property that must not be there has no column.
+        let is_there = |schemas: &[At<'s>]| schemas.iter().all(|at| *at.schema != Value::Bool(false));
+        let properties = || facts.properties.iter().filter(|(_, schemas)| is_there(schemas));
+        self.field_count += properties().count();
+        if self.field_count > FIELDS_MAX {
+            return Err(SchemaError::TooWide);
+        }
+        if properties().next().is_none() {
+            if facts.additional.is_empty() || facts.has_patterns {
+                return Ok(json());
+            }
+            let (value, _) = self.nested("additionalProperties", &facts.additional)?;
+            return Ok(Node::plain(Kind::Map(Box::new(value))));
+        }
+        let mut fields = Vec::new();
+        for (name, schemas) in properties() {
+            let (node, default) = self.nested(name, schemas)?;
+            fields.push(Field {
+                name: (*name).to_owned(),
+                aliases: Vec::new(),
+                default: self.default(default)?,
+                node: if facts.required.contains(name) { node } else { optional(node) },
+            });
+        }
+        let name =
+            facts.title.or_else(|| self.path.last().map(String::as_str)).unwrap_or("object").to_owned();
+        Ok(Node::plain(Kind::Record(Record { name, fields })))
+    }
+
+    fn default(&mut self, default: Option<&Value>) -> Result<Option<Value>, SchemaError> {
+        let Some(default) = default.filter(|default| !default.is_null()) else {
+            return Ok(None);
+        };
+        self.default_bytes += default.to_string().len();
+        if self.default_bytes > DEFAULTS_BYTES_MAX {
+            return Err(self.unsupported(format!("defaults of more than {DEFAULTS_BYTES_MAX} bytes in all")));
+        }
+        Ok(Some(default.clone()))
+    }
+}
+
+/// Any value, as its text.
+fn json() -> Node {
+    Node::logical(Kind::String, Logical::Json)
+}
+
+fn optional(node: Node) -> Node {
+    match node.kind {
+        Kind::Null | Kind::Union(_) => node,
+        _ => Node::plain(Kind::Union(vec![Node::plain(Kind::Null), node])),
+    }
+}
+
+/// The formats that have a type of their own keep `string` as what is written: a number is none of them.
+fn string(facts: &Facts<'_>) -> Node {
+    if facts.connect_type == Some("bytes") {
+        return Node::plain(Kind::Bytes);
+    }
+    match facts.format {
+        Some("date") => Node::logical(Kind::String, Logical::Date),
+        Some("date-time") => Node::logical(Kind::String, Logical::TimestampMicros),
+        Some("uuid") => Node::logical(Kind::String, Logical::Uuid),
+        _ => Node::plain(Kind::String),
+    }
+}
+
+/// Kafka Connect's converter says by titles what its numbers mean.
+fn integer(facts: &Facts<'_>) -> Node {
+    match (facts.title, facts.connect_type) {
+        (Some("org.apache.kafka.connect.data.Date"), _) => Node::logical(Kind::Int, Logical::Date),
+        (Some("org.apache.kafka.connect.data.Time"), _) => Node::logical(Kind::Int, Logical::TimeMillis),
+        (Some("org.apache.kafka.connect.data.Timestamp"), _) => {
+            Node::logical(Kind::Long, Logical::TimestampMillis)
+        }
+        (_, Some("int8" | "int16" | "int32")) => Node::plain(Kind::Int),
+        _ => Node::plain(Kind::Long),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+use arrow::array::Array;
+use arrow::record_batch::RecordBatch;
+use arrow::util::pretty::pretty_format_batches;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::*;
+use crate::codec::{Decoder, Raw, json_schema};
+use crate::config::plan::RawForm;
+use crate::model::{
+    Chunk, ChunkBuilder, Incoming, Offset, Partition, SchemaId, TimestampType, TopicName, TopicPartition,
+};
+
+/// A value, and the headers `__value_schema_id` it has.
+type Given = (Vec<u8>, Vec<Vec<u8>>);
+
+fn chunk(values: &[Given]) -> Chunk {
+    let source = TopicPartition::new(&TopicName::new("t"), Partition(0));
+    let mut builder = ChunkBuilder::new(source, 1, Offset::ZERO);
+    for (offset, (value, headers)) in (0..).zip(values) {
+        let incoming = Incoming {
+            offset: Offset::new(offset).unwrap(),
+            timestamp_ms: 0,
+            timestamp_type: TimestampType::Create,
+            epoch: None,
+            key: Some(value),
+            value: Some(value),
+        };
+        let name = frame::VALUE_ID_HEADER.as_bytes();
+        builder.push(incoming, headers.iter().map(|header| (name, Some(header.as_slice()))));
+    }
+    builder.finish(Offset::ZERO)
+}
+
+fn id(number: u32) -> SchemaKey {
+    SchemaId(number).into()
+}
+
+/// What `codec` makes of values: the rows as Arrow shows them; index, code and message of the others.
+fn decode(codec: &Registered, values: &[Given]) -> (String, Vec<(usize, &'static str, String)>) {
+    let chunk = chunk(values);
+    let decoded = codec.decode(&chunk.records().collect::<Vec<_>>()).unwrap();
+    let batch = RecordBatch::try_new(Arc::clone(codec.schema()), decoded.columns).unwrap();
+    let rejected = decoded.rejected.into_iter().map(|bad| (bad.index, bad.code, bad.message));
+    (pretty_format_batches(&[batch]).unwrap().to_string(), rejected.collect())
+}
+
+fn framed(number: u32, payload: &[u8]) -> Given {
+    let mut bytes = Vec::new();
+    frame::write_prefix(SchemaId(number), &mut bytes);
+    bytes.extend_from_slice(payload);
+    (bytes, Vec::new())
+}
+
+fn learnt(kind: &str, text: &Value) -> Learnt {
+    Learnt::Schema { kind: kind.to_owned(), text: text.to_string(), references: Vec::new() }
+}
+
+fn orders() -> Value {
+    json!({"type": "object", "required": ["id"], "properties": {
+        "id": {"type": "integer"},
+        "at": {"oneOf": [{"type": "null"}, {"type": "string", "format": "date-time"}]},
+        "day": {"type": "string", "format": "date"},
+        "key": {"type": "string", "format": "uuid"},
+        "total": {"type": "number"},
+        "small": {"type": "integer", "connect.type": "int32"},
+        "counts": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "any": {},
+        "shop": {"type": "string", "default": "main"}}})
+}
+
+fn reader() -> Registered {
+    let node = json_schema::parse(&orders().to_string(), &[]).unwrap();
+    let mut codec = Registered::json(node, Tombstones::Skip).unwrap();
+    codec.learn(
+        id(1),
+        learnt("JSON", &json!({"properties": {"id": {"$ref": "http://example.com/nobody-reads-this"}}})),
+    );
+    codec
+}
+
+#[test]
+fn json_of_any_version_is_read_by_names() {
+    let full = r#"{"unknown": [1], "id": 9007199254740993, "at": "2026-01-02T03:04:05.678901Z", "day": "1970-01-03",
+        "key": "C0FFEE00-0000-4000-8000-000000000001", "total": 3, "small": -5, "counts": {"a": 9007199254740995},
+        "any": {"b": [9007199254740993, null]}, "shop": "x"}"#;
+    let short = r#"{"id": -9223372036854775808, "any": "text", "shop": null}"#;
+    let (rows, rejected) = decode(
+        &reader(),
+        &[framed(1, full.as_bytes()), framed(1, short.as_bytes()), framed(1, b"{\"id\": 1}")],
+    );
+    assert!(rejected.is_empty(), "{rejected:?}");
+    let lines: Vec<Vec<&str>> = rows
+        .lines()
+        .map(|line| line.split('|').map(str::trim).filter(|cell| !cell.is_empty()).collect())
+        .collect();
+    assert_eq!(
+        lines[3],
+        [
+            "9007199254740993",
+            "2026-01-02T03:04:05.678901Z",
+            "1970-01-03",
+            "c0ffee00-0000-4000-8000-000000000001",
+            "3.0",
+            "-5",
+            "{a: 9007199254740995}",
+            r#"{"b":[9007199254740993,null]}"#,
+            "x"
+        ]
+    );
+    assert_eq!(lines[4], ["-9223372036854775808", "\"text\""]);
+    assert_eq!(lines[5], ["1", "main"]);
+}
+
+#[test]
+fn json_that_does_not_fit_is_bad_alone() {
+    let good = || framed(1, br#"{"id": 7}"#);
+    let bad = [
+        (r#"{"id": 9223372036854775808}"#, "overflow", "field `id`: this number is not long"),
+        (r#"{"id": 1e30}"#, "overflow", "field `id`: this number is not long"),
+        (r#"{"id": 1, "small": 2147483648}"#, "overflow", "field `small`: this number is not int"),
+        (r#"{"id": 1.5}"#, "type_mismatch", "field `id`: this number is not long"),
+        (r#"{"id": "1"}"#, "type_mismatch", "field `id`: this text is not long"),
+        ("{}", "type_mismatch", "field `id`: null is not long"),
+        (r#"{"id": 1, "at": 5}"#, "type_mismatch", "field `at`: this number is not string (TimestampMicros)"),
+        (r#"{"id": 1, "at": "2026-01-02T03:04:05"}"#, "type_mismatch", "field `at`: this text is not string"),
+        (r#"{"id": 1, "day": "tomorrow"}"#, "type_mismatch", "field `day`"),
+        (r#"{"id": 1, "key": "x"}"#, "type_mismatch", "field `key`"),
+        (r#"{"id": 1, "counts": {"a": "b"}}"#, "type_mismatch", "field `counts`"),
+        ("[1]", "type_mismatch", "an array is not record"),
+        ("null", "type_mismatch", "null is not record"),
+        ("{\"id\": 1", "type_mismatch", "not JSON"),
+        ("", "type_mismatch", "not JSON"),
+        ("{\"id\": 1} x", "type_mismatch", "not JSON"),
+    ];
+    let mut values = vec![good()];
+    for (text, _, _) in bad {
+        values.push(framed(1, text.as_bytes()));
+        values.push(good());
+    }
+    let deep = format!("{{\"id\": 1, \"any\": {}", "[".repeat(100_000));
+    values.push(framed(1, deep.as_bytes()));
+    let (rows, rejected) = decode(&reader(), &values);
+    assert_eq!(rows.matches("| 7 ").count(), bad.len() + 1, "{rows}");
+    assert_eq!(rejected.len(), bad.len() + 1);
+    for ((text, code, message), (_, own, said)) in bad.iter().zip(&rejected) {
+        assert!(code == own && said.starts_with(message), "{text}: {own}: {said}");
+    }
+    assert_eq!(rejected[bad.len()].1, "type_mismatch");
+}
+
+#[test]
+fn schemas_of_other_formats_make_their_records_bad() {
+    let mut codec = reader();
+    codec.learn(id(2), learnt("AVRO", &json!("long")));
+    codec.learn(id(3), Learnt::Unknown);
+    let (_, rejected) = decode(&codec, &[framed(2, b"{}"), framed(3, b"{}"), framed(4, b"{}")]);
+    let said = |code, message: &str| (code, message.to_owned());
+    let rejected: Vec<_> = rejected.into_iter().map(|(_, code, message)| (code, message)).collect();
+    assert_eq!(
+        rejected,
+        [
+            said("schema_type", "schema id 2 is AVRO, and this route reads JSON"),
+            said("unknown_id", "the registry has no schema id 3"),
+            said("unknown_id", "schema id 4 was never looked up"),
+        ]
+    );
+}
+
+#[test]
+fn schemas_are_named_by_headers_where_the_route_says_so() {
+    let guid = Uuid::from_u128(0xabc);
+    let header = [&[1][..], guid.as_bytes()].concat();
+    let (named, text) = (SchemaKey::Guid(guid), br#"{"id": 5}"#.to_vec());
+    let values = [
+        (text.clone(), vec![header.clone()]),
+        (framed(1, &text).0, Vec::new()),
+        (text.clone(), vec![header.clone(), header.clone()]),
+        (text.clone(), vec![header.clone(), vec![0, 0, 0, 0, 1]]),
+        (text.clone(), vec![[&header[..], &[0]].concat()]),
+        (text.clone(), vec![vec![0, 0, 0, 0, 1]]),
+        (text.clone(), Vec::new()),
+    ];
+    let of = |framing: Framing| {
+        let mut codec = reader().framed(framing);
+        let chunk = chunk(&values);
+        let missing = codec.missing(&chunk.records().collect::<Vec<_>>());
+        codec.learn(named, learnt("JSON", &json!({})));
+        let (rows, rejected) = decode(&codec, &values);
+        let bad: Vec<usize> = rejected.iter().map(|(index, _, _)| *index).collect();
+        assert!(rejected.iter().all(|(_, code, _)| *code == "framing"), "{rejected:?}");
+        (missing, bad, rows.matches("| 5 ").count())
+    };
+    assert_eq!(of(Framing::Confluent), (vec![named], vec![3, 4, 6], 4));
+    assert_eq!(of(Framing::Header), (vec![named], vec![1, 3, 4, 6], 3));
+    assert_eq!(of(Framing::Prefix), (vec![], vec![0, 2, 3, 4, 5, 6], 1));
+    assert_eq!(of(Framing::Apicurio), (vec![], vec![0, 1, 2, 3, 4, 5, 6], 0));
+    let mut wide = vec![0; 9];
+    wide[8] = 1;
+    let (rows, rejected) =
+        decode(&reader().framed(Framing::Apicurio), &[([wide, text].concat(), Vec::new())]);
+    assert!(rows.contains("| 5 ") && rejected.is_empty(), "{rejected:?}");
+}
+
+#[test]
+fn the_column_of_ids_follows_the_framing() {
+    let guid = [&[1][..], Uuid::from_u128(1).as_bytes()].concat();
+    let text = br#"{"id": 5}"#.to_vec();
+    let values = [(text.clone(), vec![vec![0, 0, 0, 0, 1]]), (text.clone(), vec![guid]), framed(1, &text)];
+    let mut codec = reader();
+    codec.learn(SchemaKey::Guid(Uuid::from_u128(1)), learnt("JSON", &json!({})));
+    let decoder = Decoder::typed(Box::new(codec), Box::new(Raw::for_keys(RawForm::Bytes)));
+    let ids: Vec<Field> =
+        decoder.offered().into_iter().filter(|field| field.name() == "_schema_id").collect();
+    let decoder = decoder.with_meta(&ids);
+    let chunk = chunk(&values);
+    let decoded = decoder.decode(&chunk.records().collect::<Vec<_>>()).unwrap();
+    let column = decoded.rows.column_by_name("_schema_id").unwrap();
+    let shown = pretty_format_batches(std::slice::from_ref(&decoded.rows)).unwrap().to_string();
+    assert_eq!((column.len(), column.null_count(), column.is_null(1)), (3, 1, true), "{shown}");
+}
+
+#[test]
+fn protobuf_has_its_indexes_in_the_header_too() {
+    let text = "syntax = \"proto3\"; message A { int32 n = 1; } message B { int32 n = 1; }";
+    let file = protobuf::parse(text, &[]).unwrap();
+    let mut codec = Registered::protobuf(&file, Some("B"), Tombstones::Skip).unwrap();
+    let guid = Uuid::from_u128(7);
+    let schema =
+        Learnt::Schema { kind: "PROTOBUF".to_owned(), text: text.to_owned(), references: Vec::new() };
+    codec.learn(SchemaKey::Guid(guid), schema);
+    let value = |indexes: &[u8]| (vec![8, 5], vec![[&[1][..], guid.as_bytes(), indexes].concat()]);
+    let (rows, rejected) =
+        decode(&codec, &[value(&[2, 2]), value(&[0]), value(&[]), value(&[2, 2, 0]), value(&[2, 8])]);
+    assert!(rows.contains("| 5 |"), "{rows}");
+    let codes: Vec<_> = rejected.iter().map(|(index, code, _)| (*index, *code)).collect();
+    assert_eq!(codes, [(1, "schema_type"), (2, "framing"), (3, "framing"), (4, "framing")]);
+}
+
+#[test]
+fn keys_of_a_json_schema_are_of_any_type() {
+    for (schema, text, expected) in [
+        (json!({"type": "string"}), r#""k""#, "k"),
+        (json!({"type": "integer"}), "-3", "-3"),
+        (json!({"type": "object", "properties": {"a": {"type": "integer"}}}), r#"{"a": 1}"#, "{a: 1}"),
+    ] {
+        let node = json_schema::parse(&schema.to_string(), &[]).unwrap();
+        let mut codec = Registered::json_keys(node).unwrap();
+        codec.learn(id(1), learnt("JSON", &schema));
+        let (rows, rejected) = decode(&codec, &[framed(1, text.as_bytes()), framed(1, b"true")]);
+        assert!(rows.contains(&format!("| {expected} ")), "{rows}");
+        assert_eq!(rejected.len(), 1, "{rejected:?}");
+        assert_eq!(rejected[0].1, "type_mismatch");
+    }
+}
