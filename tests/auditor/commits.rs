@@ -39,11 +39,17 @@ pub struct Move {
     pub end: End,
     /// A word, or an object with one key.
     pub reason: Value,
+    pub records: u64,
 }
 
 impl Move {
     pub fn is_lost(&self) -> bool {
         self.reason == "lost"
+    }
+
+    /// Over what was read.
+    pub fn is_read(&self) -> bool {
+        self.reason == "data" || self.reason == "idle"
     }
 
     /// The range, as people read it.

@@ -170,8 +170,19 @@ const CASES: &[Case] = &[
         feeds: ALL,
         fits: always,
         change: |scene, feed| {
-            let (_, start, _) = scene.commit(feed)?.moves.first_mut()?;
+            let (_, start, _, _) = scene.commit(feed)?.moves.first_mut()?;
             *start = Some(start.as_ref()? - 1);
+            Some(())
+        },
+    },
+    Case {
+        name: "a move that leaves out a record",
+        expected: Some("miscounted"),
+        feeds: ALL,
+        fits: |form, _| form != Form::Compact,
+        change: |scene, feed| {
+            let (_, _, _, count) = scene.commit(feed)?.moves.first_mut()?;
+            *count = count.checked_sub(1)?;
             Some(())
         },
     },

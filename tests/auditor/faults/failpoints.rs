@@ -269,11 +269,17 @@ fn one(context: &Context, round: &Round) -> Result<Came, String> {
         ..StandOptions::default()
     };
     let mut stand = Stand::new(context, options)?;
+    let usual = stand.routes();
     add_routes(&stand, is_long)?;
     let workload = Workload::start(&stand.options, 0);
     let recovered = disturb(&mut stand, round);
     let manifest = workload.stop()?;
     let recovery = recovered?;
+    if is_long {
+        // What is left is read in batches of the usual size: one by one it would take minutes.
+        stand.write_routes(&usual)?;
+        add_routes(&stand, false)?;
+    }
     let Outcome { lost, doubled, note, .. } = conclude(&mut stand, &manifest, 1, Some(recovery))?;
     let copies = copies(&stand.options, &manifest)?;
     if copies.lost > 0 {

@@ -62,8 +62,8 @@ impl Item {
 /// One entry of the log, with at most one file.
 #[derive(Debug, Clone, Default)]
 pub struct MadeCommit {
-    /// Partition, start and end.
-    pub moves: Vec<(i32, Option<i64>, i64)>,
+    /// Partition, start, end, and how many records were there.
+    pub moves: Vec<(i32, Option<i64>, i64, u64)>,
     pub items: Vec<Item>,
     /// The entry does not name its file.
     pub is_unlisted: bool,
@@ -98,16 +98,17 @@ impl MadeSink {
     /// First sight, and two commits with half of the records each.
     pub fn new(place: SinkPlace, records: &[Written], items: &[Item], ends: [i64; 2]) -> MadeSink {
         let mut positions = [0, 0];
-        let first_sight = (0..).zip(positions).map(|(partition, next)| (partition, None, next)).collect();
+        let first_sight = (0..).zip(positions).map(|(partition, next)| (partition, None, next, 0)).collect();
         let mut commits = vec![MadeCommit { moves: first_sight, ..MadeCommit::default() }];
         let half = records.len() / 2;
         for (from, to) in [(0, half), (half, records.len())] {
             let mut commit = MadeCommit::default();
             for (partition, position) in (0..).zip(&mut positions) {
                 let here = records[from..to].iter().filter(|record| record.partition == partition);
+                let count = here.clone().filter(|record| !record.is_aborted).count() as u64;
                 let last = here.map(|record| record.offset + 1).max().unwrap_or(*position);
                 let end = if to == records.len() { ends[partition as usize] } else { last };
-                commit.moves.push((partition, Some(*position), end));
+                commit.moves.push((partition, Some(*position), end, count));
                 *position = end;
             }
             for (record, item) in records.iter().zip(items).take(to).skip(from) {
@@ -173,13 +174,13 @@ impl MadeSink {
         Ok(())
     }
 
-    fn step(&self, step: &(i32, Option<i64>, i64)) -> Value {
-        let (partition, start, end) = step;
+    fn step(&self, step: &(i32, Option<i64>, i64, u64)) -> Value {
+        let (partition, start, end, count) = step;
         let reason =
             if start.is_some() { json!("data") } else { json!({"start": {"hash": "3b196fd4907bedf5"}}) };
         json!({
             "topic_id": self.topic_id(), "partition": partition, "topic": self.place.topic, "start": start,
-            "end": {"next": end}, "reason": reason, "records": 0,
+            "end": {"next": end}, "reason": reason, "records": count,
         })
     }
 
@@ -191,8 +192,8 @@ impl MadeSink {
         commit: &MadeCommit,
         hash: &str,
     ) -> Result<(), String> {
-        let position = |step: &(i32, Option<i64>, i64)| {
-            let (partition, _, next) = step;
+        let position = |step: &(i32, Option<i64>, i64, u64)| {
+            let (partition, _, next, _) = step;
             let topic = &self.place.topic;
             json!({"topic_id": self.topic_id(), "partition": partition, "topic": topic, "next": next})
         };
@@ -211,7 +212,7 @@ impl MadeSink {
 
     /// The commit's file, as its entry names it. None if it has no rows.
     fn write_file(&self, root: &Path, commit: &MadeCommit) -> Result<Vec<Value>, String> {
-        let (Some((partition, start, _)), false) = (commit.moves.first(), commit.items.is_empty()) else {
+        let (Some((partition, start, _, _)), false) = (commit.moves.first(), commit.items.is_empty()) else {
             return Ok(Vec::new());
         };
         let (topic, attempt) = (self.topic_id().simple(), Uuid::new_v4().simple());
