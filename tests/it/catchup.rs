@@ -2,6 +2,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::pipeline::assert_no_lag;
 use crate::support::data::{self, Record};
 use crate::support::program::{Workplace, eventually, files, pause};
 use crate::support::{self, Services};
@@ -108,9 +109,7 @@ fn an_added_sink_catches_up_beside_its_sibling() {
     let expected = all(2, 100_200);
     assert!(places(&place.path("out/live")) == expected, "{}", service.log());
     assert!(places(&place.path("out/late")) == expected, "{}", service.log());
-    for (partition, (committed, end)) in data::committed_and_ends(&services, &group, &topic) {
-        assert_eq!(committed, Some(end), "partition {partition}");
-    }
+    assert_no_lag(&services, &group, &topic);
 }
 
 /// Killed while a sink catches up, again and again: nothing is missed, nothing comes twice, and a bounded run ends when

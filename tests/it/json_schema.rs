@@ -9,7 +9,7 @@ use sidestream::registry::embedded::EmbeddedRegistry;
 
 use crate::pipeline::routes;
 use crate::support::data::Record;
-use crate::support::program::{Workplace, files};
+use crate::support::program::Workplace;
 use crate::support::{self, Services, data};
 
 fn money() -> Value {
@@ -54,14 +54,6 @@ fn order(id: i64) -> Value {
 
 fn framed(id: u32, text: &str) -> Vec<u8> {
     [&[0][..], &id.to_be_bytes(), text.as_bytes()].concat()
-}
-
-fn lines(place: &Workplace, dir: &str) -> Vec<Value> {
-    let files = files(&place.path(dir), ".jsonl");
-    let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
-    texts
-        .flat_map(|text| text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<_>>())
-        .collect()
 }
 
 fn codes(rows: &[Value]) -> BTreeSet<&str> {
@@ -109,7 +101,7 @@ fn json_of_two_schemas_becomes_parquet_once() {
     let mut found = data::numbers(&rows, "id");
     found.sort_unstable();
     assert_eq!(found, (0..2000).collect::<Vec<_>>());
-    let flat = lines(&place, "out/flat");
+    let flat = data::json_rows(&place.path("out/flat"));
     assert_eq!(flat.len(), 2000);
     for row in flat {
         let id = row["id"].as_i64().unwrap();
@@ -121,7 +113,7 @@ fn json_of_two_schemas_becomes_parquet_once() {
             "{row}"
         );
     }
-    let letters = lines(&place, "out/bad");
+    let letters = data::json_rows(&place.path("out/bad"));
     assert_eq!(letters.len(), bad_count);
     assert_eq!(codes(&letters), BTreeSet::from(["framing", "overflow", "type_mismatch"]));
 }
@@ -160,9 +152,9 @@ fn schemas_are_found_by_guids_in_headers() {
         let text = text.replace("routes:\n", "dead_letters:\n  bad: {jsonl: {path: out/bad}}\nroutes:\n");
         let place = Workplace::new(&text);
         place.run(&["run", "--until", "latest"]).expect_code(0);
-        let rows = lines(&place, "out/all");
+        let rows = data::json_rows(&place.path("out/all"));
         let ids: Vec<i64> = rows.iter().map(|row| row["id"].as_i64().unwrap()).collect();
-        let bad = lines(&place, "out/bad");
+        let bad = data::json_rows(&place.path("out/bad"));
         assert!(bad.iter().all(|row| row["code"] == "framing"), "{bad:?}");
         (ids, bad.len())
     };

@@ -156,7 +156,7 @@ fn one_topic_of_two_versions_becomes_parquet_once() {
     assert_no_lag(&services, &group, &topic);
 }
 
-fn assert_no_lag(services: &Services, group: &str, topic: &str) {
+pub fn assert_no_lag(services: &Services, group: &str, topic: &str) {
     for (partition, (committed, end)) in data::committed_and_ends(services, group, topic) {
         assert_eq!(committed, Some(end), "partition {partition}");
     }

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use tracing::{debug, info};
+use tracing::info;
 
 use crate::engine::batching::Taken;
 use crate::engine::catching::Reader;
 use crate::engine::message::{Assigned, Report};
-use crate::engine::{chain, retry};
-use crate::model::{Classify, Fault, SinkSet, TopicPartition};
+use crate::engine::retry;
+use crate::model::{SinkSet, TopicPartition};
 
 use super::{Lane, State};
 
@@ -149,21 +149,8 @@ impl Lane {
         if at > Instant::now() {
             return;
         }
-        for index in sinks.iter() {
-            match self.parts.sinks[index].sink.positions().await {
-                Ok(positions) => {
-                    self.ledger.reset(index, &positions);
-                    self.stored[index] = positions;
-                }
-                Err(error) if error.fault() == Fault::Stop => {
-                    return self.sink_failed(index, error).await;
-                }
-                Err(error) => {
-                    debug!(route = self.parts.route, error = chain(&error), "still paused");
-                    self.account.failed(index, error.fault());
-                    return self.recover_at(sinks, 0, Instant::now());
-                }
-            }
+        if !self.reset_positions(sinks, 0).await {
+            return;
         }
         self.apart = None;
         if std::mem::take(&mut self.is_pause_said) {

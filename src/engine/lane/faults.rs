@@ -173,21 +173,8 @@ impl Lane {
         if at > Instant::now() {
             return;
         }
-        for index in sinks.iter() {
-            match self.parts.sinks[index].sink.positions().await {
-                Ok(positions) => {
-                    self.ledger.reset(index, &positions);
-                    self.stored[index] = positions;
-                }
-                Err(error) if error.fault() == Fault::Stop => {
-                    return self.sink_failed(index, error).await;
-                }
-                Err(error) => {
-                    debug!(route = self.parts.route, error = chain(&error), "still paused");
-                    self.account.failed(index, error.fault());
-                    return self.recover_at(sinks, attempt, Instant::now());
-                }
-            }
+        if !self.reset_positions(sinks, attempt).await {
+            return;
         }
         self.state = State::Running;
         if std::mem::take(&mut self.is_pause_said) {
@@ -199,6 +186,29 @@ impl Lane {
         let sources: Vec<TopicPartition> = self.keys.keys().cloned().collect();
         self.drop_buffered();
         self.read_again(&sources).await;
+    }
+
+    /// Reads where these sinks stand; `false` if one does not say: then it stops the lane, or is asked again later.
+    pub(super) async fn reset_positions(&mut self, sinks: SinkSet, attempt: u32) -> bool {
+        for index in sinks.iter() {
+            match self.parts.sinks[index].sink.positions().await {
+                Ok(positions) => {
+                    self.ledger.reset(index, &positions);
+                    self.stored[index] = positions;
+                }
+                Err(error) if error.fault() == Fault::Stop => {
+                    self.sink_failed(index, error).await;
+                    return false;
+                }
+                Err(error) => {
+                    debug!(route = self.parts.route, error = chain(&error), "still paused");
+                    self.account.failed(index, error.fault());
+                    self.recover_at(sinks, attempt, Instant::now());
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     pub(super) fn drop_buffered(&mut self) {

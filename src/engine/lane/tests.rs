@@ -254,6 +254,29 @@ impl World {
         counts.in_flight == 0 && counts.done() == self.values.len() as u64
     }
 
+    /// Sinks of which the first `count` calls may fail, before or after the deed.
+    fn failing(random: &mut fastrand::Rng, count: usize) -> Self {
+        let world = Self::new(&VALUES);
+        for target in [&world.main, &world.letters] {
+            let mut target = target.lock().unwrap();
+            target.writes = (0..count).map(|_| random.u8(..4) == 0).collect();
+            let outcomes = [Outcome::Done, Outcome::Done, Outcome::Failed, Outcome::Lost];
+            target.flushes = (0..count).map(|_| outcomes[random.usize(..4)]).collect();
+        }
+        world
+    }
+
+    /// Both sinks have what is theirs, and every record was counted once, whoever read it and however often.
+    #[track_caller]
+    fn assert_settled_once(&self, seed: u64) {
+        assert_eq!(self.main.lock().unwrap().rows, self.good(), "seed {seed}");
+        let bad: Vec<String> = self.bad().iter().map(ToString::to_string).collect();
+        assert_eq!(self.letters.lock().unwrap().rows, bad, "seed {seed}");
+        let counts = self.counts.lock().unwrap().clone();
+        let expected = (self.good().len() as u64, bad.len() as u64, 0);
+        assert_eq!((counts.settled, counts.bad_total(), counts.dropped), expected, "seed {seed}");
+    }
+
     fn is_bad(value: &str) -> bool {
         serde_json::from_str::<serde::de::IgnoredAny>(value).is_err()
     }
@@ -444,23 +467,11 @@ async fn failing_sinks_lose_and_double_nothing_and_letters_come_first() {
     let mut runs = tokio::task::JoinSet::new();
     for seed in 0..60 {
         runs.spawn(async move {
-            let world = World::new(&VALUES);
             let mut random = fastrand::Rng::with_seed(seed);
-            for target in [&world.main, &world.letters] {
-                let mut target = target.lock().unwrap();
-                target.writes = (0..6).map(|_| random.u8(..4) == 0).collect();
-                let outcomes = [Outcome::Done, Outcome::Done, Outcome::Failed, Outcome::Lost];
-                target.flushes = (0..6).map(|_| outcomes[random.usize(..4)]).collect();
-            }
+            let world = World::failing(&mut random, 6);
             let stop = world.run().await;
             assert_eq!(stop, None, "seed {seed}");
-            assert_eq!(world.main.lock().unwrap().rows, world.good(), "seed {seed}");
-            let bad: Vec<String> = world.bad().iter().map(ToString::to_string).collect();
-            assert_eq!(world.letters.lock().unwrap().rows, bad, "seed {seed}");
-            // However often they were read, records are counted once.
-            let counts = world.counts.lock().unwrap().clone();
-            let expected = (world.good().len() as u64, bad.len() as u64, 0);
-            assert_eq!((counts.settled, counts.bad_total(), counts.dropped), expected, "seed {seed}");
+            world.assert_settled_once(seed);
         });
     }
     while let Some(run) = runs.join_next().await {
@@ -486,14 +497,8 @@ async fn sinks_that_catch_up_and_join_lose_and_double_nothing() {
     let mut runs = tokio::task::JoinSet::new();
     for seed in 0..60 {
         runs.spawn(async move {
-            let world = World::new(&VALUES);
             let mut random = fastrand::Rng::with_seed(seed);
-            for target in [&world.main, &world.letters] {
-                let mut target = target.lock().unwrap();
-                target.writes = (0..4).map(|_| random.u8(..4) == 0).collect();
-                let outcomes = [Outcome::Done, Outcome::Done, Outcome::Failed, Outcome::Lost];
-                target.flushes = (0..4).map(|_| outcomes[random.usize(..4)]).collect();
-            }
+            let world = World::failing(&mut random, 4);
             let apart = [SinkSet::EMPTY, SinkSet::EMPTY.with(0), SinkSet::ALL];
             // In the end it is left alone.
             let mut turns = 0;
@@ -504,13 +509,7 @@ async fn sinks_that_catch_up_and_join_lose_and_double_nothing() {
                 })
                 .await;
             assert_eq!(stop, None, "seed {seed}");
-            assert_eq!(world.main.lock().unwrap().rows, world.good(), "seed {seed}");
-            let bad: Vec<String> = world.bad().iter().map(ToString::to_string).collect();
-            assert_eq!(world.letters.lock().unwrap().rows, bad, "seed {seed}");
-            // Whichever reader brought them, and however often: once.
-            let counts = world.counts.lock().unwrap().clone();
-            let expected = (world.good().len() as u64, bad.len() as u64, 0);
-            assert_eq!((counts.settled, counts.bad_total(), counts.dropped), expected, "seed {seed}");
+            world.assert_settled_once(seed);
         });
     }
     while let Some(run) = runs.join_next().await {

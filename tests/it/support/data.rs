@@ -236,6 +236,16 @@ pub fn reset_group(services: &Services, group: &str, topic: &str, offsets: &[(i3
     consumer.commit(&list, CommitMode::Sync).unwrap();
 }
 
+/// All rows of the JSON Lines files below `dir`.
+pub fn json_rows(dir: &Path) -> Vec<Value> {
+    let files = super::program::files(dir, ".jsonl");
+    let texts = files.iter().map(|file| std::fs::read_to_string(file).unwrap());
+    let rows = texts.flat_map(|text| {
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    });
+    rows.collect()
+}
+
 /// All rows of the Parquet files below `dir` that a globbing reader sees.
 pub fn parquet_rows(dir: &Path) -> (Vec<RecordBatch>, usize) {
     let mut batches = Vec::new();
