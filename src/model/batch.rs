@@ -1,7 +1,9 @@
 //! What sinks are given.
 
 use std::fmt;
+use std::sync::Arc;
 
+use arrow::array::ArrayRef;
 use arrow::record_batch::RecordBatch;
 
 use super::Move;
@@ -14,6 +16,28 @@ use super::Move;
 pub struct Batch {
     pub moves: Vec<Move>,
     pub rows: RecordBatch,
+    /// For each row, the number of its record among those of the batch, ascending. `None` where rows are not
+    /// made of one record each (an aggregate), or nobody asked.
+    pub origins: Option<Arc<[u32]>>,
+    /// Keys that are gone, for sinks that update by key; the others have nothing to do with them.
+    pub deletes: Deletes,
+}
+
+impl Batch {
+    /// Rows that nobody has to take apart.
+    pub fn of_rows(moves: Vec<Move>, rows: RecordBatch) -> Self {
+        Self { moves, rows, origins: None, deletes: Deletes::default() }
+    }
+}
+
+/// Keys whose rows are to go, in order with the rows: a delete comes after the rows of lower numbers, and before those
+/// of higher ones.
+#[derive(Debug, Clone, Default)]
+pub struct Deletes {
+    /// For each, the number of its record among those of the batch, ascending.
+    pub origins: Vec<u32>,
+    /// The decoded record keys, one for each; of the type of column `_key`. `None` if there are none.
+    pub keys: Option<ArrayRef>,
 }
 
 /// A set of a route's sinks, by their place in the route (at most 64, see `config`).

@@ -13,7 +13,7 @@ mod schema;
 mod start;
 mod topic;
 
-pub use batch::{Batch, SinkSet};
+pub use batch::{Batch, Deletes, SinkSet};
 pub use fault::{Classify, Fault, Hint};
 pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason, ranges};
 pub use record::{

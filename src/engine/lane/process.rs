@@ -321,10 +321,8 @@ impl Lane {
                 Feed::DeadLetters => ready.letters.clone(),
                 Feed::Fields => ready.rows.project(&(0..value_count).collect::<Vec<_>>()).ok(),
             };
-            let batch = Batch {
-                moves: moves.clone(),
-                rows: rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty()))),
-            };
+            let rows = rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())));
+            let batch = Batch::of_rows(moves.clone(), rows);
             failpoint::hit("lane.sink.writing");
             let begun = Instant::now();
             let written = self.parts.sinks[index].sink.write(&batch).await;

@@ -447,7 +447,7 @@ impl Lane {
     }
 
     async fn store_moves(&mut self, index: usize, moves: Vec<Move>) -> Result<(), Setback> {
-        let batch = Batch { moves, rows: RecordBatch::new_empty(Arc::new(Schema::empty())) };
+        let batch = Batch::of_rows(moves, RecordBatch::new_empty(Arc::new(Schema::empty())));
         let stored = match self.parts.sinks[index].sink.write(&batch).await {
             Ok(()) => self.settle(index).await,
             Err(error) => Err(error),

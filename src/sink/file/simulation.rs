@@ -33,7 +33,7 @@ fn batch(start: Option<i64>, end: i64) -> Batch {
         records: 0,
     };
     let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(start.unwrap_or(end)..end));
-    Batch { moves: vec![step], rows: RecordBatch::try_new(schema(), vec![ids]).unwrap() }
+    Batch::of_rows(vec![step], RecordBatch::try_new(schema(), vec![ids]).unwrap())
 }
 
 fn schema() -> SchemaRef {

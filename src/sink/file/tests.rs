@@ -42,7 +42,7 @@ fn batch(ids: Range<i64>, part: impl Fn(i64) -> String) -> Batch {
     let moves = vec![step(start, ids.end, Reason::Data)];
     let parts: StringArray = ids.clone().map(|id| Some(part(id))).collect();
     let columns: Vec<ArrayRef> = vec![Arc::new(parts), Arc::new(Int64Array::from_iter_values(ids))];
-    Batch { moves, rows: RecordBatch::try_new(schema(), columns).unwrap() }
+    Batch::of_rows(moves, RecordBatch::try_new(schema(), columns).unwrap())
 }
 
 fn schema() -> SchemaRef {
