@@ -51,7 +51,8 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
 
 /// The subject of a topic's values or keys (TopicNameStrategy).
 fn subject(route: &Route, side: Side) -> String {
-    let topic = route.topics.named().first().map_or("", |topic| topic.as_str());
+    let topic =
+        route.replays.as_ref().or_else(|| route.topics.named().first()).map_or("", |topic| topic.as_str());
     match side {
         Side::Value => format!("{topic}-value"),
         Side::Key => format!("{topic}-key"),

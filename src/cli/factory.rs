@@ -131,6 +131,7 @@ impl Factory {
             start_hash: route.start_hash.clone(),
             on_data_loss: route.on_data_loss,
             bad_records: route.bad_records,
+            is_replay: route.replays.is_some(),
         })
     }
 

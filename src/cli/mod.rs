@@ -11,6 +11,7 @@ mod load;
 mod offsets;
 mod plan;
 mod progress;
+mod replay;
 mod run;
 mod standing;
 mod table;
@@ -43,6 +44,8 @@ enum Command {
     Plan(plan::Options),
     /// Where every sink stands, and moving it.
     Offsets(offsets::Options),
+    /// Send the dead letters of a route through it again, after what was wrong is mended.
+    Replay(replay::Options),
     /// Run the whole job on an embedded broker and registry, with generated records. Needs nothing else.
     Demo(datagen::Options),
     /// Fill topics with records generated from Avro schemas.
@@ -80,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::check(&options),
         Command::Plan(options) => plan::plan(&options),
         Command::Offsets(options) => offsets::offsets(&options),
+        Command::Replay(options) => replay::replay(&options),
         Command::Demo(options) => demo::demo(&options),
         Command::Datagen(options) => datagen::datagen(&options),
         Command::ConfigSchema(options) => config_schema::print(&options),

@@ -77,8 +77,7 @@ pub fn run(options: &Options) -> Result<(), Failure> {
             return Err(load::usage(&format!("there is no route `{only}` in `{}`", options.file.display())));
         }
     }
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from)?;
+    let runtime = new_runtime()?;
     let result = runtime.block_on(work(&Arc::new(loaded), options.until.as_ref(), options.join));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();
@@ -94,6 +93,22 @@ pub fn run_until_latest(
     loaded: &Arc<load::Loaded>,
 ) -> Result<(), Failure> {
     runtime.block_on(work(loaded, Some(&Start::Latest), true))
+}
+
+/// A bounded run of everything that is there now, after members of its groups have ended.
+///
+/// # Errors
+/// [`Failure`]
+pub fn run_alone(loaded: load::Loaded) -> Result<(), Failure> {
+    let runtime = new_runtime()?;
+    let result = runtime.block_on(work(&Arc::new(loaded), Some(&Start::Latest), false));
+    runtime.shutdown_background();
+    result
+}
+
+fn new_runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    runtime.map_err(|error| Failure::Failed(error.into()))
 }
 
 async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>, join: bool) -> Result<(), Failure> {
@@ -147,7 +162,10 @@ fn parties(plan: &Plan, cluster: &Arc<dyn Cluster>) -> Vec<Party> {
         parties.push(Party { kafka, cluster, routes: together, others });
     }
     for route in isolated {
-        let kafka = plan.kafka.of_isolated(&route.name);
+        let kafka = match route.replays {
+            Some(_) => plan.kafka.of_isolated(&format!("replay.{}", route.name)),
+            None => plan.kafka.of_isolated(&route.name),
+        };
         info!(route = route.name, group = kafka.group, "the route has a consumer of its own");
         let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&kafka)));
         let rest = plan.routes.iter().filter(|other| other.name != route.name);

@@ -76,15 +76,17 @@ impl MetaColumn {
             Self::Topic => {
                 let mut topics = StringBuilder::new();
                 for record in records {
-                    topics.append_value(record.source().topic.as_str());
+                    topics.append_value(record.first_source().topic.as_str());
                 }
                 Arc::new(topics.finish())
             }
             Self::Partition => {
-                let numbers = records.iter().map(|record| record.source().partition.0);
+                let numbers = records.iter().map(|record| record.first_source().partition.0);
                 Arc::new(Int32Array::from_iter_values(numbers))
             }
-            Self::Offset => Arc::new(Int64Array::from_iter_values(records.iter().map(RecordRef::offset))),
+            Self::Offset => {
+                Arc::new(Int64Array::from_iter_values(records.iter().map(RecordRef::first_offset)))
+            }
             Self::Timestamp => {
                 let times = records.iter().map(|record| {
                     (record.timestamp_type() != TimestampType::None).then(|| record.timestamp_ms())

@@ -127,6 +127,9 @@ pub struct Route {
     pub is_per_topic: bool,
     /// It has a consumer of its own; see [`Kafka::of_isolated`].
     pub is_isolated: bool,
+    /// Its topic holds dead letters of this route, which are read as what they were. Schemas are those of the topic
+    /// named here.
+    pub replays: Option<TopicName>,
     pub key: KeyForm,
     pub value: ValueForm,
     pub start: Start,

@@ -64,6 +64,7 @@ pub fn read(
     let [topic_digest, exclude_digest] = digest;
     let read = ReadRoute {
         plan: Route {
+            replays: None,
             start_hash: StartHash::of(&[&topic_digest, &exclude_digest, &format!("{start:?}")]),
             name: name.name.clone(),
             topics,

@@ -17,7 +17,7 @@ pub use batch::{Batch, Deletes, SinkSet};
 pub use fault::{Classify, Fault, Hint};
 pub use position::{Conflict, LeaderEpoch, Move, Offset, Position, PositionKey, Positions, Reason, ranges};
 pub use record::{
-    Charge, Chunk, ChunkBuilder, Headers, Incoming, RecordRef, SchemaId, SchemaKey, SharedChunk,
+    Charge, Chunk, ChunkBuilder, Headers, Incoming, Original, RecordRef, SchemaId, SchemaKey, SharedChunk,
     TimestampType,
 };
 pub use schema::Reference;

@@ -76,8 +76,17 @@ pub struct Chunk {
     /// Shared by the lanes that read the topic.
     bytes: Arc<Vec<u8>>,
     records: Arc<Vec<Entry>>,
+    /// One for each record, if they are dead letters that are read as what they were.
+    originals: Option<Arc<Vec<Original>>>,
     /// Given back when the chunk is dropped.
     _charge: Option<Charge>,
+}
+
+/// Where a record was before it became a dead letter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Original {
+    pub source: TopicPartition,
+    pub offset: i64,
 }
 
 /// Whatever gives memory back to a budget when it is dropped.
@@ -115,6 +124,7 @@ struct Entry {
 pub struct RecordRef<'a> {
     chunk: &'a Chunk,
     entry: Entry,
+    original: Option<&'a Original>,
 }
 
 impl<'a> RecordRef<'a> {
@@ -124,6 +134,16 @@ impl<'a> RecordRef<'a> {
 
     pub fn offset(&self) -> i64 {
         self.entry.offset
+    }
+
+    /// Where it was written as what it is: [`source`](RecordRef::source), unless it is a dead letter that is replayed.
+    pub fn first_source(&self) -> &'a TopicPartition {
+        self.original.map_or(&self.chunk.source, |original| &original.source)
+    }
+
+    /// Its offset there.
+    pub fn first_offset(&self) -> i64 {
+        self.original.map_or(self.entry.offset, |original| original.offset)
     }
 
     pub fn timestamp_ms(&self) -> i64 {
@@ -209,8 +229,15 @@ impl Chunk {
             epoch: self.epoch,
             bytes: self.bytes.clone(),
             records: self.records.clone(),
+            originals: self.originals.clone(),
             _charge: charge,
         }
+    }
+
+    /// This chunk in place of another one, which it was made of: what that one is charged is kept.
+    #[must_use]
+    pub fn in_place_of(self, other: Self) -> Self {
+        Self { epoch: other.epoch, _charge: other._charge, ..self }
     }
 
     pub fn record_count(&self) -> usize {
@@ -228,7 +255,16 @@ impl Chunk {
     }
 
     pub fn records(&self) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
-        self.records.iter().map(|entry| RecordRef { chunk: self, entry: *entry })
+        self.at(0, self.records.len())
+    }
+
+    fn at(&self, from: usize, to: usize) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
+        let originals = self.originals.as_ref();
+        (from..to).map(move |number| RecordRef {
+            chunk: self,
+            entry: self.records[number],
+            original: originals.and_then(|all| all.get(number)),
+        })
     }
 
     /// The records with `from <= offset < to`.
@@ -239,7 +275,7 @@ impl Chunk {
     ) -> impl ExactSizeIterator<Item = RecordRef<'_>> + Clone {
         let lower = self.records.partition_point(|entry| entry.offset < from.get());
         let upper = self.records.partition_point(|entry| entry.offset < to.get()).max(lower);
-        self.records[lower..upper].iter().map(|entry| RecordRef { chunk: self, entry: *entry })
+        self.at(lower, upper)
     }
 }
 
@@ -253,6 +289,7 @@ pub struct ChunkBuilder {
     epoch: Option<LeaderEpoch>,
     bytes: Vec<u8>,
     records: Vec<Entry>,
+    originals: Vec<Original>,
 }
 
 /// One record, borrowed from the client's memory, on its way into a [`ChunkBuilder`].
@@ -274,7 +311,8 @@ impl fmt::Debug for Incoming<'_> {
 
 impl ChunkBuilder {
     pub fn new(source: TopicPartition, assignment: u64, start: Offset) -> Self {
-        Self { source, assignment, start, next: start, epoch: None, bytes: Vec::new(), records: Vec::new() }
+        let (bytes, records, originals) = (Vec::new(), Vec::new(), Vec::new());
+        Self { source, assignment, start, next: start, epoch: None, bytes, records, originals }
     }
 
     pub fn record_count(&self) -> usize {
@@ -321,6 +359,17 @@ impl ChunkBuilder {
         self.records.push(entry);
     }
 
+    /// Appends a dead letter as what it was. All records of the chunk have to be such.
+    pub fn push_original<'a>(
+        &mut self,
+        record: Incoming<'a>,
+        headers: impl Iterator<Item = (&'a [u8], Option<&'a [u8]>)>,
+        original: Original,
+    ) {
+        self.push(record, headers);
+        self.originals.push(original);
+    }
+
     /// The chunk `[start, end)`.
     pub fn finish(self, end: Offset) -> Chunk {
         Chunk {
@@ -331,6 +380,7 @@ impl ChunkBuilder {
             epoch: self.epoch,
             bytes: Arc::new(self.bytes),
             records: Arc::new(self.records),
+            originals: (!self.originals.is_empty()).then(|| Arc::new(self.originals)),
             _charge: None,
         }
     }

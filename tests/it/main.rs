@@ -46,5 +46,9 @@ mod kills;
 
 /// Sinks and routes that are behind, and routes by themselves.
 mod catchup;
+
 /// Metrics, health, readiness and status of a service.
 mod eyes;
+
+/// Dead letters, read again.
+mod replay;

@@ -23,9 +23,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::{info, warn};
 
-use crate::codec::Decoder;
+use crate::codec::{Decoder, letters};
 use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss};
 use crate::failpoint;
 use crate::handler::Handler;
@@ -78,6 +78,8 @@ pub struct LaneParts {
     pub start_hash: StartHash,
     pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
+    /// It reads the dead letters of its route, as what they were.
+    pub is_replay: bool,
 }
 
 /// One sink of a lane.
@@ -436,6 +438,7 @@ impl Lane {
         if self.is_stopped() {
             return;
         }
+        let chunk = if self.parts.is_replay { self.originals(chunk) } else { chunk };
         let source = chunk.source.clone();
         let is_behind = self.behind.assignment_of(&key) == Some(chunk.assignment);
         let buffer = if is_behind { &mut self.behind } else { &mut self.buffer };
@@ -453,6 +456,22 @@ impl Lane {
                 self.read_again(&[source]).await;
             }
         }
+    }
+
+    /// The records that these dead letters were.
+    fn originals(&self, letters: Chunk) -> Chunk {
+        let (topic, partition) = (letters.source.topic.clone(), letters.source.partition.0);
+        let (records, others) = letters::originals(letters, &self.parts.route);
+        if others > 0
+            && let Some(count) = self.repeats.say("letters of others", others as u64, Instant::now())
+        {
+            let topic = topic.as_str();
+            info!(
+                route = self.parts.route,
+                topic, partition, count, "records that are not its letters are left"
+            );
+        }
+        records
     }
 
     /// Flushes what it can before partitions go. What could not be flushed is nobody's until it is

@@ -321,6 +321,7 @@ impl World {
             start: Start::Earliest,
             start_hash: StartHash("h".to_owned()),
             on_data_loss: OnDataLoss::Stop,
+            is_replay: false,
             bad_records: BadRecords::DeadLetter,
         }
     }
