@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
@@ -155,7 +156,7 @@ fn names(dir: &Path) -> Result<Vec<String>, String> {
 /// Topic id and partition.
 pub type Key = (String, i32);
 
-/// A log, followed from its first entry or, if that is gone, from the oldest checkpoint.
+/// A log, followed from its first entry or, if that or one behind it is gone as it may, from a checkpoint.
 #[derive(Debug, Default)]
 pub struct Followed {
     pub id: String,
@@ -180,13 +181,16 @@ pub struct Followed {
 impl Log {
     pub fn follow(&self) -> Followed {
         let mut followed = Followed::default();
-        let (mut number, mut previous) = match self.entries.get(&0) {
+        // What is below the last checkpoint but one may go; a removal that was interrupted leaves some of it.
+        let kept = self.checkpoints.keys().rev().nth(1).copied().unwrap_or(0);
+        let is_there = |mut numbers: RangeInclusive<u64>| numbers.all(|number| self.entries.contains_key(&number));
+        let (mut number, mut previous) = match self.entries.get(&0).filter(|_| is_there(0..=kept)) {
             Some((first, _)) => {
                 followed.is_whole = true;
                 followed.own(first.created.as_ref());
                 (0, String::new())
             }
-            None => match self.checkpoints.first_key_value() {
+            None => match self.checkpoints.iter().find(|(at, _)| is_there(**at + 1..=kept)) {
                 Some((number, checkpoint)) => {
                     followed.begin_at(checkpoint);
                     (number + 1, checkpoint.hash.clone())
