@@ -84,6 +84,8 @@ table! {
     ROUTE_STATE = gauge("sidestream_route_state", &["route", "state"], "Instances of the route in each state: 1 or 0, but for routes that are one for each topic.");
     ROUTES = gauge("sidestream_routes", &["state"], "Routes by state: waiting (for its schema), running, recovering (tries again by itself), stopped (needs a person).");
     SCHEMAS_WAITING = gauge("sidestream_schemas_waiting", &["route"], "Schema ids that the registry is asked for while a batch waits.");
+    SCHEMAS_NEWER = gauge("sidestream_schemas_newer", &["route"], "Subjects that have a newer version than the route reads as: on_new_schema is pin or stop, or it does not fit.");
+    SCHEMA_CHANGES = counter("sidestream_schema_changes_total", &["route"], "How often a newer version of a subject was taken as the reader schema while running.");
     ROUTE_HELD = gauge("sidestream_route_held_bytes", &["route"], "Bytes of records held for the route.");
     BATCHES = counter("sidestream_batches_total", &["route"], "Batches that all their sinks have taken.");
     BATCH_SECONDS = histogram("sidestream_batch_seconds", &["route", "stage"], "How long parts of the work took: decode, views and write (all sinks) for a batch, flush for a sink.");
@@ -200,6 +202,8 @@ impl Page {
             (&RECORDS_IN_FLIGHT, counts.in_flight),
             (&PARTITIONS, status.partitions.len() as u64),
             (&SCHEMAS_WAITING, status.schemas_waiting as u64),
+            (&SCHEMAS_NEWER, status.schemas_newer as u64),
+            (&SCHEMA_CHANGES, status.schema_changes),
             (&ROUTE_HELD, lane.held_bytes),
             (&BATCHES, status.batches),
         ] {

@@ -93,6 +93,8 @@ fn route(lane: &LaneView, ends: &Known, shown_max: usize) -> Value {
         "recordsPerSecond": {"read": rate(lane.rates.0), "done": rate(lane.rates.1)},
         "heldBytes": lane.held_bytes,
         "schemasWaiting": status.schemas_waiting,
+        "schemasNewer": status.schemas_newer,
+        "readerSchemas": *status.reader_schemas,
         "sinks": sinks,
         "partitions": partitions(lane, ends, shown_max),
         "progress": progress(lane, ends),

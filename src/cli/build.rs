@@ -13,14 +13,14 @@ use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
 use crate::config::plan::{
-    FileFormat, Framing, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat, Sink, Target,
-    ValueForm,
+    AllowIds, FileFormat, Framing, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat,
+    Sink, Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
 use crate::kafka::{self, ClusterError};
-use crate::model::{Classify, ClusterId, Hint};
-use crate::registry::{Registry, RegistryClient, RegistryError};
+use crate::model::{Classify, ClusterId, Hint, SchemaId, SchemaVersion, TopicName};
+use crate::registry::{Allowed, RegisteredSchema, Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
     Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
@@ -49,21 +49,72 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
     classified.into_iter().flatten().find_map(|error| error.hint())
 }
 
-/// The subject of a topic's values or keys (TopicNameStrategy).
-fn subject(route: &Route, side: Side) -> String {
-    let topic =
-        route.replays.as_ref().or_else(|| route.topics.named().first()).map_or("", |topic| topic.as_str());
-    match side {
-        Side::Value => format!("{topic}-value"),
-        Side::Key => format!("{topic}-key"),
+/// The form of a route's values or keys, if their records name schemas.
+pub fn registry_form(route: &Route, side: Side) -> Option<&RegistryForm> {
+    match (side, &route.value, &route.key) {
+        (Side::Value, ValueForm::Registry(form), _) | (Side::Key, _, KeyForm::Registry(form)) => Some(form),
+        _ => None,
     }
 }
 
-/// A reader schema, parsed.
-enum ReadAs {
+/// The subject of the reader schema of a route's values or keys.
+pub fn subject(route: &Route, side: Side, form: &RegistryForm) -> String {
+    match side {
+        Side::Value => route.subject(form, "value"),
+        Side::Key => route.subject(form, "key"),
+    }
+}
+
+/// A reader schema, parsed, and what it is called.
+struct ReadAs {
+    schema: Parsed,
+    name: String,
+    /// As which it was asked for, if it was.
+    version: Option<SchemaVersion>,
+}
+
+enum Parsed {
     Avro(Node),
     Protobuf(protobuf::File),
     Json(Node),
+}
+
+impl ReadAs {
+    fn file(path: &Path, schema: Parsed) -> Self {
+        Self { schema, name: format!("`{}`", path.display()), version: None }
+    }
+}
+
+/// A schema of the registry, and as which version of a subject it was asked for.
+async fn fetch(
+    route: &Route,
+    side: Side,
+    form: &RegistryForm,
+    registry: &dyn Registry,
+) -> Result<(RegisteredSchema, Option<SchemaVersion>), RegistryError> {
+    let subject = subject(route, side, form);
+    let version_of = |schema: &RegisteredSchema, number| {
+        let id = schema.id.id()?;
+        Some(SchemaVersion { subject: subject.clone(), id, number })
+    };
+    match &form.schema {
+        ReaderSchema::Id(id) => Ok((registry.by_id(SchemaId(*id)).await?, None)),
+        ReaderSchema::Version(number) => {
+            let schema = registry.by_subject(&subject, Some(*number)).await?;
+            let version = version_of(&schema, Some(*number));
+            Ok((schema, version))
+        }
+        ReaderSchema::Latest | ReaderSchema::File(_) => match registry.newest(&subject).await {
+            Ok(newest) => Ok((newest.schema, Some(newest.version))),
+            // What the registry said last may be kept on disk.
+            Err(RegistryError::Unavailable { .. }) => {
+                let schema = registry.by_subject(&subject, None).await?;
+                let version = version_of(&schema, None);
+                Ok((schema, version))
+            }
+            Err(error) => Err(error),
+        },
+    }
 }
 
 /// Fetches a route's reader schema of values or keys.
@@ -83,45 +134,43 @@ async fn reader(
             || (form.format.is_none() && path.extension().is_some_and(|extension| extension == "proto"));
         let is_json = form.format == Some(SchemaFormat::JsonSchema);
         if !is_protobuf && !is_json {
-            return schema_file(route, path).map(ReadAs::Avro);
+            return schema_file(route, path).map(|node| ReadAs::file(path, Parsed::Avro(node)));
         }
         let text = file_text(route, path)?;
         let read = if is_json {
-            json_schema::parse(&text, &[]).map(ReadAs::Json).map_err(|error| error.to_string())
+            json_schema::parse(&text, &[]).map(Parsed::Json).map_err(|error| error.to_string())
         } else {
-            protobuf::parse(&text, &[]).map(ReadAs::Protobuf).map_err(|error| error.to_string())
+            protobuf::parse(&text, &[]).map(Parsed::Protobuf).map_err(|error| error.to_string())
         };
-        return read.map_err(|problem| unusable(format!("`{}`", path.display()), problem));
+        let read = read.map_err(|problem| unusable(format!("`{}`", path.display()), problem))?;
+        return Ok(ReadAs::file(path, read));
     }
     let Some(registry) = registry else {
         return Err(unusable("nothing".to_owned(), "`schema_registry` is missing".to_owned()));
     };
-    let fetched = match &form.schema {
-        ReaderSchema::Version(version) => registry.by_subject(&subject(route, side), Some(*version)).await,
-        ReaderSchema::Id(id) => registry.by_id(crate::model::SchemaId(*id)).await,
-        ReaderSchema::Latest | ReaderSchema::File(_) => {
-            registry.by_subject(&subject(route, side), None).await
-        }
-    };
-    let schema = fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
-    let what = format!("schema {}", schema.id);
+    let fetched = fetch(route, side, form, registry).await;
+    let (schema, version) =
+        fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
+    let name = version.as_ref().map_or_else(|| schema.id.to_string(), ToString::to_string);
+    let what = format!("schema {name}");
     if let Some(format) = form.format
         && format.name() != schema.kind
     {
         return Err(unusable(what, format!("it is {}, and the route says {}", schema.kind, format.name())));
     }
-    match schema.kind.as_str() {
+    let parsed = match schema.kind.as_str() {
         "AVRO" => Node::parse(&schema.text, &schema.references)
-            .map(ReadAs::Avro)
+            .map(Parsed::Avro)
             .map_err(|error| unusable(what, error.to_string())),
         "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
-            .map(ReadAs::Protobuf)
+            .map(Parsed::Protobuf)
             .map_err(|error| unusable(what, error.to_string())),
         "JSON" => json_schema::parse(&schema.text, &schema.references)
-            .map(ReadAs::Json)
+            .map(Parsed::Json)
             .map_err(|error| unusable(what, error.to_string())),
         other => Err(unusable(what, format!("it is {other}; Avro, Protobuf and JSON Schemas can be read"))),
-    }
+    };
+    Ok(ReadAs { schema: parsed?, name, version })
 }
 
 fn file_text(route: &Route, path: &Path) -> Result<String, ReaderError> {
@@ -164,10 +213,11 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
         KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
         KeyForm::Json(path) => Box::new(JsonKeys::new(schema_file(route, path)?).map_err(unusable)?),
         KeyForm::Registry(form) => {
-            let codec = match reader(route, Side::Key, form, registry).await? {
-                ReadAs::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
-                ReadAs::Json(node) => Registered::json_keys(node).map_err(unusable)?,
-                ReadAs::Protobuf(file) => {
+            let ReadAs { schema, name, version } = reader(route, Side::Key, form, registry).await?;
+            let codec = match schema {
+                Parsed::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
+                Parsed::Json(node) => Registered::json_keys(node).map_err(unusable)?,
+                Parsed::Protobuf(file) => {
                     check_framing(route, form)?;
                     Registered::protobuf_keys(&file, form.message.as_deref()).map_err(|error| {
                         ReaderError::Unusable {
@@ -178,7 +228,7 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
                     })?
                 }
             };
-            Box::new(codec.framed(form.framing))
+            Box::new(codec.framed(form.framing).read_as(name, version))
         }
     })
 }
@@ -196,10 +246,11 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
         }
         ValueForm::Registry(form) => {
-            let codec = match reader(route, Side::Value, form, registry).await? {
-                ReadAs::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
-                ReadAs::Json(node) => Registered::json(node, route.tombstones).map_err(unusable)?,
-                ReadAs::Protobuf(file) => {
+            let ReadAs { schema, name, version } = reader(route, Side::Value, form, registry).await?;
+            let codec = match schema {
+                Parsed::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
+                Parsed::Json(node) => Registered::json(node, route.tombstones).map_err(unusable)?,
+                Parsed::Protobuf(file) => {
                     check_framing(route, form)?;
                     let message = form.message.as_deref();
                     Registered::protobuf(&file, message, route.tombstones).map_err(|error| {
@@ -211,7 +262,7 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
                     })?
                 }
             };
-            Box::new(codec.framed(form.framing))
+            Box::new(codec.framed(form.framing).read_as(name, version))
         }
     })
 }
@@ -437,6 +488,35 @@ pub fn registry(plan: &Plan) -> anyhow::Result<Option<Arc<dyn Registry>>> {
     })
 }
 
+/// The registry as the records of a route may use it.
+pub fn registry_of(route: &Route, registry: Arc<dyn Registry>) -> Arc<dyn Registry> {
+    if route.allow_ids == AllowIds::Any {
+        return registry;
+    }
+    let of_values = match &route.value {
+        ValueForm::Registry(form) => Some((Side::Value, subject(route, Side::Value, form))),
+        ValueForm::Raw(_) | ValueForm::Json(_) => None,
+    };
+    let of_keys = match &route.key {
+        KeyForm::Registry(form) => Some((Side::Key, subject(route, Side::Key, form))),
+        KeyForm::Raw(_) | KeyForm::Json(_) => None,
+    };
+    // Subjects that the file names, or of the topic whose dead letters are replayed, are not called after topics here.
+    let (sides, named): (Vec<Side>, Vec<String>) = of_values.into_iter().chain(of_keys).unzip();
+    let topics = route.topics.clone();
+    let is_allowed = move |subject: &str| {
+        named.iter().any(|name| name == subject)
+            || sides.iter().any(|side| {
+            let topic = match side {
+                Side::Value => subject.strip_suffix("-value"),
+                Side::Key => subject.strip_suffix("-key"),
+            };
+            topic.is_some_and(|topic| topics.matches(&TopicName::new(topic)))
+        })
+    };
+    Arc::new(Allowed::new(registry, is_allowed))
+}
+
 /// As [`registry`], with what its cache on disk knows, and its calls counted: for `run`, which also starts while the
 /// registry is away.
 ///
@@ -454,8 +534,11 @@ pub fn cached_registry(plan: &Plan, board: &Board) -> anyhow::Result<Option<Arc<
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::config::{Environment, read, render};
+    use crate::config::{Environment, plan, read, render};
+    use crate::registry::embedded::EmbeddedRegistry;
 
     const TEXT: &str = "\
 version: 1
@@ -486,6 +569,46 @@ routes:
         match bind(&plan.routes[0], decoder).await {
             Ok(_) => String::new(),
             Err(problems) => render("routes.yaml", text, &problems),
+        }
+    }
+
+    /// Whose schemas the records of a route may name.
+    #[tokio::test]
+    async fn allowed_are_the_subjects_of_the_topics_that_are_read() {
+        let embedded = EmbeddedRegistry::start().await.unwrap();
+        let settings = plan::Registry::at(embedded.url(), Duration::from_secs(5));
+        let client: Arc<dyn Registry> = Arc::new(RegistryClient::new(&settings).unwrap());
+        let subjects = ["t-value", "t-key", "u-value", "shop.a-value", "__x-value", "t"];
+        let mut ids = Vec::new();
+        for (number, subject) in subjects.iter().enumerate() {
+            let text = format!("{{\"type\": \"fixed\", \"name\": \"f\", \"size\": {}}}", number + 1);
+            ids.push((subject, client.register(subject, &text).await.unwrap()));
+        }
+        let cases: [(&str, &[&str]); 4] = [
+            ("topics: [t]", &subjects),
+            ("topics: [t], allow_ids: subject", &["t-value"]),
+            ("topics: [u, t], key: registry, allow_ids: subject", &["t-value", "t-key", "u-value"]),
+            (
+                "topics: {pattern: '.*'}, reader_schema: {id: 1}, allow_ids: subject",
+                &["t-value", "u-value", "shop.a-value"],
+            ),
+        ];
+        for (route, expected) in cases {
+            let text = format!(
+                "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\nschema_registry: {{url: \"http://r\"}}\nroutes:\n  \
+                 r: {{{route}, sinks: {{s: {{csv: {{path: o}}}}}}}}\n"
+            );
+            let plan = read(&text, &Environment::new([], Path::new("."))).unwrap();
+            let registry = registry_of(&plan.routes[0], client.clone());
+            let mut allowed = Vec::new();
+            for (subject, id) in &ids {
+                match registry.by_id(*id).await {
+                    Ok(_) => allowed.push(**subject),
+                    Err(RegistryError::Foreign { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            assert_eq!(allowed, expected, "{route}");
         }
     }
 

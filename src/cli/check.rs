@@ -4,9 +4,11 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::plan::{Plan, Route};
+use crate::codec::Side;
+use crate::config::plan::{Plan, ReaderSchema, Route};
 use crate::engine::chain;
 
+use super::candidate::{self, Candidate};
 use super::{Failure, build, load};
 
 #[derive(Debug, Args)]
@@ -17,15 +19,22 @@ pub struct Options {
     /// Do not ask the registry: bind only routes with no schema in it.
     #[arg(long)]
     offline: bool,
+    /// Would this schema, registered under the subject as its newest version, break a route? Registers nothing.
+    #[arg(long, value_name = "SUBJECT=FILE", value_parser = candidate::parse, conflicts_with = "offline")]
+    candidate: Vec<Candidate>,
 }
 
 /// # Errors
-/// [`Failure::Usage`] if the file has problems, [`Failure::Failed`] if the registry could not be asked.
+/// [`Failure::Usage`] if the file has problems, [`Failure::Failed`] if the registry could not be asked, or a candidate
+/// would break a route.
 pub fn check(options: &Options) -> Result<(), Failure> {
     let loaded = load::load(&options.file)?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(anyhow::Error::from)?;
     let registry = build::registry(&loaded.plan)?;
+    if !options.candidate.is_empty() {
+        return runtime.block_on(candidate::check(&loaded, registry.as_deref(), &options.candidate));
+    }
     let mut problems = Vec::new();
     let mut unasked = Vec::new();
     for route in &loaded.plan.routes {
@@ -76,7 +85,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
 }
 
 /// The routes that can be bound before anything runs; `None` if they depend on topics nobody has named.
-fn instances(route: &Route) -> Result<Option<Vec<Route>>, Failure> {
+pub fn instances(route: &Route) -> Result<Option<Vec<Route>>, Failure> {
     if !route.is_per_topic {
         return Ok(Some(vec![route.clone()]));
     }
@@ -95,8 +104,29 @@ fn print_error(error: &build::ReaderError) {
 fn print_route(route: &Route, plan: &Plan) {
     let each = if route.is_per_topic { ", one route each" } else { "" };
     print_line(&format!("route {}: {}{each}", route.name, route.topics.shown()));
+    for line in reader_lines(route) {
+        print_line(&format!("  {line}"));
+    }
     print_company(route, plan);
     print_sinks(route);
+}
+
+/// Which subjects a route follows, and what follows from a newer version.
+pub fn reader_lines(route: &Route) -> Vec<String> {
+    let sides = [("values", Side::Value), ("keys", Side::Key)];
+    let line = |(what, side): (&str, Side)| {
+        let form = build::registry_form(route, side)?;
+        if form.schema != ReaderSchema::Latest {
+            return None;
+        }
+        let subject = match route.is_per_topic {
+            true => "of each topic".to_owned(),
+            false => format!("`{}`", build::subject(route, side, form)),
+        };
+        let policy = route.on_new_schema.name();
+        Some(format!("reads {what} as the newest version of subject {subject}; on a newer one: {policy}"))
+    };
+    sides.into_iter().filter_map(line).collect()
 }
 
 /// Which consumer a route reads with, where that is not the only one there is.
@@ -130,7 +160,7 @@ fn print_sinks(route: &Route) {
 }
 
 #[expect(clippy::print_stdout, reason = "the result goes to stdout")]
-fn print_line(line: &str) {
+pub fn print_line(line: &str) {
     println!("{line}");
 }
 

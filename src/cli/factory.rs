@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use futures::stream::{self, StreamExt};
 use tokio::sync::Semaphore;
@@ -18,8 +19,10 @@ use crate::engine::{chain, retry};
 use crate::kafka::Cluster;
 use crate::model::{Classify, ClusterId, Fault};
 use crate::registry::{Registry, RegistryError};
+use crate::sink::Settled;
 
 use super::build::{self, ReaderError};
+use super::follow;
 use super::load::Loaded;
 
 /// Routes that ask the registry at the same time: a pattern may match thousands of topics.
@@ -102,14 +105,16 @@ impl Factory {
     async fn assemble(&self, route: &Route, decoder: Decoder) -> Result<LaneParts, Failure> {
         let bound = build::bind(route, decoder).await.map_err(Failure::Problems)?;
         let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster_id };
-        let lane_sink = |sink: &Sink, feed, schema| {
-            let built = build::sink(sink, schema, around)?;
+        let lane_sink = |sink: &Sink, feed, schema: SchemaRef| {
+            let built = build::sink(sink, SchemaRef::clone(&schema), around)?;
             Ok(LaneSink {
                 name: sink.name.clone(),
                 identity: sink.identity.clone(),
                 feed,
                 start: sink.start.clone(),
+                rows: schema,
                 sink: built,
+                former: Settled::default(),
             })
         };
         let outputs = route.sinks.iter().map(|sink| {
@@ -119,12 +124,14 @@ impl Factory {
         let letters =
             route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema()));
         let sinks = outputs.chain(letters).collect::<anyhow::Result<Vec<_>>>().map_err(Failure::Sink)?;
+        let evolution =
+            follow::evolution(route, &bound.decoder, &self.loaded, self.registry.as_ref(), &self.cluster_id);
         Ok(LaneParts {
             route: route.name.clone(),
             sinks,
             decoder: bound.decoder,
             handler: Box::new(bound.views),
-            registry: self.registry.clone(),
+            registry: self.registry.clone().map(|registry| build::registry_of(route, registry)),
             cluster: self.cluster.clone(),
             limits: route.batch,
             start: route.start.clone(),
@@ -132,6 +139,7 @@ impl Factory {
             on_data_loss: route.on_data_loss,
             bad_records: route.bad_records,
             is_replay: route.replays.is_some(),
+            evolution,
         })
     }
 

@@ -1,12 +1,14 @@
 //! The command line: the only place that builds concrete things and hands them to the engine.
 
 mod build;
+mod candidate;
 mod check;
 mod config_schema;
 mod datagen;
 mod demo;
 mod eyes;
 mod factory;
+mod follow;
 mod load;
 mod offsets;
 mod plan;

@@ -15,6 +15,7 @@ use crate::model::metadata::IdentityHash;
 use crate::model::{Offset, Position, PositionKey, Positions, Start, TopicId, TopicName, TopicPartition};
 use crate::sink::file::{Admission, Owner};
 
+use super::check::reader_lines;
 use super::standing::{Ground, Instance, Place, Seat};
 use super::{DEFAULT_FILE, Failure, load};
 
@@ -100,6 +101,9 @@ async fn tell(ground: &Ground, only: Option<&str>) -> Result<Told, ClusterError>
 
 async fn tell_route(ground: &Ground, instance: &Instance, told: &mut Told) -> Result<(), ClusterError> {
     told.line(0, &format!("route {}: {}", instance.route.name, topics(ground, instance)));
+    for line in reader_lines(&instance.route) {
+        told.line(1, &line);
+    }
     if instance.route.is_isolated {
         told.line(1, &format!("isolated, in group `{}`", ground.groups[instance.group].name));
     }

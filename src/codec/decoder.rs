@@ -11,10 +11,10 @@ use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::model::{RecordRef, SchemaKey};
+use crate::model::{RecordRef, SchemaKey, SchemaVersion};
 
 use super::meta::MetaColumn;
-use super::{Codec, Decoded, Learnt, Rejected};
+use super::{Codec, Decoded, Learnt, Rejected, Side};
 
 /// What records of a route become.
 pub struct Decoder {
@@ -122,6 +122,30 @@ impl Decoder {
     /// Keys are looked at only if somebody reads them.
     fn reads_keys(&self) -> bool {
         self.origins.contains(&Origin::Key)
+    }
+
+    /// The codec of a side; `None` for keys that nobody reads.
+    fn codec(&self, side: Side) -> Option<&dyn Codec> {
+        match side {
+            Side::Value => Some(self.value.as_ref()),
+            Side::Key => Some(self.key.as_ref()).filter(|_| self.reads_keys()),
+        }
+    }
+
+    /// The version of a subject that values or keys are read as, if it was taken from one.
+    pub fn version(&self, side: Side) -> Option<&SchemaVersion> {
+        self.codec(side)?.version()
+    }
+
+    /// Why nothing can be read on a side that was written with a schema, which was learnt.
+    pub fn refusal(&self, side: Side, key: SchemaKey) -> Option<&str> {
+        self.codec(side)?.refusal(key)
+    }
+
+    /// The schemas that a record names: of its value, and of its key if that is read.
+    pub fn named(&self, record: &RecordRef<'_>) -> impl Iterator<Item = SchemaKey> {
+        let named = Side::BOTH.map(|side| self.codec(side).and_then(|codec| codec.named(record)));
+        named.into_iter().flatten()
     }
 
     /// Schemas that `records` name and that have to be learnt first.

@@ -17,13 +17,14 @@ pub mod meta;
 pub mod protobuf;
 mod raw;
 mod registered;
+pub mod widen;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
 
 use crate::config::plan::Framing;
-use crate::model::{RecordRef, Reference, SchemaKey};
+use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
 
 pub use decoder::{DecodedBatch, Decoder};
 pub use json::{JsonColumn, TypedJson};
@@ -50,6 +51,21 @@ pub trait Codec: Send + Sync {
     /// bad, not the batch. A codec that misses none is told of none.
     fn learn(&mut self, _key: SchemaKey, _schema: Learnt) {}
 
+    /// The schema that a record names. None, unless records name schemas.
+    fn named(&self, _record: &RecordRef<'_>) -> Option<SchemaKey> {
+        None
+    }
+
+    /// Why nothing can be read that was written with a schema, which was learnt.
+    fn refusal(&self, _key: SchemaKey) -> Option<&str> {
+        None
+    }
+
+    /// The version of a subject that everything is read as, if it was taken from one.
+    fn version(&self) -> Option<&SchemaVersion> {
+        None
+    }
+
     /// Decodes all of `records`; every index is in exactly one list of the answer.
     ///
     /// # Errors
@@ -65,6 +81,8 @@ pub enum Side {
 }
 
 impl Side {
+    pub const BOTH: [Self; 2] = [Self::Value, Self::Key];
+
     fn bytes<'a>(self, record: &RecordRef<'a>) -> Option<&'a [u8]> {
         match self {
             Self::Value => record.value(),
@@ -86,6 +104,8 @@ pub enum Learnt {
     Unknown,
     /// It cannot be used: not parseable, too large.
     Unusable(String),
+    /// The route takes no schemas of other subjects than its own, which this is.
+    Foreign(String),
 }
 
 /// Decoded records.

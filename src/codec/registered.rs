@@ -9,7 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::config::plan::{Framing, Tombstones};
-use crate::model::{RecordRef, Reference, SchemaKey};
+use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
 
 use super::avro::arrow_type;
 use super::avro::node::{Kind, Node, SchemaError};
@@ -36,6 +36,9 @@ pub struct Registered {
     schema: SchemaRef,
     tombstones: Tombstones,
     framing: Framing,
+    /// What messages call the reader schema, if they are to name it.
+    reader_name: Option<String>,
+    version: Option<SchemaVersion>,
     writers: HashMap<SchemaKey, Writer>,
 }
 
@@ -137,7 +140,24 @@ impl Registered {
     }
 
     fn of(side: Side, reader: Reader, schema: SchemaRef, tombstones: Tombstones) -> Self {
-        Self { side, reader, schema, tombstones, framing: Framing::Confluent, writers: HashMap::new() }
+        Self {
+            side,
+            reader,
+            schema,
+            tombstones,
+            framing: Framing::Confluent,
+            reader_name: None,
+            version: None,
+            writers: HashMap::new(),
+        }
+    }
+
+    /// Calls the reader schema this in messages, and says which version of a subject it is.
+    #[must_use]
+    pub fn read_as(mut self, name: String, version: Option<SchemaVersion>) -> Self {
+        self.reader_name = Some(name);
+        self.version = version;
+        self
     }
 
     /// Reads records that name their schemas in this way. Protobuf of Apicurio is framed in another way still, which is
@@ -166,12 +186,15 @@ impl Registered {
             (Reader::Json(_), "JSON") => Ok(Writer::Json),
             (reader, other) => {
                 let own = reader.kind();
-                let message = format!("schema {name} is {other}, and this route reads {own}");
+                let reader = self.reader_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+                let message = format!("schema {name} is {other}, and this route reads {own}{reader}");
                 return refused("schema_type", message);
             }
         };
         done.unwrap_or_else(|problem| {
-            let message = format!("schema {name} cannot be read as the route's reader schema: {problem}");
+            let reader = self.reader_name.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
+            let message =
+                format!("schema {name} cannot be read as the route's reader schema{reader}: {problem}");
             refused("refused_schema", message)
         })
     }
@@ -273,6 +296,22 @@ impl Codec for Registered {
         self.framing
     }
 
+    fn named(&self, record: &RecordRef<'_>) -> Option<SchemaKey> {
+        let bytes = self.side.bytes(record)?;
+        frame::parse(self.framing, self.side, record, bytes).ok().map(|frame| frame.schema)
+    }
+
+    fn refusal(&self, key: SchemaKey) -> Option<&str> {
+        match self.writers.get(&key) {
+            Some(Writer::Refused { message, .. }) => Some(message),
+            _ => None,
+        }
+    }
+
+    fn version(&self) -> Option<&SchemaVersion> {
+        self.version.as_ref()
+    }
+
     fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         let mut missing = Vec::new();
         // Schemas come in runs: comparing with the last one saves most look-ups.
@@ -298,6 +337,7 @@ impl Codec for Registered {
             Learnt::Unusable(why) => {
                 refused("refused_schema", format!("schema {name} cannot be used: {why}"))
             }
+            Learnt::Foreign(why) => refused("foreign_id", why),
         };
         // Garbage may name any number of schemas.
         if self.writers.len() >= WRITERS_MAX {

@@ -35,6 +35,8 @@ pub enum Kind {
     /// One of these words.
     Choice(&'static [&'static str]),
     TextList,
+    /// One URL, several in one text with commas between, or a list.
+    Urls,
     /// Names to texts.
     TextMap,
     /// Names to mappings.
@@ -48,6 +50,8 @@ pub enum Kind {
     Value,
     Start,
     ReaderSchema,
+    /// A subject, or `{value: …, key: …}`.
+    Subject,
     /// Names to SQL.
     Sql,
 }
@@ -128,7 +132,17 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
     name: "schema_registry",
     about: "How to reach the schema registry.",
     keys: &[
-        required("url", Kind::Text, "Its base URL, for example `http://localhost:8081`."),
+        required(
+            "url",
+            Kind::Urls,
+            "Its base URL, for example `http://localhost:8081`. Several, as a list or with commas between, are nodes of one registry: where one does not answer, the next is asked.",
+        ),
+        key(
+            "context",
+            Kind::Text,
+            "",
+            "The context all subjects and ids are in, for example `staging`: for registries with contexts (Confluent's).",
+        ),
         key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
         key(
             "bearer_token",
@@ -154,7 +168,13 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
             "",
             "The key of `client_cert_file` (PEM: PKCS #8, PKCS #1 or SEC1), not encrypted.",
         ),
-        key("timeout", Kind::Duration, "10s", "For one call, connecting included."),
+        key("timeout", Kind::Duration, "10s", "For one call to one URL, connecting included."),
+        key(
+            "refresh",
+            Kind::Duration,
+            "1m",
+            "How often a route with `reader_schema: latest` asks for the newest version of its subject. It asks at once when a record names a schema that may be newer.",
+        ),
         key(
             "cache_dir",
             Kind::Text,
@@ -180,6 +200,9 @@ macro_rules! shared_route_keys {
             key("key", Kind::Value, "bytes", "The form of record keys, in column `_key`. `bytes`, `string`, `json` (validated text): as they are. `registry`: Avro, Protobuf or JSON of the schema registry, read as the newest schema of subject `<topic>-key`; `avro`, `protobuf`, `json_schema` pin it, with options as for values. `{json: {schema: {file: avro/key.avsc}}}`: plain JSON read as an Avro schema. Keys are looked at only if something reads `_key`."),
             key("value", Kind::Value, "registry", "The form of record values. `registry`: Avro, Protobuf or JSON of the schema registry, whichever the reader schema is; `avro`, `protobuf`, `json_schema` pin it. With options: `{avro: {framing: header}}`, `{protobuf: {message: shop.Order}}`. `bytes`, `string`, `json` (validated text): as they are, in the columns `_key, value, _topic, _partition, _offset, _timestamp, _timestamp_type, _headers`. `{json: {schema: {file: avro/nest.avsc}}}`: plain JSON read as an Avro schema."),
             key("reader_schema", Kind::ReaderSchema, "latest", "The schema all writer versions are read as: `latest`, `{version: 3}`, `{id: 17}` or `{file: avro/order.avsc}` (`.proto`: Protobuf; with `value: json_schema` a JSON Schema)."),
+            key("allow_ids", Kind::Choice(&["any", "subject"]), "any", "Which schemas records may name: any of the registry, or only those registered under the subjects of the route's topics (`<topic>-value`, `<topic>-key`); a record that names another is bad (`foreign_id`). Costs one more call for each new schema."),
+            key("subject", Kind::Subject, "", "The subject of the reader schema, instead of `<topic>-value`: a text, or `{value: …, key: …}` for that of keys too (`<topic>-key`). `{topic}`, and with `per_topic: true` the pattern's named groups, are filled in."),
+            key("on_new_schema", Kind::Choice(&["widen", "pin", "stop"]), "widen", "With `reader_schema: latest`, what follows while it runs when the subject gets a newer version. `widen`: records are read as the newer one from the next batch on, views are bound to it, and sinks whose rows change begin new files; if views, or readers of what is written, would break, the route stops before the first record of it. `pin`: it is told, and the schema of the start stays. `stop`: the route stops before the first record of it."),
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip"]), "keep", "What a record without a value becomes: a row of nulls with its key, or nothing (counted)."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),

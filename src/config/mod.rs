@@ -18,6 +18,7 @@ mod read;
 mod route;
 pub mod schema;
 mod sink;
+mod subject;
 mod template;
 pub mod topics;
 mod tree;

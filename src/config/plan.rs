@@ -78,21 +78,28 @@ impl fmt::Debug for Kafka {
 /// `schema_registry:`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Registry {
-    pub url: String,
+    /// In the order they are tried; at least one. A context is in them.
+    pub urls: Vec<String>,
     pub login: Option<Login>,
     /// Certificates of authorities that are trusted beside the system's.
     pub ca_file: Option<PathBuf>,
     pub client_certificate: Option<ClientCertificate>,
-    /// For one call.
+    /// For one call to one URL.
     pub timeout: Duration,
+    /// How often subjects are asked for their newest version.
+    pub refresh: Duration,
     /// Where schemas are kept for the next start.
     pub cache_dir: Option<PathBuf>,
 }
 
 impl Registry {
+    /// As often as Confluent's clients ask for a newest version.
+    const REFRESH: Duration = Duration::from_secs(60);
+
     /// A registry that needs no login and no certificates, without a cache on disk.
     pub fn at(url: String, timeout: Duration) -> Self {
-        Self { url, login: None, ca_file: None, client_certificate: None, timeout, cache_dir: None }
+        let refresh = Self::REFRESH;
+        Self { urls: vec![url], login: None, ca_file: None, client_certificate: None, timeout, refresh, cache_dir: None }
     }
 }
 
@@ -132,6 +139,8 @@ pub struct Route {
     pub replays: Option<TopicName>,
     pub key: KeyForm,
     pub value: ValueForm,
+    pub allow_ids: AllowIds,
+    pub on_new_schema: OnNewSchema,
     pub start: Start,
     pub start_hash: StartHash,
     pub tombstones: Tombstones,
@@ -170,6 +179,8 @@ pub enum ValueForm {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegistryForm {
     pub schema: ReaderSchema,
+    /// Where the reader schema is, if not where serialisers put it; see [`Route::subject`].
+    pub subject: Option<String>,
     /// None: whichever the reader schema is.
     pub format: Option<SchemaFormat>,
     /// Of Protobuf: the message, if not the first one of its file.
@@ -223,6 +234,36 @@ pub enum ReaderSchema {
     Version(u32),
     Id(u32),
     File(PathBuf),
+}
+
+/// `allow_ids:` of a route: which schemas of the registry its records may name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AllowIds {
+    Any,
+    /// Those that are registered under the subjects of its topics.
+    Subject,
+}
+
+/// `on_new_schema:` of a route: what follows from a newer version of the subject it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnNewSchema {
+    /// Records are read as the newer one.
+    Widen,
+    /// It is told, and nothing changes before the next start.
+    Pin,
+    /// The route stops before the first record of it.
+    Stop,
+}
+
+impl OnNewSchema {
+    /// As in the file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Widen => "widen",
+            Self::Pin => "pin",
+            Self::Stop => "stop",
+        }
+    }
 }
 
 /// `tombstones:` of a route: what a record without a value becomes.

@@ -9,10 +9,14 @@ use super::expand::Environment;
 use super::keys;
 use super::mapping::{Context, Mapping, text, written};
 use super::plan::{Admin, ClientCertificate, Login, Plan, Registry};
+use super::tree::Span;
 use super::{Problem, kafka, route, sink, tree, values};
 
 /// The only version of the format.
 const VERSION: &str = "1";
+
+/// Nodes of one registry. Each that does not answer costs a call its whole time limit.
+const REGISTRY_URLS_MAX: usize = 8;
 
 /// Reads `routes.yaml`.
 ///
@@ -130,28 +134,89 @@ fn admin(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Admin> {
 fn registry(root: &Mapping<'_>, context: &mut Context<'_>) -> Option<Registry> {
     root.get("schema_registry")?;
     let mapping = root.nested("schema_registry", &keys::SCHEMA_REGISTRY, context)?;
-    mapping.require("url", context);
+    let urls = urls(&mapping, context);
     let login = login(&mapping, context);
     let ca_file = input_file("ca_file", &mapping, context);
     let client_certificate = client_certificate(&mapping, context);
     let timeout = mapping.duration("timeout", context);
+    let refresh = mapping.duration("refresh", context);
     let cache_dir = mapping.text("cache_dir", context).map(PathBuf::from);
     if cache_dir.as_ref().is_some_and(|dir| dir.as_os_str().is_empty()) {
         context.problem(mapping.place("cache_dir"), "`cache_dir` is empty");
     }
-    let url = mapping.text("url", context)?;
-    let url = url.trim_end_matches('/').to_owned();
+    if urls.is_empty() {
+        return None;
+    }
+    Some(Registry {
+        urls,
+        login,
+        ca_file,
+        client_certificate,
+        timeout: timeout?,
+        refresh: refresh?,
+        cache_dir,
+    })
+}
+
+/// The base URLs, with the context, if one is named.
+fn urls(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<String> {
+    let Some(node) = mapping.require("url", context) else {
+        return Vec::new();
+    };
+    let nodes: Vec<&tree::Node> = match &node.value {
+        tree::Value::List(items) => items.iter().collect(),
+        _ => vec![node],
+    };
+    let mut urls: Vec<String> = Vec::new();
+    for node in &nodes {
+        let Some(given) = text(node, context) else {
+            continue;
+        };
+        for url in given.split(',') {
+            let url = url.trim().trim_end_matches('/');
+            check_url(url, node.span, context);
+            if urls.iter().any(|known| known == url) {
+                context.problem(node.span, "one URL is named twice");
+            }
+            urls.push(url.to_owned());
+        }
+    }
+    if nodes.is_empty() || urls.len() > REGISTRY_URLS_MAX {
+        context.problem(node.span, format!("a registry has from 1 to {REGISTRY_URLS_MAX} URLs"));
+    }
+    let Some(path) = context_path(mapping, context) else {
+        return urls;
+    };
+    if urls.iter().any(|url| url.contains("/contexts/")) {
+        context.problem(mapping.place("context"), "`context` is in the registry's URL already");
+    }
+    urls.iter().map(|url| format!("{url}{path}")).collect()
+}
+
+fn check_url(url: &str, span: Span, context: &mut Context<'_>) {
     if !url.starts_with("http://") && !url.starts_with("https://") {
-        let span = mapping.get("url").map_or(mapping.span, |node| node.span);
         context.problem(span, "the registry's URL begins with `http://` or `https://`");
     }
     let authority = url.split('/').nth(2).unwrap_or_default();
     if authority.contains('@') {
-        let span = mapping.get("url").map_or(mapping.span, |node| node.span);
         let problem = Problem::new(span, "the registry's URL holds a user or a password");
         context.problems.push(problem.hint("put them under `basic_auth: {username: …, password: …}`"));
     }
-    Some(Registry { url, login, ca_file, client_certificate, timeout: timeout?, cache_dir })
+}
+
+/// What stands for a context in URLs of Confluent's API. Subjects and ids below it are those of the context.
+fn context_path(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<String> {
+    let given = mapping.text("context", context)?;
+    // As a name, `.name`, or `:.name:`, as subjects have it.
+    let name = given.trim_matches(':').trim_start_matches('.');
+    let is_plain = |char: char| char.is_ascii_alphanumeric() || ['_', '-', '.'].contains(&char);
+    if name.is_empty() || !name.chars().all(is_plain) {
+        let span = mapping.get("context").map_or(mapping.span, |node| node.span);
+        let problem = Problem::new(span, "this is no name of a context");
+        context.problems.push(problem.hint("letters, digits, `_`, `-` and `.`, for example `staging`"));
+        return None;
+    }
+    Some(format!("/contexts/:.{name}:"))
 }
 
 fn login(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login> {
@@ -205,7 +270,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::plan::{KeyForm, RawForm};
+    use crate::config::plan::{AllowIds, KeyForm, RawForm};
     use crate::config::render;
 
     const GOOD: &str = include_str!("../../routes.yaml");
@@ -268,7 +333,7 @@ mod tests {
                     r: {topics: [t], sinks: {s: {csv: {path: out/s}}}}\n";
         let environment = Environment::new([("T".to_owned(), "s3cr3t".to_owned())], dir.path());
         let registry = read(text, &environment).unwrap().registry.unwrap();
-        assert_eq!(registry.url, "https://r");
+        assert_eq!(registry.urls, ["https://r"]);
         assert_eq!(registry.login, Some(Login::Bearer { token: "s3cr3t".to_owned() }));
         assert_eq!(registry.ca_file, Some(dir.path().join("ca.pem")));
         let certificate = registry.client_certificate.clone().unwrap();
@@ -307,6 +372,40 @@ mod tests {
             let shown = render("r", &text, &read(&text, &environment).unwrap_err());
             assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
             assert!(!shown.contains("s3cr3t"), "{shown}");
+        }
+    }
+
+    #[test]
+    fn a_registry_has_several_urls_and_one_context() {
+        let text = |registry: &str| {
+            format!(
+                "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\nschema_registry: {{{registry}}}\nroutes:\n  \
+                 r: {{topics: [t], allow_ids: subject, sinks: {{s: {{csv: {{path: out/s}}}}}}}}\n"
+            )
+        };
+        let environment =
+            Environment::new([("U".to_owned(), "http://a:1, http://b:2/".to_owned())], Path::new("."));
+        let plan = |registry: &str| read(&text(registry), &environment).unwrap();
+        assert_eq!(plan("url: http://a").routes[0].allow_ids, AllowIds::Subject);
+        let urls = |registry: &str| plan(registry).registry.unwrap().urls;
+        assert_eq!(urls("url: \"${U}\""), ["http://a:1", "http://b:2"]);
+        assert_eq!(urls("url: [\"${U}\", https://c/api/]"), ["http://a:1", "http://b:2", "https://c/api"]);
+        for name in ["staging", ".staging", "':.staging:'"] {
+            let with = urls(&format!("url: [http://a/, http://b/v7], context: {name}"));
+            assert_eq!(with, ["http://a/contexts/:.staging:", "http://b/v7/contexts/:.staging:"]);
+        }
+        for (registry, expected) in [
+            ("url: []", "a registry has from 1 to 8 URLs"),
+            ("url: 'http://a,http://b,http://a/'", "one URL is named twice"),
+            ("url: [http://a, b]", "r:3:35: the registry's URL begins with"),
+            ("url: [http://a, http://u@b]", "r:3:35: the registry's URL holds a user"),
+            ("url: http://a, context: a/b", "r:3:43: this is no name of a context"),
+            ("url: http://a, context: '::'", "this is no name of a context"),
+            ("url: http://a/contexts/.x, context: x", "`context` is in the registry's URL already"),
+        ] {
+            let text = text(registry);
+            let shown = render("r", &text, &read(&text, &environment).unwrap_err());
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
         }
     }
 

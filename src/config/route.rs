@@ -7,12 +7,12 @@ use super::form::{self, Registered};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    BadRecords, BatchLimits, KeyForm, OnDataLoss, RawForm, ReaderSchema, RegistryForm, Route, Sink, Target,
-    Tombstones, ValueForm, View,
+    AllowIds, BadRecords, BatchLimits, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema, RegistryForm, Route, Sink,
+    Target, Tombstones, ValueForm, View,
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
-use super::{Problem, sink, template, topics, values};
+use super::{Problem, sink, subject, template, topics, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 
 /// A route and the places that checks of several routes speak of.
@@ -37,7 +37,12 @@ pub fn read(
     // Sinks of a topic's instance are told apart by the topic.
     let owner = if is_per_topic { format!("{}/{{topic}}", name.name) } else { name.name.clone() };
     let start = start(&mapping, context);
-    let key = key(&mapping, context);
+    let allow_ids = match mapping.choice("allow_ids", context).as_str() {
+        "subject" => AllowIds::Subject,
+        _ => AllowIds::Any,
+    };
+    let subjects = subject::read(&mapping, context);
+    let key = key(&mapping, subjects.key, context);
     let tombstones = match mapping.choice("tombstones", context).as_str() {
         "skip" => Tombstones::Skip,
         _ => Tombstones::Keep,
@@ -46,8 +51,13 @@ pub fn read(
         "continue" => OnDataLoss::Continue,
         _ => OnDataLoss::Stop,
     };
+    let on_new_schema = match mapping.choice("on_new_schema", context).as_str() {
+        "pin" => OnNewSchema::Pin,
+        "stop" => OnNewSchema::Stop,
+        _ => OnNewSchema::Widen,
+    };
     let (bad_records, dead_letters) = bad_records(&owner, &mapping, letters, context);
-    let value = value(&mapping, context);
+    let value = value(&mapping, subjects.value, context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
     mapping.require("sinks", context);
@@ -73,6 +83,8 @@ pub fn read(
             on_data_loss,
             key,
             value: value?,
+            allow_ids,
+            on_new_schema,
             start,
             tombstones,
             batch: batch?,
@@ -85,6 +97,7 @@ pub fn read(
         sink_spans,
     };
     check_schema(&read, context);
+    subject::check(&read.plan, &mapping, context);
     check_templates(&read, context);
     Some(read)
 }
@@ -192,13 +205,13 @@ pub fn offsets(node: &Node, context: &mut Context<'_>) -> BTreeMap<TopicName, BT
 }
 
 /// The form of keys; the default where it is wrong, so that the rest of the route is looked at.
-fn key(mapping: &Mapping<'_>, context: &mut Context<'_>) -> KeyForm {
-    let form = mapping.get("key").and_then(|node| key_form(node, context));
+fn key(mapping: &Mapping<'_>, subject: Option<String>, context: &mut Context<'_>) -> KeyForm {
+    let form = mapping.get("key").and_then(|node| key_form(node, subject, context));
     form.unwrap_or(KeyForm::Raw(RawForm::Bytes))
 }
 
-fn key_form(node: &Node, context: &mut Context<'_>) -> Option<KeyForm> {
-    let registered = |form| KeyForm::Registry(registry_form(form, ReaderSchema::Latest));
+fn key_form(node: &Node, subject: Option<String>, context: &mut Context<'_>) -> Option<KeyForm> {
+    let registered = |form| KeyForm::Registry(registry_form(form, ReaderSchema::Latest, subject.clone()));
     if let Value::Map(entries) = &node.value {
         return match form::with_options(entries, context) {
             Some(form) => form.map(registered),
@@ -229,14 +242,14 @@ fn raw_form(word: &str) -> Option<RawForm> {
     }
 }
 
-fn registry_form(form: Registered, schema: ReaderSchema) -> RegistryForm {
-    RegistryForm { schema, format: form.format, message: form.message, framing: form.framing }
+fn registry_form(form: Registered, schema: ReaderSchema, subject: Option<String>) -> RegistryForm {
+    RegistryForm { schema, subject, format: form.format, message: form.message, framing: form.framing }
 }
 
 /// The form of values; with it goes the schema they are read as.
-fn value(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ValueForm> {
+fn value(mapping: &Mapping<'_>, subject: Option<String>, context: &mut Context<'_>) -> Option<ValueForm> {
     let schema = reader_schema(mapping, context);
-    let registered = |form| schema.map(|schema| ValueForm::Registry(registry_form(form, schema)));
+    let registered = |form| schema.map(|schema| ValueForm::Registry(registry_form(form, schema, subject)));
     let Some(node) = mapping.get("value") else {
         return Registered::of("registry").and_then(registered);
     };

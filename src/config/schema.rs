@@ -46,6 +46,10 @@ fn value(kind: &Kind) -> Value {
         Kind::Choice(["true", "false"]) => json!({"type": "boolean"}),
         Kind::Choice(words) => json!({"type": "string", "enum": words}),
         Kind::TextList => json!({"type": "array", "items": {"type": "string"}, "minItems": 1}),
+        Kind::Urls => json!({"oneOf": [
+            {"type": "string"},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
+        ]}),
         Kind::Topics => json!({"oneOf": [
             {"type": "array", "items": {"type": "string"}, "minItems": 1},
             object(&TOPIC_PATTERN),
@@ -92,6 +96,11 @@ fn value(kind: &Kind) -> Value {
                 "id": {"type": "integer", "minimum": 1},
                 "file": {"type": "string"},
             }},
+        ]}),
+        Kind::Subject => json!({"oneOf": [
+            {"type": "string"},
+            {"type": "object", "minProperties": 1, "additionalProperties": false,
+             "properties": {"value": {"type": "string"}, "key": {"type": "string"}}},
         ]}),
         Kind::Sql => json!({"type": "object", "additionalProperties": {"type": "string"}}),
     }
@@ -142,6 +151,7 @@ fn row(key: &Key) -> String {
             quoted.join(" \\| ")
         }
         Kind::TextList => "list of texts".to_owned(),
+        Kind::Urls => "text, or list of texts".to_owned(),
         Kind::Topics => format!("list of texts, or `{}`", TOPIC_PATTERN.name),
         Kind::TextMap => "names to texts".to_owned(),
         Kind::Named(scope) => format!("names to `{}`", scope.name),
@@ -150,6 +160,7 @@ fn row(key: &Key) -> String {
         Kind::Value => "form".to_owned(),
         Kind::Start => "start".to_owned(),
         Kind::ReaderSchema => "schema".to_owned(),
+        Kind::Subject => "text, or `{value: …, key: …}`".to_owned(),
         Kind::Sql => "names to SQL".to_owned(),
     };
     let about = key.about.replace('|', "\\|");

@@ -65,10 +65,13 @@ impl Route {
             | ValueForm::Registry(RegistryForm { schema: ReaderSchema::File(path), .. }) => {
                 *path = filler.path(path)?
             }
-            ValueForm::Registry(_) | ValueForm::Raw(_) => {}
+            ValueForm::Registry(form) => form.subject = filler.subject(form)?,
+            ValueForm::Raw(_) => {}
         }
-        if let KeyForm::Json(path) = &mut route.key {
-            *path = filler.path(path)?;
+        match &mut route.key {
+            KeyForm::Json(path) => *path = filler.path(path)?,
+            KeyForm::Registry(form) => form.subject = filler.subject(form)?,
+            KeyForm::Raw(_) => {}
         }
         for sink in route.sinks.iter_mut().chain(&mut route.dead_letters) {
             filler.sink(sink)?;
@@ -79,14 +82,17 @@ impl Route {
     /// Does each topic have a schema of its own?
     pub fn is_schema_of_topic(&self) -> bool {
         let is_template = |path: &Path| !placeholders(&path.to_string_lossy()).is_empty();
+        let is_own = |form: &RegistryForm| {
+            form.subject.as_deref().is_none_or(|subject| !placeholders(subject).is_empty())
+        };
         let of_key = match &self.key {
-            KeyForm::Registry(_) => true,
+            KeyForm::Registry(form) => is_own(form),
             KeyForm::Json(path) => is_template(path),
             KeyForm::Raw(_) => false,
         };
         let of_value = match &self.value {
             ValueForm::Registry(form) => match &form.schema {
-                ReaderSchema::Latest | ReaderSchema::Version(_) => true,
+                ReaderSchema::Latest | ReaderSchema::Version(_) => is_own(form),
                 ReaderSchema::Id(_) => false,
                 ReaderSchema::File(path) => is_template(path),
             },
@@ -94,6 +100,17 @@ impl Route {
             ValueForm::Json(path) => is_template(path),
         };
         of_key || of_value
+    }
+
+    /// The subject of the reader schema of its values, or of its keys: where serialisers put it (TopicNameStrategy),
+    /// unless the file says another one. Of several topics the first one counts.
+    pub fn subject(&self, form: &RegistryForm, suffix: &str) -> String {
+        let topic = self.replays.as_ref().or_else(|| self.topics.named().first());
+        let topic = topic.map_or("", TopicName::as_str);
+        match &form.subject {
+            Some(subject) => subject.replace(&format!("{{{TOPIC}}}"), topic),
+            None => format!("{topic}-{suffix}"),
+        }
     }
 
     /// The topics this route writes to, as far as the file names them.
@@ -129,6 +146,17 @@ impl Filler<'_> {
             Target::Kafka { topic: None, .. } | Target::Console { .. } => {}
         }
         Ok(())
+    }
+
+    fn subject(&self, form: &RegistryForm) -> Result<Option<String>, TemplateError> {
+        let Some(template) = &form.subject else {
+            return Ok(None);
+        };
+        let filled = self.text(template);
+        if filled.is_empty() {
+            return Err(self.error(template, filled, "that is no subject"));
+        }
+        Ok(Some(filled))
     }
 
     fn text(&self, template: &str) -> String {
@@ -187,6 +215,39 @@ mod tests {
         assert!(format!("{:?}", instance.dead_letters[0].target).contains("\"out/bad/r/shop.users\""));
         assert_eq!(instance.outputs(), [TopicName::new("shop.users.copy")]);
         assert_eq!(instance.start_hash, route.start_hash);
+    }
+
+    #[test]
+    fn a_subject_is_filled_in_or_shared_by_all_topics() {
+        let registry = "schema_registry: {url: \"http://r\"}\nroutes:\n  r: ";
+        let read_route = |route: &str| {
+            let text =
+                format!("version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\n{registry}{route}\n");
+            read(&text, &Environment::new([], Path::new("."))).map(|mut plan| plan.routes.remove(0))
+        };
+        let subjects = |route: &Route| {
+            let (ValueForm::Registry(value), KeyForm::Registry(key)) = (&route.value, &route.key) else {
+                panic!()
+            };
+            [route.subject(value, "value"), route.subject(key, "key")]
+        };
+        let pattern = "topics: {pattern: 'shop\\.(?<table>\\w+)'}, key: registry, \
+                       sinks: {s: {csv: {path: 'out/{topic}'}}}";
+        let each = |subject: &str| {
+            let route = read_route(&format!("{{{pattern}, per_topic: true, subject: {subject}}}")).unwrap();
+            subjects(&route.instance(&TopicName::new("shop.users")).unwrap())
+        };
+        assert_eq!(each("~"), ["shop.users-value", "shop.users-key"]);
+        assert_eq!(each("'acme.{table}'"), ["acme.users", "shop.users-key"]);
+        assert_eq!(each("{key: '{topic}.{table}.id'}"), ["shop.users-value", "shop.users.users.id"]);
+        let named = "topics: [a, b], key: avro, sinks: {s: {csv: {path: out/s}}}";
+        let route = read_route(&format!("{{{named}, subject: {{value: 'x-{{topic}}', key: all}}}}")).unwrap();
+        assert_eq!(subjects(&route), ["x-a", "all"]);
+        // One subject is the schema in common that the topics of a pattern need.
+        let plain = pattern.replace("out/{topic}", "out/s");
+        let route = read_route(&format!("{{{plain}, subject: {{value: v, key: k}}}}")).unwrap();
+        assert_eq!(subjects(&route), ["v", "k"]);
+        assert!(read_route(&format!("{{{plain}, subject: v}}")).is_err());
     }
 
     #[test]

@@ -90,7 +90,8 @@ impl Topics {
         self.groups().into_iter().map(|group| (group.clone(), text(&group))).collect()
     }
 
-    fn matches(&self, name: &TopicName) -> bool {
+    /// Is it one of these? What routes write to is not looked at here; see [`matched`].
+    pub fn matches(&self, name: &TopicName) -> bool {
         match self {
             Self::Named(names) => names.contains(name),
             // Names like `__consumer_offsets` belong to the brokers.

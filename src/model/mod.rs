@@ -20,6 +20,6 @@ pub use record::{
     Charge, Chunk, ChunkBuilder, Headers, Incoming, Original, RecordRef, SchemaId, SchemaKey, SharedChunk,
     TimestampType,
 };
-pub use schema::Reference;
+pub use schema::{Reference, SchemaVersion};
 pub use start::{Start, StartHash, TimePoint};
 pub use topic::{ClusterId, Partition, TopicId, TopicName, TopicPartition};

@@ -1,14 +1,16 @@
 //! From `schema_registry:` to a client of that registry: who we are, and whom we trust.
 
+use std::error::Error;
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
-use reqwest::{Certificate, Client, Identity, redirect};
+use reqwest::{Certificate, Client, ClientBuilder, Identity, redirect};
 use schema_registry_converter::async_impl::schema_registry::SrSettings;
 
 use crate::config::plan::{ClientCertificate, Login, Registry};
 
-use super::http::{Guard, root_cause};
+use super::http::{Calls, Guard, Nodes, root_cause};
 
 /// Settings no client can be made of. Names files, never what is in them.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -18,11 +20,28 @@ pub struct SettingsError {
     problem: String,
 }
 
+/// What a registry is called with, one way or the other: the same nodes, login and certificates.
+#[derive(Debug)]
+pub struct Connection {
+    /// For the calls of schema_registry_converter.
+    pub settings: SrSettings,
+    /// For those it does not have.
+    pub calls: Calls,
+}
+
 /// # Errors
 /// [`SettingsError`]
-pub fn connect(registry: &Registry) -> Result<SrSettings, SettingsError> {
-    let mut builder = SrSettings::new_builder(registry.url.clone());
-    builder.set_timeout(registry.timeout).with_middleware(Guard);
+pub fn connect(registry: &Registry) -> Result<Connection, SettingsError> {
+    let nodes = Arc::new(Nodes::new(&registry.urls).map_err(|(index, problem)| SettingsError {
+        what: format!("URL {} of `schema_registry`", index + 1),
+        problem,
+    })?);
+    let first = registry.urls.first().cloned().unwrap_or_default();
+    let plain = client(registry)?.timeout(registry.timeout).build().map_err(unusable)?;
+    let guarded = reqwest_middleware::ClientBuilder::new(plain).with(Guard(nodes.clone())).build();
+    let calls = Calls::new(guarded, &first, registry.login.clone());
+    let mut builder = SrSettings::new_builder(first);
+    builder.set_timeout(registry.timeout).with_middleware(Guard(nodes));
     match &registry.login {
         Some(Login::Basic { username, password }) => {
             builder.set_basic_authorization(username, Some(password));
@@ -32,17 +51,25 @@ pub fn connect(registry: &Registry) -> Result<SrSettings, SettingsError> {
         }
         None => {}
     }
+    let settings = builder.build_with(client(registry)?).map_err(unusable)?;
+    Ok(Connection { settings, calls })
+}
+
+fn unusable(error: impl Error + 'static) -> SettingsError {
+    SettingsError { what: "`schema_registry`".to_owned(), problem: root_cause(&error) }
+}
+
+/// The client below both kinds of calls.
+fn client(registry: &Registry) -> Result<ClientBuilder, SettingsError> {
     // A registry does not redirect; what it answers must not decide whom we send the password to.
-    let mut client = Client::builder().redirect(redirect::Policy::none());
+    let mut builder = Client::builder().redirect(redirect::Policy::none());
     if let Some(path) = &registry.ca_file {
-        client = client.tls_certs_merge(authorities(path)?);
+        builder = builder.tls_certs_merge(authorities(path)?);
     }
     if let Some(files) = &registry.client_certificate {
-        client = client.identity(identity(files)?);
+        builder = builder.identity(identity(files)?);
     }
-    builder
-        .build_with(client)
-        .map_err(|error| SettingsError { what: "`schema_registry`".to_owned(), problem: root_cause(&error) })
+    Ok(builder)
 }
 
 fn read(key: &str, path: &Path) -> Result<Vec<u8>, SettingsError> {

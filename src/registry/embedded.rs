@@ -45,6 +45,14 @@ struct Registered {
 }
 
 impl Registered {
+    /// From the body of a request: its content type is not application/json, so it is read by hand.
+    fn parse(body: &str) -> Result<Self, serde_json::Error> {
+        let mut schema: Self = serde_json::from_str(body)?;
+        // As Confluent has it: a schema without a type is Avro.
+        schema.kind = schema.kind.filter(|kind| kind != "AVRO");
+        Ok(schema)
+    }
+
     /// Confluent Platform 8 gives every schema a GUID; ours is derived from the schema.
     fn guid(&self) -> Uuid {
         use sha2::{Digest, Sha256};
@@ -73,10 +81,14 @@ impl EmbeddedRegistry {
     async fn serve(authorization: Option<Arc<str>>) -> std::io::Result<Self> {
         let mut app: Router = Router::new()
             .route("/subjects", get(subjects))
+            .route("/subjects/{subject}", post(look_up))
             .route("/subjects/{subject}/versions", post(register).get(versions))
             .route("/subjects/{subject}/versions/{version}", get(by_version))
             .route("/schemas/ids/{id}", get(by_id))
+            .route("/schemas/ids/{id}/versions", get(versions_of_id))
+            .route("/schemas/ids/{id}/subjects", get(subjects_of_id))
             .route("/schemas/guids/{guid}", get(by_guid))
+            .route("/schemas/guids/{guid}/ids", get(ids_of_guid))
             .with_state(Store::default());
         if let Some(authorization) = authorization {
             app = app.layer(middleware::from_fn_with_state(authorization, admit));
@@ -94,6 +106,29 @@ impl EmbeddedRegistry {
 
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+}
+
+impl Content {
+    /// The answer for a version of a subject.
+    fn version(&self, subject: &str, number: usize, index: usize) -> Response {
+        let schema = &self.schemas[index];
+        let mut answer = json!(schema);
+        answer["subject"] = json!(subject);
+        answer["version"] = json!(number);
+        answer["id"] = json!(index + 1);
+        answer["guid"] = json!(schema.guid());
+        Json(answer).into_response()
+    }
+
+    /// Subjects and versions that have an id.
+    fn having(&self, id: usize) -> Vec<(&str, usize)> {
+        let all = self.subjects.iter();
+        let having = all.filter_map(|(subject, versions)| {
+            let place = versions.iter().position(|index| index + 1 == id)?;
+            Some((subject.as_str(), place + 1))
+        });
+        having.collect()
     }
 }
 
@@ -116,18 +151,19 @@ fn not_found(code: u32, message: &str) -> Response {
     (StatusCode::NOT_FOUND, Json(json!({"error_code": code, "message": message}))).into_response()
 }
 
+fn unprocessable(error: &serde_json::Error) -> Response {
+    let answer = json!({"error_code": 42201, "message": error.to_string()});
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(answer)).into_response()
+}
+
 async fn subjects(State(store): State<Store>) -> Json<Vec<String>> {
     Json(store.lock().subjects.keys().cloned().collect())
 }
 
 async fn register(State(store): State<Store>, Path(subject): Path<String>, body: String) -> Response {
-    // The content type of the Confluent API is not application/json, so the body is read by hand.
-    let schema: Registered = match serde_json::from_str(&body) {
+    let schema = match Registered::parse(&body) {
         Ok(schema) => schema,
-        Err(error) => {
-            let answer = json!({"error_code": 42201, "message": error.to_string()});
-            return (StatusCode::UNPROCESSABLE_ENTITY, Json(answer)).into_response();
-        }
+        Err(error) => return unprocessable(&error),
     };
     let guid = schema.guid();
     let mut content = store.lock();
@@ -166,13 +202,53 @@ async fn by_version(
     let Some((number, index)) = found else {
         return not_found(40402, "Version not found.");
     };
-    let schema = &content.schemas[index];
-    let mut answer = json!(schema);
-    answer["subject"] = json!(subject);
-    answer["version"] = json!(number);
-    answer["id"] = json!(index + 1);
-    answer["guid"] = json!(schema.guid());
-    Json(answer).into_response()
+    content.version(&subject, number, index)
+}
+
+/// Is this schema registered under the subject?
+async fn look_up(State(store): State<Store>, Path(subject): Path<String>, body: String) -> Response {
+    let schema = match Registered::parse(&body) {
+        Ok(schema) => schema,
+        Err(error) => return unprocessable(&error),
+    };
+    let content = store.lock();
+    let Some(versions) = content.subjects.get(&subject) else {
+        return not_found(40401, "Subject not found.");
+    };
+    match versions.iter().position(|index| content.schemas[*index] == schema) {
+        Some(place) => content.version(&subject, place + 1, versions[place]),
+        None => not_found(40403, "Schema not found"),
+    }
+}
+
+async fn versions_of_id(State(store): State<Store>, Path(id): Path<usize>) -> Response {
+    let content = store.lock();
+    match content.having(id) {
+        versions if versions.is_empty() => not_found(40403, "Schema not found"),
+        versions => {
+            let each = |(subject, version): (&str, usize)| json!({"subject": subject, "version": version});
+            Json(versions.into_iter().map(each).collect::<Vec<_>>()).into_response()
+        }
+    }
+}
+
+async fn subjects_of_id(State(store): State<Store>, Path(id): Path<usize>) -> Response {
+    let content = store.lock();
+    match content.having(id) {
+        versions if versions.is_empty() => not_found(40403, "Schema not found"),
+        versions => {
+            Json(versions.into_iter().map(|(subject, _)| subject).collect::<Vec<_>>()).into_response()
+        }
+    }
+}
+
+async fn ids_of_guid(State(store): State<Store>, Path(guid): Path<Uuid>) -> Response {
+    let content = store.lock();
+    match content.schemas.iter().position(|schema| schema.guid() == guid) {
+        // There is one context only.
+        Some(index) => Json(json!([{"context": ".", "id": index + 1}])).into_response(),
+        None => not_found(40403, "Schema not found"),
+    }
 }
 
 async fn by_id(State(store): State<Store>, Path(id): Path<usize>) -> Response {

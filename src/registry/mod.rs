@@ -3,6 +3,8 @@
 //! An outage is not bad data: an id the registry does not have, a refused login, a registry that does not
 //! answer and a schema that cannot be used are four errors with four consequences.
 
+mod allowed;
+mod bucket;
 mod client;
 mod connect;
 mod disk;
@@ -14,8 +16,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::model::{Classify, Fault, Hint, Reference, SchemaId, SchemaKey};
+use crate::model::{Classify, Fault, Hint, Reference, SchemaId, SchemaKey, SchemaVersion};
 
+pub use allowed::Allowed;
 pub use client::RegistryClient;
 pub use connect::SettingsError;
 
@@ -30,6 +33,13 @@ pub struct RegisteredSchema {
     pub references: Vec<Reference>,
 }
 
+/// The newest version of a subject.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newest {
+    pub version: SchemaVersion,
+    pub schema: RegisteredSchema,
+}
+
 /// What the engine asks of a registry.
 #[async_trait]
 pub trait Registry: Send + Sync {
@@ -42,8 +52,12 @@ pub trait Registry: Send + Sync {
         subject: &str,
         version: Option<u32>,
     ) -> Result<RegisteredSchema, RegistryError>;
+    /// The newest version of a subject as the registry has it now: an outage is an error, no earlier answer stands in.
+    async fn newest(&self, subject: &str) -> Result<Newest, RegistryError>;
     /// Registers an Avro schema under a subject, if it is not there yet; its id.
     async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError>;
+    /// The subjects that have a schema, also in versions that are deleted, without their context.
+    async fn subjects_of(&self, key: SchemaKey) -> Result<Vec<String>, RegistryError>;
 }
 
 /// Why a schema could not be had.
@@ -63,6 +77,15 @@ pub enum RegistryError {
     },
     #[error("{what} cannot be used: {problem}")]
     Unusable { what: String, problem: String },
+    /// With `allow_ids: subject`.
+    #[error("schema {schema} is not of the route's subjects, but of {subjects}")]
+    Foreign { schema: SchemaKey, subjects: String },
+}
+
+/// rustls has no common word for what is wrong between two parties but this one: `UnknownIssuer`,
+/// `CertificateRequired` and the like follow it or hold it.
+fn is_about_certificates(problem: &str) -> bool {
+    problem.to_ascii_lowercase().contains("certificate")
 }
 
 impl RegistryError {
@@ -79,7 +102,7 @@ impl Classify for RegistryError {
     fn fault(&self) -> Fault {
         match self {
             Self::Unavailable { .. } | Self::Unauthorised { .. } => Fault::Transient,
-            Self::Unknown { .. } | Self::Unusable { .. } => Fault::Stop,
+            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } => Fault::Stop,
         }
     }
 
@@ -92,10 +115,21 @@ impl Classify for RegistryError {
             Self::Unauthorised { .. } => {
                 "check `basic_auth` or `bearer_token` of `schema_registry`, and their rights".into()
             }
+            Self::Unavailable { problem, .. } if is_about_certificates(problem) => {
+                "check `ca_file` of `schema_registry` (whom we trust), the name in the registry's certificate, and, \
+                 if it wants one of ours, `client_cert_file` with `client_key_file`"
+                    .into()
+            }
             Self::Unavailable { .. } => {
                 "check `schema_registry.url` (with https also `ca_file`), and that the registry is up".into()
             }
             Self::Unusable { .. } => "look at the schema in the registry".into(),
+            Self::Foreign { .. } => {
+                "`allow_ids: any` takes schemas of all subjects; else look at who writes to the topic".into()
+            }
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -227,6 +227,12 @@ pub struct LaneStatus {
     pub stages: [StageStatus; Stage::ALL.len()],
     /// Ids that the registry is asked for.
     pub schemas_waiting: usize,
+    /// How often another reader schema was taken since the start.
+    pub schema_changes: u64,
+    /// Subjects with a newer version than the one that is read as.
+    pub schemas_newer: usize,
+    /// The versions of subjects that are read as.
+    pub reader_schemas: Arc<[String]>,
     pub waiting: Waiting,
     /// Next offset of each sink, for the partitions that are taken up.
     pub partitions: Arc<BTreeMap<TopicPartition, Vec<Offset>>>,

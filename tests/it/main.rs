@@ -41,8 +41,17 @@ mod protobuf;
 /// JSON Schemas from the registry, and schemas named by headers.
 mod json_schema;
 
+/// Records of Confluent's own serialisers, kept as files.
+mod fixtures;
+
+/// The same serialisers at work.
+mod python_client;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;
+
+/// Newer schemas while routes run, and schemas that cannot be read.
+mod evolution;
 
 /// Sinks and routes that are behind, and routes by themselves.
 mod catchup;

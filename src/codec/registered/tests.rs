@@ -167,6 +167,28 @@ fn schemas_of_other_formats_make_their_records_bad() {
     );
 }
 
+/// Whatever the bytes are: a message of Protobuf could be made of most.
+#[test]
+fn avro_is_no_protobuf_and_schemas_of_others_are_not_taken() {
+    let file = protobuf::parse("syntax = \"proto3\"; message A { int32 n = 1; }", &[]).unwrap();
+    let mut codec = Registered::protobuf(&file, None, Tombstones::Skip).unwrap();
+    codec.learn(id(2), learnt("AVRO", &json!("long")));
+    codec.learn(id(3), Learnt::Foreign("schema id 3 is of `other-value`".to_owned()));
+    let (_, rejected) = decode(&codec, &[framed(2, &[0, 8, 5]), framed(3, &[0, 8, 5])]);
+    let said = |index, code, message: &str| (index, code, message.to_owned());
+    assert_eq!(
+        rejected,
+        [
+            said(0, "schema_type", "schema id 2 is AVRO, and this route reads PROTOBUF"),
+            said(1, "foreign_id", "schema id 3 is of `other-value`"),
+        ]
+    );
+    // Both are asked about again after a while, and not at once.
+    let values = [framed(2, &[]), framed(3, &[]), framed(4, &[])];
+    let chunk = chunk(&values);
+    assert_eq!(codec.missing(&chunk.records().collect::<Vec<_>>()), [id(4)]);
+}
+
 #[test]
 fn schemas_are_named_by_headers_where_the_route_says_so() {
     let guid = Uuid::from_u128(0xabc);
@@ -252,4 +274,27 @@ fn keys_of_a_json_schema_are_of_any_type() {
         assert_eq!(rejected.len(), 1, "{rejected:?}");
         assert_eq!(rejected[0].1, "type_mismatch");
     }
+}
+
+/// A refusal names both schemas and the field, and is known before any record is decoded.
+#[test]
+fn what_cannot_be_read_names_writer_and_reader() {
+    let record =
+        |kind: &str| json!({"type": "record", "name": "R", "fields": [{"name": "id", "type": kind}]});
+    let node = Node::parse(&record("long").to_string(), &[]).unwrap();
+    let version = SchemaVersion { subject: "s".to_owned(), id: SchemaId(7), number: Some(2) };
+    let mut codec =
+        Registered::avro(node, Tombstones::Skip).unwrap().read_as(version.to_string(), Some(version.clone()));
+    assert_eq!(codec.version(), Some(&version));
+    for (number, kind) in [(8, "string"), (9, "int")] {
+        codec.learn(id(number), learnt("AVRO", &record(kind)));
+    }
+    let refusal = codec.refusal(id(8)).unwrap_or_default();
+    let reader =
+        "schema id 8 cannot be read as the route's reader schema, id 7 (version 2 of subject `s`): `id`: ";
+    assert!(refusal.starts_with(reader), "{refusal}");
+    assert_eq!((codec.refusal(id(9)), codec.refusal(id(10))), (None, None));
+    let chunk = chunk(&[framed(8, &[2]), (vec![1, 2], Vec::new())]);
+    let named: Vec<_> = chunk.records().map(|record| codec.named(&record)).collect();
+    assert_eq!(named, [Some(id(8)), None]);
 }

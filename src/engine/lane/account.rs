@@ -84,6 +84,17 @@ impl Account {
         self.is_news = true;
     }
 
+    /// The versions of subjects that are read as, and how many subjects have a newer one.
+    pub fn reads_as(&mut self, versions: Arc<[String]>, newer_count: usize) {
+        self.status.reader_schemas = versions;
+        self.status.schemas_newer = newer_count;
+        self.is_news = true;
+    }
+
+    pub fn schema_changed(&mut self) {
+        self.status.schema_changes += 1;
+    }
+
     /// All sinks of a batch have taken it, as so many rows.
     pub fn batch_taken(&mut self, taken: &Taken, rows: u64) {
         let ranges = taken.parts.iter().filter_map(|part| {
@@ -157,7 +168,7 @@ impl Lane {
             return;
         }
         if self.lookup.is_none() {
-            self.account.waits_for_schemas(0);
+            self.account.waits_for_schemas(usize::from(self.evolving.is_awaited()));
         }
         let staged = self.staged.as_ref().map_or(0, |taken| taken.records().count());
         let held = self.buffer.left() + self.behind.left() + staged;

@@ -44,6 +44,11 @@ pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaKey, Learnt)> {
 }
 
 impl Lane {
+    /// Does the next batch wait for the registry?
+    pub(super) fn waits_for_schemas(&self) -> bool {
+        self.lookup.is_some() || self.evolving.is_awaited()
+    }
+
     pub(super) fn look_up(&mut self, keys: Vec<SchemaKey>) {
         let now = Instant::now();
         self.account.waits_for_schemas(keys.len());
@@ -68,11 +73,19 @@ impl Lane {
     }
 
     pub(super) fn learn(&mut self, learnt: Vec<(SchemaKey, Learnt)>) {
+        let mut may_be_newer = false;
         for (key, schema) in learnt {
             if matches!(schema, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
                 self.expired.push(Instant::now());
             }
+            // Garbage names schemas that are not there, and they are no reason to ask for others.
+            if matches!(schema, Learnt::Schema { .. }) {
+                may_be_newer |= self.suspect(key);
+            }
             self.parts.decoder.learn(key, schema);
+        }
+        if may_be_newer {
+            self.ask_at_once();
         }
     }
 }
@@ -103,6 +116,7 @@ async fn look_up(
                 };
             }
             Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),
+            Err(error @ RegistryError::Foreign { .. }) => return Learnt::Foreign(error.to_string()),
             Err(RegistryError::Unknown { .. }) if Instant::now() >= until => return Learnt::Unknown,
             Err(error) => error,
         };

@@ -11,8 +11,11 @@
 mod account;
 pub mod begin;
 mod behind;
+mod evolve;
 mod faults;
+mod inbox;
 mod lookup;
+mod newest;
 mod prepare;
 mod process;
 mod resume;
@@ -22,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arrow::datatypes::SchemaRef;
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
@@ -44,9 +48,12 @@ use super::ledger::Ledger;
 use super::message::{Committed, Control, Durable, Place, Report, Stop};
 use account::Account;
 use behind::Recovery;
+use evolve::Evolving;
+use inbox::Inbox;
 use lookup::Lookup;
 use prepare::Ends;
 
+pub use evolve::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
 pub use prepare::{LaneFactory, Life, lane};
 pub use resume::MOVED_HINT;
 
@@ -80,6 +87,8 @@ pub struct LaneParts {
     pub bad_records: BadRecords,
     /// It reads the dead letters of its route, as what they were.
     pub is_replay: bool,
+    /// None if the reader schemas are not the newest of their subjects.
+    pub evolution: Option<Evolution>,
 }
 
 /// One sink of a lane.
@@ -89,7 +98,11 @@ pub struct LaneSink {
     pub feed: Feed,
     /// Where it begins, if that is not where its route does, with the digest that tells an edit.
     pub start: Option<(Start, StartHash)>,
+    /// The schema of the rows it is given.
+    pub rows: SchemaRef,
     pub sink: Box<dyn Sink>,
+    /// What those before it have settled, whose rows had another schema.
+    pub former: Settled,
 }
 
 /// What a sink is given.
@@ -152,27 +165,6 @@ impl LaneHandle {
     }
 }
 
-#[derive(Debug)]
-struct Inbox {
-    chunks: mpsc::Sender<Chunk>,
-    gauge: Arc<Gauge>,
-}
-
-impl Outlet for Inbox {
-    fn offer(&self, chunk: Chunk) -> Result<(), Chunk> {
-        match self.chunks.try_send(chunk) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(chunk)) => Err(chunk),
-            // The lane has ended: what it would get is fetched again by the next one.
-            Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-        }
-    }
-
-    fn gauge(&self) -> &Arc<Gauge> {
-        &self.gauge
-    }
-}
-
 /// What a lane knows of a topic it reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Seen {
@@ -205,6 +197,7 @@ pub struct Lane {
     /// A batch that waits for schemas.
     staged: Option<Taken>,
     lookup: Option<Lookup>,
+    evolving: Evolving,
     /// When ids stayed unknown until their grace was over.
     expired: Vec<Instant>,
     /// Partitions to be resumed once it is possible again.
@@ -260,6 +253,7 @@ impl Lane {
             apart: None,
             staged: None,
             lookup: None,
+            evolving: Evolving::default(),
             expired: Vec::new(),
             to_resume,
             resume_retry: None,
@@ -282,6 +276,7 @@ impl Lane {
 
     /// Works until it is drained or the engine is gone.
     async fn run(mut self) -> Summary {
+        self.show_schemas();
         self.advance().await;
         self.show();
         loop {
@@ -302,6 +297,10 @@ impl Lane {
                 },
                 learnt = lookup::learnt(&mut self.lookup) => {
                     self.learn(learnt);
+                    false
+                }
+                answer = self.evolving.answer() => {
+                    self.answered(answer);
                     false
                 }
                 chunk = self.ends.chunks.recv(), if takes_chunks => {
@@ -330,7 +329,7 @@ impl Lane {
         }
         self.show();
         for sink in &self.parts.sinks {
-            self.summary.sinks.push((sink.name.clone(), sink.sink.settled()));
+            self.summary.sinks.push((sink.name.clone(), sink.settled()));
         }
         self.summary
     }
@@ -352,7 +351,7 @@ impl Lane {
                 let batch = batches.filter(|_| self.staged.is_none()).map(|due| due.min(look));
                 let resume = self.resume_retry.map(|(at, _)| at);
                 let apart = self.apart.as_ref().map(|recovery| recovery.at);
-                flushes.chain(batch).chain(resume).chain(apart).min()
+                flushes.chain(batch).chain(resume).chain(apart).chain(self.evolving.due()).min()
             }
         }
     }

@@ -122,7 +122,8 @@ impl Lane {
         if self.resume_retry.is_none_or(|(at, _)| at <= Instant::now()) {
             self.resume().await;
         }
-        while matches!(self.state, State::Running) && self.lookup.is_none() {
+        self.evolve().await;
+        while matches!(self.state, State::Running) && !self.waits_for_schemas() {
             let Some(taken) = self.staged.take().or_else(|| self.next_batch()) else {
                 break;
             };
@@ -130,19 +131,24 @@ impl Lane {
                 let records: Vec<RecordRef<'_>> = taken.records().collect();
                 self.parts.decoder.missing(&records)
             };
-            if missing.is_empty() {
-                self.process(taken).await;
-                self.flush_due().await;
-                self.show();
-            } else {
+            if !missing.is_empty() {
                 self.look_up(missing);
                 self.staged = Some(taken);
+                continue;
             }
+            let newer = self.newer_in(&taken);
+            if newer.is_empty() {
+                self.process(taken).await;
+            } else {
+                self.stop_before(taken, newer).await;
+            }
+            self.flush_due().await;
+            self.show();
         }
         self.flush_due().await;
     }
 
-    async fn process(&mut self, taken: Taken) {
+    pub(super) async fn process(&mut self, taken: Taken) {
         failpoint::hit("lane.batch.taken");
         self.taken_last = taken.records().count();
         self.alone = taken.records().next().filter(|_| self.taken_last == 1).map(|record| place_of(&record));
@@ -159,6 +165,7 @@ impl Lane {
         if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
             return self.stop_at_bad_record(taken, &ready).await;
         }
+        self.tell_refused(ready.bad.iter().map(|bad| (&bad.rejected, &bad.place)));
         if self.parts.bad_records == BadRecords::Skip {
             self.log_bad(&ready);
         }
@@ -409,7 +416,7 @@ impl Lane {
     }
 
     /// Flushes one sink. Dead letters go first: no sibling moves past a bad record that is nowhere.
-    async fn flush(&mut self, index: usize) -> bool {
+    pub(super) async fn flush(&mut self, index: usize) -> bool {
         if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
             if let Err((letter, error)) = self.settle_letters().await {
                 self.flush_failed(letter, error).await;
@@ -437,7 +444,7 @@ impl Lane {
         } else {
             SinkError::point("lane.sink.flushed")?;
         }
-        self.account.flushed(index, begun.elapsed(), self.parts.sinks[index].sink.settled());
+        self.account.flushed(index, begun.elapsed(), self.parts.sinks[index].settled());
         self.conflicts[index] = 0;
         self.ledger.settle(index, &positions);
         self.stored[index] = positions;

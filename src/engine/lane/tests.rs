@@ -10,6 +10,8 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
+mod evolution;
+
 use super::*;
 use crate::codec::Raw;
 use crate::config::plan::{RawForm, Tombstones};
@@ -295,6 +297,8 @@ impl World {
             identity: format!("r/{name}"),
             feed,
             start: None,
+            rows: Arc::new(arrow::datatypes::Schema::empty()),
+            former: Settled::default(),
             sink: Box::new(Scripted {
                 target: target.clone(),
                 before,
@@ -323,6 +327,7 @@ impl World {
             on_data_loss: OnDataLoss::Stop,
             is_replay: false,
             bad_records: BadRecords::DeadLetter,
+            evolution: None,
         }
     }
 
@@ -377,9 +382,13 @@ impl World {
     }
 
     /// The same, while `chance` says at every turn which sinks catch up, and whether that is decided anew.
-    async fn run_with(&self, mut chance: impl FnMut() -> (SinkSet, bool)) -> Option<Stop> {
+    async fn run_with(&self, chance: impl FnMut() -> (SinkSet, bool)) -> Option<Stop> {
+        self.run_parts(self.parts(), chance).await
+    }
+
+    /// The same, of a lane that is made of these.
+    async fn run_parts(&self, parts: LaneParts, mut chance: impl FnMut() -> (SinkSet, bool)) -> Option<Stop> {
         let (report_tx, mut reports) = mpsc::channel(64);
-        let parts = self.parts();
         let gauge = Gauge::new("r", &Budget::new(1 << 20));
         let (life, handle) = lane(LaneId(0), "r", gauge, report_tx, std::future::ready(Ok(parts)));
         let mut tasks = tokio::task::JoinSet::new();

@@ -14,6 +14,9 @@ use super::*;
 /// Longer than any answer takes.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes of a schema that is large, but still is one.
+const BIG: usize = 900_000;
+
 /// How a scripted registry answers, and what it was asked.
 #[derive(Default)]
 struct Script {
@@ -51,6 +54,9 @@ async fn start(script: Arc<Script>) -> String {
                     [{"name": "a.C", "subject": "circle", "version": 1}]})),
                 4 => json(json!({"schema": "x".repeat(2 << 20)})),
                 5 => json(json!({"schema": "m", "schemaType": "PROTOBUF"})),
+                7 => json(json!({"schema": "{}", "references": (0..5).map(|n| json!(
+                    {"name": format!("n{n}"), "subject": format!("big-{n}"), "version": 1})).collect::<Vec<_>>()})),
+                10_000.. => json(json!({"schema": "x".repeat(BIG)})),
                 6 if headers.contains_key("authorization") => json(json!({"schema": "ok"})),
                 429 => ([("retry-after", "7")], status(429, String::new())).into_response(),
                 200 => status(200, "<html>starting</html>".to_owned()),
@@ -88,7 +94,10 @@ async fn start(script: Arc<Script>) -> String {
                 "s-value" => json!([{"name": "a.B", "subject": "b", "version": 3}]),
                 _ => json!([]),
             };
-            let schema = format!("{subject}-{version}");
+            let schema = match subject.strip_prefix("big") {
+                Some(_) => "x".repeat(BIG),
+                None => format!("{subject}-{version}"),
+            };
             axum::Json(json!({"schema": schema, "id": 9, "references": references})).into_response()
         }
     };
@@ -151,12 +160,71 @@ async fn one_call_serves_many_and_failures_are_not_kept() {
 }
 
 #[tokio::test]
+async fn memory_is_bounded_in_bytes_and_holds_no_place_for_failures() {
+    let (client, script) = client().await;
+    let most = u32::try_from(SCHEMAS_BYTES_MAX / BIG).unwrap();
+    for id in 0..most {
+        client.by_id(SchemaId(10_000 + id)).await.unwrap();
+    }
+    assert_eq!(client.known().cells.len(), SCHEMAS_BYTES_MAX / BIG);
+    let calls = script.calls();
+    client.by_id(SchemaId(10_000)).await.unwrap();
+    assert_eq!(script.calls(), calls);
+    // One more than there is room for.
+    client.by_id(SchemaId(10_000 + most)).await.unwrap();
+    let held = |known: MutexGuard<'_, Known>| (known.cells.len(), known.bytes);
+    assert_eq!(held(client.known()), (1, BIG));
+    client.by_id(SchemaId(10_000)).await.unwrap();
+    assert_eq!(script.calls(), calls + 2);
+    for id in [404, 500, 6, 3] {
+        client.by_id(SchemaId(id)).await.unwrap_err();
+    }
+    assert_eq!(client.known().cells.len(), 2);
+}
+
+#[tokio::test]
+async fn a_schema_is_bounded_with_all_it_references() {
+    let (client, _) = client().await;
+    let error = client.by_id(SchemaId(7)).await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("4194304 bytes"), "{error}");
+}
+
+#[tokio::test]
 async fn references_types_and_subjects() {
     let (client, _) = client().await;
     assert_eq!(client.by_id(SchemaId(2)).await.unwrap().references, [referenced()]);
     assert_eq!(client.by_id(SchemaId(5)).await.unwrap().kind, "PROTOBUF");
+    // Registries leave the type out where it is the first one they knew.
+    assert_eq!(client.by_id(SchemaId(1)).await.unwrap().kind, "AVRO");
     assert_eq!(client.by_subject("s-value", None).await.unwrap().text, "s-value-latest");
     assert_eq!(client.by_subject("s-value", Some(4)).await.unwrap().text, "s-value-4");
+}
+
+/// Who follows a subject must know when nobody can say what is newest.
+#[tokio::test]
+async fn the_newest_version_has_its_number_and_no_earlier_answer_stands_in() {
+    let registry = EmbeddedRegistry::start().await.unwrap();
+    let client = RegistryClient::new(&plan::Registry::at(registry.url(), TIMEOUT)).unwrap();
+    for number in 1..=2 {
+        let id = client
+            .register("t-value", &format!("{{\"type\": \"fixed\", \"name\": \"F\", \"size\": {number}}}"))
+            .await
+            .unwrap();
+        let newest = client.newest("t-value").await.unwrap();
+        let expected = SchemaVersion { subject: "t-value".to_owned(), id, number: Some(number) };
+        assert_eq!((newest.version, newest.schema.id), (expected, SchemaKey::Id(id)));
+    }
+    let (plan, script) = scripted().await;
+    let dir = tempfile::tempdir().unwrap();
+    let client = cached(&plan, &dir);
+    // This one says no number, as registries did long ago.
+    assert_eq!(client.newest("s-value").await.unwrap().version.number, None);
+    script.subject_status.store(503, Ordering::SeqCst);
+    assert!(matches!(client.newest("s-value").await, Err(RegistryError::Unavailable { .. })));
+    client.by_subject("s-value", None).await.unwrap();
+    script.subject_status.store(404, Ordering::SeqCst);
+    assert!(matches!(client.newest("s-value").await, Err(RegistryError::Unknown { .. })));
 }
 
 #[tokio::test]

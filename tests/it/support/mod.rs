@@ -8,6 +8,7 @@ pub mod program;
 mod services;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
@@ -82,6 +83,14 @@ fn skip<T>(test: &str, why: &str) -> Option<T> {
 /// Says loudly that a part of a test is left out for want of a tool; where services are required, so is the tool.
 pub fn without(tool: &str, why: &str) {
     skip::<()>(tool, why);
+}
+
+/// Python with Confluent's client. `None` (said loudly) if it is not there; where services are required, so is it.
+pub fn python(test: &str) -> Option<PathBuf> {
+    match services::python() {
+        Ok(python) => Some(python),
+        Err(why) => skip(test, &why),
+    }
 }
 
 /// A service that ends when it is dropped.

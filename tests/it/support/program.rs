@@ -69,7 +69,7 @@ impl Workplace {
 }
 
 /// Lets a program run to its end.
-fn finished(mut command: Command, arguments: &[&str]) -> Finished {
+pub fn finished(mut command: Command, arguments: &[&str]) -> Finished {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let id = child.id();
     let (done_tx, done_rx) = std::sync::mpsc::channel();

@@ -30,6 +30,7 @@ const REGISTRY: &str = "apicurio-2.6.13.Final";
 const REGISTRY_JAR: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
 /// The part of it that speaks like Confluent's.
 const REGISTRY_API: &str = "/apis/ccompat/v7";
+const PYTHON_CLIENT: &str = "python-client-2.16.0";
 
 /// A machine that also compiles is slow: ready takes one or two seconds on an idle one.
 pub const START_LIMIT: Duration = Duration::from_secs(120);
@@ -71,6 +72,17 @@ const FOLDER_PREFIX: &str = "sidestream-it-";
 /// Whether these services can be started here; if not, why, with what to do about it.
 pub fn are_there() -> Result<(), String> {
     Installation::find().map(drop)
+}
+
+/// Python with Confluent's client and its serialisers; if it is not there, what to do about it.
+pub fn python() -> Result<PathBuf, String> {
+    let root = services_folder()?;
+    let python = root.join(PYTHON_CLIENT).join("bin/python");
+    // The file beside it is written when all is there.
+    if python.is_file() && root.join(format!("{PYTHON_CLIENT}.made")).is_file() {
+        return Ok(python);
+    }
+    Err(format!("no {}: install Python 3.10 or later with its `venv`, then run {SCRIPT}", python.display()))
 }
 
 /// Nodes of one cluster, at most: three survive the loss of one, and more would only be slower.
