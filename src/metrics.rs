@@ -11,7 +11,9 @@ use std::time::Duration;
 use prometheus::TextEncoder;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
-use crate::status::{Answer, BOUNDS, Board, FAULTS, Histogram, LaneView, OTHER, Stage, State, View};
+use crate::status::{
+    Answer, BOUNDS, Board, FAULTS, HELD_BACK, Histogram, LaneStatus, LaneView, OTHER, Stage, State, View,
+};
 
 /// What the page is sent as.
 pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -98,7 +100,7 @@ table! {
     SINK_LAST_FLUSH = gauge("sidestream_sink_last_flush_timestamp_seconds", &["route", "sink"], "When the sink last made something durable.");
     MEMORY_HELD = gauge("sidestream_memory_held_bytes", &[], "Bytes of records held for all routes.");
     MEMORY_BUDGET = gauge("sidestream_memory_budget_bytes", &[], "What may be held for all routes: half of the file's memory.");
-    PAUSED = gauge("sidestream_partitions_paused", &["reason"], "Partitions not fetched now, as a route holds its share (memory) or has too many chunks (inbox).");
+    PAUSED = gauge("sidestream_partitions_paused", &["reason"], "Partitions not fetched now: a route holds its share (memory) or has too many chunks (inbox); or it is not known yet where to begin, as the group's offsets are not read (offsets), a route has not said where its sinks stand (positions), or the group has not taken a first commit (commit).");
     OWNED = gauge("sidestream_partitions_owned", &[], "Partitions that the group has given to this instance.");
     REBALANCES = counter("sidestream_rebalances_total", &["event"], "Partitions were assigned or revoked; lost: revoked by being thrown out of the group.");
     COMMITS = counter("sidestream_commits_total", &["outcome"], "Commits of offsets to the group: ok or failed.");
@@ -129,6 +131,9 @@ pub fn page(board: &Board, view: &View, lags: &[Option<Lag>]) -> Result<String, 
     let mut page = Page::default();
     for (lane, lag) in view.lanes.iter().zip(lags) {
         page.add_lane(lane, *lag);
+    }
+    for (entry, status) in &view.ended {
+        page.add_counters(entry, status);
     }
     for state in State::ALL {
         let count = view.lanes.iter().filter(|lane| lane.state == state).count();
@@ -185,32 +190,26 @@ impl Page {
         }
     }
 
-    fn add_lane(&mut self, lane: &LaneView, lag: Option<Lag>) {
+    /// The name that a route of the file has on this page.
+    fn name<'a>(&mut self, entry: &'a str) -> &'a str {
         if self.routes.len() < ROUTES_MAX {
-            self.routes.insert(lane.entry.clone());
+            self.routes.insert(entry.to_owned());
         }
-        let route = if self.routes.contains(&lane.entry) { lane.entry.as_str() } else { OTHER };
-        let status = &lane.status;
-        let counts = &status.counts;
+        if self.routes.contains(entry) { entry } else { OTHER }
+    }
+
+    fn add_lane(&mut self, lane: &LaneView, lag: Option<Lag>) {
+        self.add_counters(&lane.entry, &lane.status);
+        let (route, status) = (self.name(&lane.entry), &lane.status);
         for (metric, count) in [
-            (&RECORDS_READ, counts.read),
-            (&RECORD_BYTES, counts.bytes),
-            (&ROWS_DECODED, counts.decoded),
-            (&RECORDS_SETTLED, counts.settled),
-            (&RECORDS_DROPPED, counts.dropped),
-            (&RECORDS_ABANDONED, counts.abandoned),
-            (&RECORDS_IN_FLIGHT, counts.in_flight),
+            (&RECORDS_IN_FLIGHT, status.counts.in_flight),
             (&PARTITIONS, status.partitions.len() as u64),
             (&SCHEMAS_WAITING, status.schemas_waiting as u64),
             (&SCHEMAS_NEWER, status.schemas_newer as u64),
             (&SCHEMA_CHANGES, status.schema_changes),
             (&ROUTE_HELD, lane.held_bytes),
-            (&BATCHES, status.batches),
         ] {
             self.add(metric, &[route], count as f64);
-        }
-        for (code, count) in &counts.bad {
-            self.add(&RECORDS_BAD, &[route, code], *count as f64);
         }
         if let Some(lag) = lag {
             self.add(&LAG, &[route], lag.sum as f64);
@@ -218,6 +217,25 @@ impl Page {
         }
         for state in State::ALL {
             self.add(&ROUTE_STATE, &[route, state.name()], f64::from(u8::from(state == lane.state)));
+        }
+    }
+
+    /// What only grows, also of lanes that are no more.
+    fn add_counters(&mut self, entry: &str, status: &LaneStatus) {
+        let (route, counts) = (self.name(entry), &status.counts);
+        for (metric, count) in [
+            (&RECORDS_READ, counts.read),
+            (&RECORD_BYTES, counts.bytes),
+            (&ROWS_DECODED, counts.decoded),
+            (&RECORDS_SETTLED, counts.settled),
+            (&RECORDS_DROPPED, counts.dropped),
+            (&RECORDS_ABANDONED, counts.abandoned),
+            (&BATCHES, status.batches),
+        ] {
+            self.add(metric, &[route], count as f64);
+        }
+        for (code, count) in &counts.bad {
+            self.add(&RECORDS_BAD, &[route, code], *count as f64);
         }
         for (stage, times) in Stage::ALL.into_iter().zip(&status.stages) {
             self.put(&BATCH_SECONDS, &[route, stage.name()], Value::Times(times.all));
@@ -253,6 +271,9 @@ impl Page {
         }
         if let Some(at) = engine.last_commit {
             self.add(&LAST_COMMIT, &[], seconds(at));
+        }
+        for (reason, count) in HELD_BACK.into_iter().zip(engine.held_back) {
+            self.add(&PAUSED, &[reason], count as f64);
         }
         for source in board.sources() {
             for (reason, count) in source.paused_for() {

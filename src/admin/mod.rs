@@ -28,7 +28,7 @@ use crate::metrics;
 use crate::model::{Classify, Fault, Hint};
 use crate::status::{Board, View};
 
-use connections::Connections;
+use connections::{Connections, Limits};
 use ends::{Ends, lag_of};
 
 /// The loop turns twice a second; one that has not for so long is stuck, and only a restart helps. Longer than the
@@ -93,6 +93,15 @@ pub async fn serve(
     board: Arc<Board>,
     cluster: Arc<dyn Cluster>,
 ) -> Result<Server, ListenError> {
+    serve_within(Limits::USUAL, address, board, cluster).await
+}
+
+async fn serve_within(
+    limits: Limits,
+    address: &str,
+    board: Arc<Board>,
+    cluster: Arc<dyn Cluster>,
+) -> Result<Server, ListenError> {
     let failed = |source| ListenError { address: address.to_owned(), source };
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let local = listener.local_addr().map_err(failed)?;
@@ -100,7 +109,7 @@ pub async fn serve(
     let eyes = Eyes { board, ends: Arc::new(Ends::new(cluster)), room };
     let mut task = JoinSet::new();
     task.spawn(async move {
-        if let Err(error) = axum::serve(Connections::new(listener), router(eyes)).await {
+        if let Err(error) = axum::serve(Connections::new(listener, limits), router(eyes)).await {
             error!(%error, "the admin port ended");
         }
     });
@@ -180,7 +189,13 @@ fn unready(view: &View) -> Vec<String> {
     for lane in &view.lanes {
         if let Some(stop) = &lane.stop {
             reasons.push(format!("route `{}` has stopped: {}", lane.route, stop.message));
-        } else if let Some(waited) = lane.overdue(view.at) {
+            continue;
+        }
+        for (held, waited) in lane.overdue_partitions(view.at) {
+            let (route, shown, reason) = (&lane.route, held.shown(), &held.reason);
+            reasons.push(format!("route `{route}`: {shown} ({} s): {reason}", waited.as_secs()));
+        }
+        if let Some(waited) = lane.overdue(view.at) {
             let trouble = lane.status.trouble.as_ref();
             let trouble = trouble.map(|trouble| format!("; last error: {}", trouble.message));
             reasons.push(format!(

@@ -1,4 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
@@ -7,7 +9,7 @@ use async_trait::async_trait;
 use super::*;
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::{ClusterId, Offset, Partition, Start, TopicName, TopicPartition};
-use crate::status::{About, Counts, Held, LaneBoard, LaneStatus, SinkStatus, State as LaneState};
+use crate::status::{About, Counts, Held, HeldBack, LaneBoard, LaneStatus, SinkStatus, State as LaneState};
 
 /// Every partition ends at 10, unless the brokers are away.
 #[derive(Default)]
@@ -142,6 +144,30 @@ fn a_route_that_makes_nothing_durable_is_not_ready() {
     assert!(reasons[0].contains("80 s") && reasons[0].contains("the disk is full"), "{reasons:?}");
 }
 
+#[test]
+fn a_partition_that_is_held_back_for_long_is_not_ready() {
+    let (board, lane) = board(1);
+    board.turn(0, 1);
+    board.engine(0, |told| (told.has_joined, told.held_back) = (true, [0, 0, 3]));
+    let source = TopicPartition::new(&TopicName::new("t"), Partition(4));
+    let reason = "the group has not taken a first commit".to_owned();
+    let hint = Some("give the right to".to_owned());
+    lane.hold_back(vec![HeldBack { source, others: 2, reason, hint, since: Instant::now() }]);
+    let mut view = board.view();
+    assert_eq!(unready(&view), Vec::<String>::new());
+    let page = metrics::page(&board, &view, &[None]).unwrap();
+    assert!(page.contains("sidestream_partitions_paused{reason=\"commit\"} 3\n"), "{page}");
+    view.at += Duration::from_secs(90);
+    let reasons = unready(&view);
+    assert!(
+        reasons[0].starts_with("route `orders`: t/4 and 2 other partitions wait (90 s): the group has not"),
+        "{reasons:?}"
+    );
+    let report = report::report(&view, &BTreeMap::new(), &reasons, None).unwrap();
+    let paused = &report["routes"]["orders"]["paused"];
+    assert!(paused[0].as_str().unwrap().ends_with("first commit; hint: give the right to"), "{paused}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn pages_say_what_the_boards_say_and_ask_the_brokers_once() {
     let (board, lane) = board(30);
@@ -206,4 +232,62 @@ async fn an_address_that_is_taken_is_an_error_with_a_remedy() {
     let failed = serve(&address, second, Arc::new(Ten::default())).await.err().unwrap();
     assert!(failed.to_string().contains(&address), "{failed}");
     assert!(failed.hint().unwrap().contains("listen: off"));
+}
+
+/// What hangs, fails.
+const DEADLINE: Duration = Duration::from_secs(20);
+
+async fn serve_for(limits: Limits) -> Server {
+    let (board, _) = board(1);
+    serve_within(limits, "127.0.0.1:0", board, Arc::new(Ten::default())).await.unwrap()
+}
+
+/// A connection on which these bytes were sent.
+fn sent(server: &Server, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(server.address()).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    stream.write_all(bytes).unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_request_holds_no_connection_for_long() {
+    let limits = Limits { request: Duration::from_millis(300), ..Limits::USUAL };
+    let server = serve_for(limits).await;
+    let begun = Instant::now();
+    let half = |_| sent(&server, b"GET /health HTTP/1.1\r\nHost: ");
+    let held: Vec<TcpStream> = (0..connections::CONNECTIONS_MAX).map(half).collect();
+    // All places are taken until their time is over.
+    let answer = tokio::time::timeout(DEADLINE, get_page(&server, "/health", "*/*")).await;
+    assert_eq!(answer.expect("somebody else gets in").status, 200);
+    assert!(begun.elapsed() >= limits.request);
+    for mut stream in held {
+        let mut rest = Vec::new();
+        // Closed or reset, and nothing was said; still open would be another error.
+        let closed = stream.read_to_end(&mut rest);
+        let is_reset = |error: &io::Error| error.kind() == io::ErrorKind::ConnectionReset;
+        assert!(closed.as_ref().map_or_else(is_reset, |count| *count == 0), "{closed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_comes_byte_by_byte_holds_no_connection_for_long() {
+    let server = serve_for(Limits { request: Duration::from_millis(300), ..Limits::USUAL }).await;
+    let begun = Instant::now();
+    let mut slow = sent(&server, b"GET /health HTTP/1.1\r\nx: ");
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    while slow.write_all(b"x").is_ok() {
+        assert!(begun.elapsed() < DEADLINE, "it is still open");
+        tick.tick().await;
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(300));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_old_is_closed_after_its_answer() {
+    let server = serve_for(Limits { whole: Duration::from_millis(300), ..Limits::USUAL }).await;
+    let mut stream = sent(&server, b"GET /health HTTP/1.1\r\nHost: here\r\n\r\n");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
 }

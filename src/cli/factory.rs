@@ -140,6 +140,7 @@ impl Factory {
             bad_records: route.bad_records,
             is_replay: route.replays.is_some(),
             evolution,
+            is_bounded: self.is_bounded,
         })
     }
 
@@ -175,11 +176,14 @@ impl LaneFactory for Factory {
             let is_unknown = matches!(error, RegistryError::Unknown { .. });
             is_unknown && !self.is_bounded && since.elapsed() < SUBJECT_GRACE
         };
+        let is_awaited = |error: &RegistryError| {
+            error.fault() == Fault::Transient && !(self.is_bounded && error.is_given_up(since.elapsed()))
+        };
         loop {
             match self.attempt(route).await {
                 Ok(parts) => return Ok(parts),
                 Err(Failure::Reader(ReaderError::Registry { source, .. }))
-                    if source.fault() == Fault::Transient || is_early(&source) =>
+                    if is_awaited(&source) || is_early(&source) =>
                 {
                     attempt += 1;
                     if attempt == 1 {

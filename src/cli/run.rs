@@ -41,7 +41,8 @@ pub struct Options {
     #[arg(default_value = super::DEFAULT_FILE)]
     file: PathBuf,
     /// End there: `latest`, a time (2026-11-01T00:00:00Z), or offsets ('{topic: {0: 500}}').
-    /// What is there now is read, everything is committed, then the program ends.
+    /// What is there now is read, everything is committed, then the program ends. A route whose schemas the registry
+    /// refuses for a minute, or does not answer for in ten, is stopped; without this it waits for ever.
     #[arg(long, value_parser = parse_until)]
     until: Option<Start>,
     /// With `--until`: read together with members that the group has already. Without this, a bounded run waits for

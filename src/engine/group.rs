@@ -33,12 +33,18 @@ struct Standing {
     is_stored: bool,
     /// Sinks with a `start:` of their own whose word has not arrived: without it they would begin anew.
     unstored: BTreeSet<IdentityHash>,
+    /// Why nothing is committed.
+    unfit: Option<MetadataError>,
+    /// Lanes that catch up and have not said from where; nobody waits for them.
+    unheard: BTreeSet<LaneId>,
 }
 
 /// What a lane last said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Told {
     next: Offset,
+    /// In all its sinks, also in those that catch up.
+    settled: Offset,
     /// It catches up, and does not count while another one is at the front.
     is_apart: bool,
 }
@@ -57,6 +63,8 @@ impl Group {
             is_sent: false,
             is_stored: committed.offset.is_some(),
             unstored: BTreeSet::new(),
+            unfit: None,
+            unheard: BTreeSet::new(),
         };
         self.partitions.insert(source, standing);
     }
@@ -65,6 +73,7 @@ impl Group {
     /// own positions, the others need not wait for it; if the group is their store, they stay where the group is.
     pub fn stopped(&mut self, lane: LaneId, store: Store) {
         for standing in self.partitions.values_mut() {
+            standing.is_changed |= standing.unheard.remove(&lane);
             standing.leave_out(lane, store);
         }
     }
@@ -79,6 +88,7 @@ impl Group {
             told.is_apart = true;
             standing.is_changed = true;
         } else {
+            standing.unheard.insert(lane);
             standing.leave_out(lane, store);
         }
     }
@@ -131,7 +141,9 @@ impl Group {
         let Some(standing) = self.partitions.get_mut(source) else {
             return;
         };
-        standing.durable.insert(lane, Some(Told { next: durable.next, is_apart: durable.is_apart }));
+        let Durable { next, settled, is_apart, .. } = *durable;
+        standing.durable.insert(lane, Some(Told { next, settled, is_apart }));
+        standing.unheard.remove(&lane);
         standing.epoch = durable.epoch.or(standing.epoch);
         for (identity, log, entry) in &durable.logs {
             standing.metadata.set_log(&IdentityHash::of(identity), log, *entry);
@@ -178,9 +190,13 @@ impl Group {
             // The group may be ahead of a sink that was added later; then its metadata holds the difference.
             let next = standing.committed.map_or(next, |committed| committed.max(next));
             standing.metadata.keep_positions(&standing.positions, next);
+            let behind = standing.behind().filter(|behind| *behind < next);
+            standing.metadata.set_behind(behind);
+            standing.unfit = None;
             let metadata = match standing.metadata.render() {
                 Ok(metadata) => metadata,
                 Err(error) => {
+                    standing.unfit = Some(error.clone());
                     errors.push((source, error));
                     continue;
                 }
@@ -194,6 +210,11 @@ impl Group {
             commits.push(Commit { source, next, epoch: standing.epoch, metadata });
         }
         (commits, errors)
+    }
+
+    /// Why nothing can be committed for a partition, if that is so.
+    pub fn unfit(&self, source: &TopicPartition) -> Option<&MetadataError> {
+        self.partitions.get(source)?.unfit.as_ref()
     }
 
     /// A commit failed: what it held is due again.
@@ -225,7 +246,22 @@ impl Group {
     }
 }
 
+/// How far the owner of a partition has come in all its sinks, by what it has committed: what catches up holds no offset
+/// back, and is told beside it.
+pub fn reached(offset: Offset, metadata: &str) -> Offset {
+    let behind = GroupMetadata::parse(metadata).ok().and_then(|metadata| metadata.behind());
+    behind.map_or(offset, |behind| behind.min(offset))
+}
+
 impl Standing {
+    /// Where what is furthest behind stands; at 0 if that is not known.
+    fn behind(&self) -> Option<Offset> {
+        if !self.unheard.is_empty() {
+            return Some(Offset::ZERO);
+        }
+        self.durable.values().flatten().map(|told| told.settled).min()
+    }
+
     /// Does not wait for a lane that has not said where it stands.
     fn leave_out(&mut self, lane: LaneId, store: Store) {
         if self.durable.get(&lane) != Some(&None) {
@@ -236,7 +272,8 @@ impl Standing {
                 self.durable.remove(&lane);
             }
             (Store::Group, Some(committed)) => {
-                self.durable.insert(lane, Some(Told { next: committed, is_apart: false }));
+                let told = Told { next: committed, settled: committed, is_apart: false };
+                self.durable.insert(lane, Some(told));
             }
             // Nobody knows where its sinks begin.
             (Store::Group, None) => {}
@@ -387,6 +424,41 @@ mod tests {
         // Alone it is the front.
         group.catches_up(LaneId(0), &source(), Store::Group);
         assert_eq!(group.durable(&source()), Offset::new(80));
+    }
+
+    /// A bounded run of another member counts on the commit: the one that catches up is not there yet.
+    #[test]
+    fn what_catches_up_is_told_beside_the_offset_that_it_does_not_hold_back() {
+        let lanes = [LaneId(0), LaneId(1)];
+        let mut group = Group::default();
+        group.own(source(), &lanes, Committed::default());
+        let told = |group: &mut Group| {
+            let (commits, _) = group.due();
+            commits.first().map(|commit| (commit.next.get(), reached(commit.next, &commit.metadata).get()))
+        };
+        group.progress(LaneId(0), &source(), &durable(90));
+        // It may be anywhere.
+        group.catches_up(LaneId(1), &source(), Store::Own);
+        assert_eq!(told(&mut group), Some((90, 0)));
+        group.progress(LaneId(1), &source(), &Durable { is_apart: true, ..durable(5) });
+        assert_eq!(told(&mut group), Some((90, 5)));
+        group.progress(LaneId(1), &source(), &Durable { is_apart: true, ..durable(60) });
+        assert_eq!(told(&mut group), Some((90, 60)));
+        // One sink of a lane.
+        group.progress(LaneId(1), &source(), &durable(90));
+        let settled = Offset::new(70).unwrap();
+        group.progress(LaneId(0), &source(), &Durable { settled, ..durable(95) });
+        assert_eq!(told(&mut group), Some((90, 70)));
+        group.progress(LaneId(0), &source(), &durable(95));
+        assert_eq!(told(&mut group), Some((90, 90)));
+        // One that has stopped before it said where it stands is not waited for.
+        let mut group = Group::default();
+        group.own(source(), &lanes, Committed::default());
+        group.progress(LaneId(0), &source(), &durable(90));
+        group.catches_up(LaneId(1), &source(), Store::Own);
+        group.stopped(LaneId(1), Store::Own);
+        assert_eq!(told(&mut group), Some((90, 90)));
+        assert_eq!(reached(Offset::ZERO, "of a tool"), Offset::ZERO);
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The control plane: what is read, batched, written, committed, and when.
 //!
 //! It names no concrete source, codec, handler or sink, only their traits. Decisions are pure
-//! ([`batching`], [`ledger`], [`catching`], [`group`], [`tally`], [`retry`]); the loops of [`lane`] and [`run`] carry
+//! ([`batching`], [`ledger`], [`catching`], [`group`], [`held_back`], [`tally`], [`retry`]); the loops of [`lane`] and [`run`] carry
 //! them out.
 
 pub mod batching;
 pub mod catching;
 pub mod group;
+pub mod held_back;
 pub mod lane;
 pub mod ledger;
 pub mod message;

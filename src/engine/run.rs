@@ -7,6 +7,7 @@ mod catching;
 mod closing;
 mod failures;
 mod following;
+mod held_back;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use jiff::Timestamp;
 use tokio::sync::mpsc;
 use tokio::task::{self, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::debug;
 
 use crate::config::plan::Route;
 use crate::failpoint;
@@ -26,12 +27,15 @@ use crate::model::{Offset, TopicName, TopicPartition};
 use super::Watcher;
 use super::catching::{Reader, Stand};
 use super::group::Group;
+use super::held_back::HeldBack;
 use super::lane::{LaneFactory, LaneHandle, Summary};
 use super::message::{Control, Durable, LaneId, Report, Stop};
 use crate::repeat::Repeats;
 use crate::sink::Store;
 use crate::status::Board;
 use catching::{Apart, CatchUp};
+use following::Gone;
+use held_back::Uncommitted;
 
 /// How often offsets are committed while there is progress.
 const COMMIT_INTERVAL: Duration = Duration::from_millis(500);
@@ -121,6 +125,9 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         lanes: Vec::new(),
         connected: 0,
         route_lanes: BTreeMap::new(),
+        topic_lanes: BTreeMap::new(),
+        gone: Gone::new(),
+        leaving: BTreeSet::new(),
         names: Vec::new(),
         stores: Vec::new(),
         tasks: JoinSet::new(),
@@ -147,7 +154,10 @@ pub async fn run(parts: EngineParts, shutdown: CancellationToken) -> (Vec<Summar
         drained: BTreeSet::new(),
         assignment: 0,
         committing: 0,
-        commit_failed: false,
+        uncommitted: None,
+        unread: None,
+        held_back: HeldBack::default(),
+        shown_held_back: BTreeSet::new(),
         repeats: Repeats::default(),
     };
     let result = match engine.start(&parts.names, until.missing).await {
@@ -199,6 +209,12 @@ struct Engine {
     connected: usize,
     /// The lane of each route that is not `per_topic`.
     route_lanes: BTreeMap<usize, LaneId>,
+    /// The lane of each topic of a route that is `per_topic`.
+    topic_lanes: BTreeMap<(usize, TopicName), LaneId>,
+    /// Of those, what is not there any more.
+    gone: Gone,
+    /// Lanes that end by themselves, as their topics are gone.
+    leaving: BTreeSet<LaneId>,
     /// The lanes' routes, in their order.
     names: Vec<String>,
     /// Where the lanes' sinks keep their positions: `Group` if one of them has no store of its own.
@@ -237,7 +253,13 @@ struct Engine {
     assignment: u64,
     /// Commits under way.
     committing: usize,
-    commit_failed: bool,
+    /// Since commits do not arrive.
+    uncommitted: Option<Uncommitted>,
+    /// Why the group's offsets could not be read, and what to do about it.
+    unread: Option<(String, Option<String>)>,
+    held_back: HeldBack,
+    /// Lanes whose boards show something of it.
+    shown_held_back: BTreeSet<LaneId>,
     /// Errors that pass, as they were said.
     repeats: Repeats,
 }
@@ -293,6 +315,7 @@ impl Engine {
                     self.release(Instant::now())?;
                     self.look(Instant::now()).await?;
                     self.ask_others();
+                    self.tell_held_back(Instant::now());
                     self.tell_progress();
                 }
                 _ = refresh.tick(), if is_growing => self.ask_names(),
@@ -406,6 +429,9 @@ impl Engine {
             Report::Stopped(stop) => self.on_stopped(lane, &stop).await?,
             Report::Drained => {
                 self.drained.insert(lane);
+                if self.leaving.remove(&lane) {
+                    self.board.end_lane(&self.lanes[lane.0].board);
+                }
             }
         }
         Ok(())
@@ -442,17 +468,10 @@ impl Engine {
             Err(_) => told.commits_failed += 1,
         });
         match result {
-            Ok(()) if self.commit_failed => {
-                self.commit_failed = false;
-                info!("offsets are committed again");
-            }
-            Ok(()) => {}
+            Ok(()) => self.commit_has_arrived(),
             Err(error) => {
-                if !self.commit_failed {
-                    warn!(error, "offsets could not be committed; lag is shown too high until they can");
-                }
-                self.commit_failed = true;
                 self.group.retry();
+                self.commit_has_failed(error);
             }
         }
     }
@@ -477,3 +496,6 @@ impl Engine {
         self.until.as_ref().is_some_and(|until| until.keys().all(|source| self.is_done(source)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@ mod hold;
 mod mock;
 mod properties;
 mod settings;
+mod slot;
 mod source;
 mod triage;
 

@@ -14,15 +14,14 @@ use rdkafka::{ClientConfig, Offset as KafkaOffset, TopicPartitionList};
 use tokio::sync::mpsc as async_mpsc;
 use tracing::{debug, info, warn};
 
-use crate::model::{Chunk, ChunkBuilder, Offset, Partition, TopicName, TopicPartition};
+use crate::model::{Offset, Partition, TopicName, TopicPartition};
 use crate::repeat::{self, Repeats};
 use crate::status::SourceCounts;
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
-use super::gauge::{Charge, Gauge};
-use super::hold::Hold;
-use super::{Outlet, Source, triage};
+use super::slot::{Failed, Outlets, Slot, gauges, hand_on, holders, offer};
+use super::{Source, triage};
 
 /// A chunk is handed on at this size. Bigger ones make lanes wait, smaller ones cost more than they carry.
 const CHUNK_BYTES_MAX: usize = 1 << 20;
@@ -87,6 +86,7 @@ impl KafkaSource {
             consumer,
             outlets: HashMap::new(),
             slots: HashMap::new(),
+            failed: Vec::new(),
             by_handle: HashMap::new(),
             events: EventQueue { sender: event_tx, backlog: VecDeque::new() },
             awaits_answer: None,
@@ -136,51 +136,6 @@ impl EventQueue {
     }
 }
 
-/// One partition that is fetched.
-struct Slot {
-    number: u64,
-    builder: ChunkBuilder,
-    since: Option<Instant>,
-    /// A chunk that an outlet had no room for, and which outlets have it already.
-    waiting: Option<(Chunk, Vec<bool>)>,
-    /// An end that was reached while a chunk waited.
-    end: Option<Offset>,
-    is_paused: bool,
-    /// Who gets the chunks.
-    outlets: Vec<usize>,
-    hold: Hold,
-}
-
-impl Slot {
-    fn new(assignment: &Assignment, now: Instant) -> Self {
-        let Assignment { source, from, number, outlets } = assignment;
-        Self {
-            number: *number,
-            builder: ChunkBuilder::new(source.clone(), *number, *from),
-            since: None,
-            waiting: None,
-            end: None,
-            is_paused: false,
-            outlets: outlets.clone(),
-            hold: Hold::new(now),
-        }
-    }
-
-    /// Nothing more goes to this outlet.
-    fn detach(&mut self, outlet: usize) {
-        let Some(place) = self.outlets.iter().position(|number| *number == outlet) else {
-            return;
-        };
-        self.outlets.remove(place);
-        if let Some((_, taken)) = &mut self.waiting {
-            taken.remove(place);
-        }
-    }
-}
-
-/// Outlets by number.
-type Outlets = HashMap<usize, Box<dyn Outlet>>;
-
 /// Which rebalance event the group waits to be answered.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Awaited {
@@ -193,6 +148,8 @@ struct Worker {
     consumer: Arc<MemberConsumer>,
     outlets: Outlets,
     slots: HashMap<TopicPartition, Slot>,
+    /// At most one for each partition.
+    failed: Vec<Failed>,
     /// Saves looking at a topic's name for every record.
     by_handle: HashMap<(usize, Partition), TopicPartition>,
     events: EventQueue,
@@ -297,19 +254,40 @@ impl Worker {
     fn report(&mut self, error: ConsumerError) {
         self.counts.failed(&error.code.to_string());
         let verdict = triage::verdict(error.code, error.is_fatal);
-        // librdkafka may go on behind what it could not read, and a gap in offsets is legal: nothing more
-        // may come of this partition.
-        if verdict != triage::Verdict::Passing
-            && let Some(source) = &error.source
-        {
-            self.drop_slots(std::slice::from_ref(source));
-        }
-        self.events.push(Event::Failed {
+        let broken = error.source.clone().filter(|_| verdict != triage::Verdict::Passing);
+        let event = Event::Failed {
             source: error.source,
             offset: error.offset,
             message: format!("{} ({})", error.message, error.code),
             verdict,
-        });
+        };
+        let Some(source) = broken else {
+            return self.events.push(event);
+        };
+        // What is wrong behind the first place is nobody's yet.
+        if self.failed.iter().any(|failed| failed.source == source) {
+            return;
+        }
+        // librdkafka may go on behind what it could not read, and a gap in offsets is legal: nothing more
+        // may come of this partition.
+        match self.drop_slots(std::slice::from_ref(&source)).pop() {
+            Some(slot) => {
+                self.failed.push(Failed { source, slot, event });
+                self.tell_failed();
+            }
+            None => self.events.push(event),
+        }
+    }
+
+    /// Tells of partitions that failed, once what came before is handed on.
+    fn tell_failed(&mut self) {
+        for mut failed in std::mem::take(&mut self.failed) {
+            if failed.hand_on(&self.outlets) {
+                self.events.push(failed.event);
+            } else {
+                self.failed.push(failed);
+            }
+        }
     }
 
     fn apply(&mut self, command: Command) {
@@ -328,11 +306,14 @@ impl Worker {
                 }
             }
             Command::Assign(assignments) => self.assign(&assignments),
-            Command::Unassign(partitions) => self.drop_slots(&partitions),
+            Command::Unassign(partitions) => {
+                self.drop_slots(&partitions);
+            }
             Command::Detach { source, outlet } => {
-                if let Some(slot) = self.slots.get_mut(&source) {
-                    slot.detach(outlet);
-                }
+                let failed = self.failed.iter_mut().filter(|failed| failed.source == source);
+                let slots =
+                    self.slots.get_mut(&source).into_iter().chain(failed.map(|failed| &mut failed.slot));
+                slots.for_each(|slot| slot.detach(outlet));
             }
             Command::Release(partitions) => self.release(&partitions),
             Command::Commit(commits) => self.commit(&commits),
@@ -347,6 +328,8 @@ impl Worker {
             .map(|assignment| assignment.source.clone())
             .collect();
         self.drop_slots(&known);
+        // It is met again when it is read again.
+        self.failed.retain(|failed| !assignments.iter().any(|assignment| assignment.source == failed.source));
         let mut list = TopicPartitionList::new();
         let now = Instant::now();
         for assignment in assignments {
@@ -372,21 +355,25 @@ impl Worker {
     }
 
     /// One partition that is not assigned makes incremental_unassign fail as a whole, so only those go
-    /// in that are.
-    fn drop_slots(&mut self, partitions: &[TopicPartition]) {
+    /// in that are. Returns what was fetched of them.
+    fn drop_slots(&mut self, partitions: &[TopicPartition]) -> Vec<Slot> {
+        self.failed.retain(|failed| !partitions.contains(&failed.source));
         let mut list = TopicPartitionList::new();
+        let mut dropped = Vec::new();
         for source in partitions {
-            if self.slots.remove(source).is_some() {
+            if let Some(slot) = self.slots.remove(source) {
                 list.add_partition(source.topic.as_str(), source.partition.0);
+                dropped.push(slot);
             }
         }
-        if list.count() == 0 {
-            return;
+        if dropped.is_empty() {
+            return dropped;
         }
         self.awaits_answer = None;
         if let Err(error) = self.consumer.incremental_unassign(&list) {
             self.fatal(format!("failed to unassign {partitions:?}: {error}"));
         }
+        dropped
     }
 
     fn commit(&mut self, commits: &[Commit]) {
@@ -419,6 +406,7 @@ impl Worker {
 
     /// Hands on chunks that are old enough, offers waiting ones again, pauses and resumes.
     fn sweep(&mut self, now: Instant) {
+        self.tell_failed();
         let mut pause = TopicPartitionList::new();
         let mut resume = TopicPartitionList::new();
         let (mut full, mut waiting_count, mut held) = (0, 0, Vec::new());
@@ -496,61 +484,6 @@ fn owned(polled: Polled<'_>) -> Other {
         Polled::Committed(result) => Other::Committed(result),
         Polled::Log { level, facility, message } => Other::Log { level, facility, message },
     }
-}
-
-/// What those hold that a partition's chunks go to.
-fn gauges<'a>(slot: &'a Slot, outlets: &'a Outlets) -> impl Iterator<Item = &'a Arc<Gauge>> {
-    slot.outlets.iter().filter_map(move |number| Some(outlets.get(number)?.gauge()))
-}
-
-/// The outlets that a partition waits for: while it is paused, those that have not come down again.
-fn holders(slot: &Slot, outlets: &Outlets) -> Vec<usize> {
-    if !slot.is_paused {
-        return Vec::new();
-    }
-    let lacks = |place: usize| slot.waiting.as_ref().is_some_and(|(_, taken)| !taken[place]);
-    let each = slot.outlets.iter().enumerate();
-    each.filter(|(place, number)| {
-        let is_full = outlets.get(*number).is_some_and(|outlet| !outlet.gauge().has_room_again());
-        is_full || lacks(*place)
-    })
-    .map(|(_, number)| *number)
-    .collect()
-}
-
-/// Finishes the slot's chunk at `end` and offers it.
-fn hand_on(source: &TopicPartition, slot: &mut Slot, end: Offset, outlets: &Outlets) {
-    // While a chunk waits the next one grows: the partition is paused by the next sweep.
-    if slot.waiting.is_some() {
-        slot.end = slot.end.max(Some(end));
-        slot.since.get_or_insert_with(Instant::now);
-        return;
-    }
-    let end = slot.end.take().map_or(end, |seen| seen.max(end)).max(slot.builder.next());
-    let fresh = ChunkBuilder::new(source.clone(), slot.number, end);
-    let builder = std::mem::replace(&mut slot.builder, fresh);
-    slot.since = None;
-    let taken = vec![false; slot.outlets.len()];
-    slot.waiting = offer((builder.finish(end), taken), &slot.outlets, outlets);
-}
-
-/// Offers a chunk to the outlets that do not have it; what is left if one has no room. Each lane is
-/// charged for itself: one that is slow must not fill the measure of another.
-fn offer(
-    (chunk, mut taken): (Chunk, Vec<bool>),
-    numbers: &[usize],
-    outlets: &Outlets,
-) -> Option<(Chunk, Vec<bool>)> {
-    for (number, taken) in numbers.iter().zip(&mut taken) {
-        // One that is not connected has no lane: nobody waits for the chunk.
-        let Some(outlet) = outlets.get(number).filter(|_| !*taken) else {
-            *taken = true;
-            continue;
-        };
-        let charge = Charge::new(outlet.gauge().clone(), chunk.size());
-        *taken = outlet.offer(chunk.share(Some(Box::new(charge)))).is_ok();
-    }
-    taken.contains(&false).then_some((chunk, taken))
 }
 
 /// librdkafka's log lines, by syslog level.

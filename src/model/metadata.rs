@@ -4,6 +4,7 @@
 //!
 //! | entry | meaning |
 //! |---|---|
+//! | `b=<offset>` | where what is furthest behind in this partition stands, if that is below the committed offset: it catches up. 0 if that is not known yet |
 //! | `p<identity>=<offset>` | next offset of a sink that has no store of its own, where it differs from the committed offset |
 //! | `l<identity>=<log>.<n>` | commit log id and the last entry this partition's owner saw of a file sink |
 //! | `s<route>=<start hash>` | what a route was last started with: what appears while topics and start are the same is read from its beginning |
@@ -21,6 +22,9 @@ use sha2::{Digest, Sha256};
 use super::{Offset, StartHash};
 
 const PREFIX: &str = "ss1";
+
+/// The key of the one word that is about the partition as a whole.
+const BEHIND: &str = "b";
 
 /// Kafka's `offset.metadata.max.bytes` default: brokers refuse longer strings.
 pub const BYTES_MAX: usize = 4096;
@@ -123,6 +127,18 @@ impl GroupMetadata {
         Ok(text)
     }
 
+    /// Where what is furthest behind stands, if that is below the committed offset.
+    pub fn behind(&self) -> Option<Offset> {
+        Offset::new(self.entries.get(BEHIND)?.parse().ok()?)
+    }
+
+    pub fn set_behind(&mut self, behind: Option<Offset>) {
+        match behind {
+            Some(behind) => self.entries.insert(BEHIND.to_owned(), behind.to_string()),
+            None => self.entries.remove(BEHIND),
+        };
+    }
+
     /// The next offset of a store-less sink.
     pub fn position(&self, identity: &IdentityHash) -> Option<Offset> {
         let value = self.entries.get(&format!("p{}", identity.0))?;
@@ -214,6 +230,12 @@ mod tests {
         assert_eq!(back.log(&own), Some(("ff00".to_owned(), 3)));
         assert_eq!(back.start(&own), Some(StartHash("0a1b".to_owned())));
         assert_eq!(back.start(&IdentityHash::of("other")), None);
+        assert_eq!(back.behind(), None);
+        metadata.set_behind(Offset::new(7));
+        assert!(metadata.render().unwrap().starts_with("ss1 b=7 l"));
+        assert_eq!(metadata.behind(), Offset::new(7));
+        metadata.set_behind(None);
+        assert_eq!(metadata, back);
         assert!(back.render().unwrap().contains("z1=of-a-later-version"));
     }
 

@@ -88,7 +88,24 @@ fn is_about_certificates(problem: &str) -> bool {
     problem.to_ascii_lowercase().contains("certificate")
 }
 
+/// A bounded run that the registry refuses gives up after this time: rights do not come back by themselves, but a proxy
+/// that is just starting may refuse for moments.
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+
+/// The same while it does not answer: a restart, or a failover, takes less.
+const AWAY_MAX: Duration = Duration::from_secs(600);
+
 impl RegistryError {
+    /// Does a run that has an end give up, after it has waited for so long? A service waits for ever.
+    pub fn is_given_up(&self, waited: Duration) -> bool {
+        match self {
+            Self::Unauthorised { .. } => waited >= REFUSED_MAX,
+            Self::Unavailable { .. } => waited >= AWAY_MAX,
+            // What is not there has its own grace; what is of no use is not waited for.
+            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } => false,
+        }
+    }
+
     /// What the registry asked us to wait, if it did.
     pub fn retry_after(&self) -> Duration {
         match self {

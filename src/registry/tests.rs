@@ -355,3 +355,19 @@ fn hints_say_who_must_act() {
         assert!(hint.contains(expected), "{error}: {hint}");
     }
 }
+
+#[test]
+fn a_run_that_has_an_end_waits_for_a_refusal_a_minute_and_for_an_outage_ten() {
+    let what = || "schema id 7".to_owned();
+    let refused = RegistryError::Unauthorised { what: what(), status: 403 };
+    let away = RegistryError::Unavailable { what: what(), problem: "no".to_owned(), retry_after: None };
+    let unknown = RegistryError::Unknown { what: what() };
+    for (seconds, is_refused, is_away) in
+        [(0, false, false), (59, false, false), (60, true, false), (599, true, false), (600, true, true)]
+    {
+        let waited = Duration::from_secs(seconds);
+        assert_eq!(refused.is_given_up(waited), is_refused, "{seconds} s");
+        assert_eq!(away.is_given_up(waited), is_away, "{seconds} s");
+        assert!(!unknown.is_given_up(waited));
+    }
+}

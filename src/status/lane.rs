@@ -86,6 +86,19 @@ impl Counts {
     pub fn done(&self) -> u64 {
         self.settled + self.bad_total() + self.dropped
     }
+
+    fn absorb(&mut self, other: Self) {
+        self.read += other.read;
+        self.bytes += other.bytes;
+        self.decoded += other.decoded;
+        self.settled += other.settled;
+        self.dropped += other.dropped;
+        // Nobody will make durable what it held.
+        self.abandoned += other.abandoned + other.in_flight;
+        for (code, count) in other.bad {
+            *self.bad.entry(code).or_default() += count;
+        }
+    }
 }
 
 /// One sink of a lane.
@@ -114,6 +127,18 @@ impl SinkStatus {
             failures: [0; FAULTS.len()],
             last_flush: None,
         }
+    }
+
+    fn absorb(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        self.files += other.files;
+        self.write.add(&other.write);
+        self.flush.add(&other.flush);
+        for (count, other) in self.failures.iter_mut().zip(other.failures) {
+            *count += other;
+        }
+        self.last_flush = self.last_flush.max(other.last_flush);
     }
 
     pub fn failed(&mut self, fault: Fault) {
@@ -241,6 +266,46 @@ pub struct LaneStatus {
     pub trouble: Option<Trouble>,
 }
 
+impl LaneStatus {
+    /// Takes in what another lane of the same route has counted.
+    pub fn absorb(&mut self, other: Self) {
+        self.counts.absorb(other.counts);
+        self.batches += other.batches;
+        for (stage, other) in self.stages.iter_mut().zip(&other.stages) {
+            stage.all.add(&other.all);
+        }
+        for sink in other.sinks {
+            match self.sinks.iter_mut().find(|known| known.name == sink.name) {
+                Some(known) => known.absorb(&sink),
+                None => self.sinks.push(sink),
+            }
+        }
+    }
+}
+
+/// Partitions that are ours and not fetched yet, for one reason.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldBack {
+    /// One of them: the one that has waited for longest.
+    pub source: TopicPartition,
+    /// How many others there are.
+    pub others: usize,
+    pub reason: String,
+    pub hint: Option<String>,
+    pub since: Instant,
+}
+
+impl HeldBack {
+    /// Which they are, for people.
+    pub fn shown(&self) -> String {
+        match self.others {
+            0 => format!("{} waits", self.source),
+            1 => format!("{} and one other partition wait", self.source),
+            others => format!("{} and {others} other partitions wait", self.source),
+        }
+    }
+}
+
 /// What the engine knows of a lane from the beginning.
 pub struct About {
     /// The route's name in the file; for one of a `per_topic` route, without the topic.
@@ -263,6 +328,7 @@ pub struct LaneBoard {
 struct Shown {
     status: LaneStatus,
     stop: Option<Trouble>,
+    held_back: Vec<HeldBack>,
     samples: VecDeque<Sample>,
 }
 
@@ -286,6 +352,8 @@ pub struct LaneView {
     pub is_full: bool,
     pub patience: Duration,
     pub waiting_since: Option<Instant>,
+    /// What has waited for longest comes first.
+    pub held_back: Vec<HeldBack>,
     /// Records per second in the last minute: read, and done with.
     pub rates: (f64, f64),
 }
@@ -315,6 +383,11 @@ impl LaneBoard {
 
     pub fn stopped(&self, message: &str, hint: Option<&str>) {
         self.lock().stop.get_or_insert_with(|| Trouble::now(message, hint));
+    }
+
+    /// Told by the engine: the partitions that are not fetched yet for this lane.
+    pub fn hold_back(&self, held_back: Vec<HeldBack>) {
+        self.lock().held_back = held_back;
     }
 
     /// A partition is not this instance's any more. A lane that works says so itself, one that has stopped does not.
@@ -354,6 +427,7 @@ impl LaneBoard {
             entry: about.map_or_else(|| self.route.clone(), |about| about.entry.clone()),
             state,
             stop: shown.stop.clone(),
+            held_back: shown.held_back.clone(),
             rates: shown.samples.front().map_or((0.0, 0.0), |first| rates(*first, &status.counts, now)),
             status,
             held_bytes: held.bytes,
@@ -380,14 +454,26 @@ impl LaneView {
         (waited > self.patience).then_some(waited)
     }
 
-    /// Why nothing comes, as far as this lane knows.
-    pub fn paused_for(&self) -> Vec<&'static str> {
+    /// What has been held back for longer than it may be.
+    pub fn overdue_partitions(&self, now: Instant) -> impl Iterator<Item = (&HeldBack, Duration)> {
+        let waited = move |held: &HeldBack| now.saturating_duration_since(held.since);
+        let each = self.held_back.iter().map(move |held| (held, waited(held)));
+        each.filter(move |(_, waited)| *waited > self.patience)
+    }
+
+    /// Why nothing comes, as far as is known here.
+    pub fn paused_for(&self) -> Vec<String> {
         let reasons = [
             ("it holds its share of `memory`", self.is_full),
             ("a sink failed, and it is tried again", self.state == State::Recovering),
             ("schemas are not known yet", self.status.schemas_waiting > 0),
         ];
-        reasons.into_iter().filter(|(_, holds)| *holds).map(|(reason, _)| reason).collect()
+        let known = reasons.into_iter().filter(|(_, holds)| *holds).map(|(reason, _)| reason.to_owned());
+        let held_back = self.held_back.iter().map(|held| {
+            let hint = held.hint.as_ref().map(|hint| format!("; hint: {hint}")).unwrap_or_default();
+            format!("{}: {}{hint}", held.shown(), held.reason)
+        });
+        known.chain(held_back).collect()
     }
 }
 
@@ -471,6 +557,28 @@ mod tests {
         assert_eq!(waiting.since(at(120)), None);
         waiting.update(true, false, at(130));
         assert_eq!(waiting.since(at(130)), Some(at(130)));
+    }
+
+    #[test]
+    fn what_is_held_back_is_a_reason_with_a_hint_and_overdue_after_a_while() {
+        let board = LaneBoard::new("r");
+        let patience = Duration::from_secs(80);
+        board.describe(About { entry: "r".to_owned(), patience, held: Box::new(Held::default) });
+        board.show(LaneStatus { state: State::Running, ..LaneStatus::default() });
+        let now = Instant::now();
+        let source = TopicPartition::new(&TopicName::new("t"), Partition(3));
+        let (reason, hint) = ("no".to_owned(), Some("do".to_owned()));
+        board.hold_back(vec![HeldBack { source, others: 2, reason, hint, since: now }]);
+        let late = now + patience + Duration::from_secs(1);
+        let view = board.view(late);
+        assert_eq!(view.paused_for(), ["t/3 and 2 other partitions wait: no; hint: do"]);
+        // The lane itself waits for nothing.
+        assert_eq!(view.overdue(late), None);
+        assert_eq!(view.overdue_partitions(now + patience).count(), 0);
+        let overdue: Vec<Duration> = view.overdue_partitions(late).map(|(_, waited)| waited).collect();
+        assert_eq!(overdue, [Duration::from_secs(81)]);
+        board.hold_back(Vec::new());
+        assert!(board.view(late).paused_for().is_empty());
     }
 
     #[test]

@@ -16,8 +16,8 @@ use jiff::Timestamp;
 
 pub use histogram::{BOUNDS, Histogram};
 pub use lane::{
-    About, Counts, FAULTS, LaneBoard, LaneStatus, LaneView, LastBatch, SinkStatus, Stage, StageStatus, State,
-    Trouble, Waiting,
+    About, Counts, FAULTS, HeldBack, LaneBoard, LaneStatus, LaneView, LastBatch, SinkStatus, Stage,
+    StageStatus, State, Trouble, Waiting,
 };
 
 /// Codes of client errors that are counted by name: there are some two hundred, of which few ever come.
@@ -25,6 +25,10 @@ const ERROR_CODES_MAX: usize = 100;
 
 /// Under this name everything is counted that comes beyond a limit.
 pub const OTHER: &str = "other";
+
+/// Why partitions are ours and not fetched, as metrics name it: the group's offsets are not known, a route has not said
+/// where its sinks stand, the group has not taken a first commit.
+pub const HELD_BACK: [&str; 3] = ["offsets", "positions", "commit"];
 
 /// What is held at this moment, and whether that is as much as may be.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -44,6 +48,8 @@ pub struct Board {
     /// One for each consumer group: that of the file, and those of isolated routes.
     engines: Mutex<Vec<Engine>>,
     lanes: Mutex<Vec<Arc<LaneBoard>>>,
+    /// What lanes have counted that are no more, by the names of their routes in the file.
+    ended: Mutex<BTreeMap<String, LaneStatus>>,
     registry: Arc<RegistryCounts>,
     sources: Mutex<Vec<Arc<SourceCounts>>>,
     memory: OnceLock<(Reading, u64)>,
@@ -76,6 +82,8 @@ pub struct EngineStatus {
     pub commits: u64,
     pub commits_failed: u64,
     pub last_commit: Option<Timestamp>,
+    /// Partitions that are not fetched yet, in the order of [`HELD_BACK`].
+    pub held_back: [usize; HELD_BACK.len()],
 }
 
 /// The process at one moment.
@@ -87,6 +95,8 @@ pub struct View {
     pub beat: Option<Duration>,
     pub engine: EngineStatus,
     pub lanes: Vec<LaneView>,
+    /// What lanes have counted that are no more, by the names of their routes in the file: counters never go down.
+    pub ended: BTreeMap<String, LaneStatus>,
     pub held_bytes: u64,
     pub budget_bytes: u64,
     pub at: Instant,
@@ -100,6 +110,7 @@ impl Board {
             since: Instant::now(),
             engines: Mutex::default(),
             lanes: Mutex::default(),
+            ended: Mutex::default(),
             registry: Arc::default(),
             sources: Mutex::default(),
             memory: OnceLock::new(),
@@ -140,6 +151,22 @@ impl Board {
         self.lanes().push(lane);
     }
 
+    /// A lane is no more: nothing is shown of it but what it has counted.
+    pub fn end_lane(&self, lane: &Arc<LaneBoard>) {
+        let last = lane.view(Instant::now());
+        // Both at once for whoever looks: a record is counted in one place.
+        let mut lanes = self.lanes();
+        let before = lanes.len();
+        lanes.retain(|known| !Arc::ptr_eq(known, lane));
+        if lanes.len() < before {
+            self.ended().entry(last.entry).or_default().absorb(last.status);
+        }
+    }
+
+    fn ended(&self) -> MutexGuard<'_, BTreeMap<String, LaneStatus>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lanes(&self) -> MutexGuard<'_, Vec<Arc<LaneBoard>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,7 +203,10 @@ impl Board {
     pub fn view(&self) -> View {
         let at = Instant::now();
         // Copied first: no lane waits for another's copy.
-        let lanes = self.lanes().clone();
+        let (lanes, ended) = {
+            let lanes = self.lanes();
+            (lanes.clone(), self.ended().clone())
+        };
         let (held_bytes, budget_bytes) =
             self.memory.get().map_or((0, 0), |(held, budget)| (held().bytes, *budget));
         View {
@@ -186,6 +216,7 @@ impl Board {
             beat: self.beat(),
             engine: together(&self.engines()),
             lanes: lanes.iter().map(|lane| lane.view(at)).collect(),
+            ended,
             held_bytes,
             budget_bytes,
             at,
@@ -203,6 +234,9 @@ fn together(engines: &[Engine]) -> EngineStatus {
             all.is_subscribed |= status.is_subscribed;
             is_waiting |= status.is_subscribed && !status.has_joined;
             all.owned += status.owned;
+            for (count, other) in all.held_back.iter_mut().zip(status.held_back) {
+                *count += other;
+            }
         }
         all.has_joined |= status.has_joined;
         all.is_draining &= status.is_draining || status.has_ended;
@@ -349,5 +383,33 @@ mod tests {
         let engine = board.view().engine;
         assert!(engine.has_joined && !engine.is_draining);
         assert_eq!((engine.owned, engine.commits), (1, 4));
+    }
+    #[test]
+    fn what_a_lane_that_is_no_more_has_counted_stays_counted() {
+        let board = Board::new("g");
+        for (topic, read) in [("a", 3), ("b", 5), ("c", 7)] {
+            let lane = LaneBoard::new(&format!("each/{topic}"));
+            let entry = "each".to_owned();
+            lane.describe(About { entry, patience: Duration::ZERO, held: Box::new(Held::default) });
+            let mut sink = SinkStatus::new("files");
+            (sink.rows, sink.last_flush) = (read, Some(Timestamp::UNIX_EPOCH));
+            sink.failed(crate::model::Fault::Transient);
+            let bad = BTreeMap::from([("framing", read)]);
+            let counts = Counts { read: 2 * read, settled: read, bad, ..Counts::default() };
+            lane.show(LaneStatus { counts, sinks: vec![sink], batches: 1, ..LaneStatus::default() });
+            board.add_lane(lane.clone());
+            if topic != "c" {
+                board.end_lane(&lane);
+                // Once.
+                board.end_lane(&lane);
+            }
+        }
+        let view = board.view();
+        let left: Vec<&str> = view.lanes.iter().map(|lane| lane.route.as_str()).collect();
+        assert_eq!(left, ["each/c"]);
+        let ended = &view.ended["each"];
+        assert_eq!((ended.counts.read, ended.counts.settled, ended.counts.bad["framing"]), (16, 8, 8));
+        let sink = &ended.sinks[0];
+        assert_eq!((ended.sinks.len(), sink.rows, sink.failures[0], ended.batches), (1, 8, 2, 2));
     }
 }

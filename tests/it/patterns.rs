@@ -193,6 +193,41 @@ fn each_topic_has_its_own_schema_and_sinks() {
     assert_eq!(numbers("users", "user").len() + numbers("clicks", "click").len(), 100);
 }
 
+/// The lane of a topic that is gone ends, and nothing else notices. If it comes back as another topic, its new lane finds that
+/// in the log of its sink.
+#[test]
+fn a_topic_that_is_deleted_takes_its_lane_with_it() {
+    let Some(services) = support::services("a_topic_that_is_deleted_takes_its_lane_with_it") else {
+        return;
+    };
+    let (prefix, group) = (support::unique("gone"), support::unique("group"));
+    let [short, lasting] = ["short", "lasting"].map(|name| format!("{prefix}.{name}"));
+    for topic in [&short, &lasting] {
+        data::create_topic(&services, topic, 1);
+        produce(&services, topic, 0, &["first"]);
+    }
+    let text = format!(
+        "  each:\n    topics: {{pattern: '{prefix}\\..*'}}\n    per_topic: true\n    value: string\n    start: earliest\n    \
+         batch: {{max_age: 50ms}}\n    sinks: {{all: {{jsonl: {{path: 'out/{{topic}}', roll: {{max_age: 50ms}}}}}}}}\n"
+    );
+    let place = Workplace::new(&routes(&services, &group, &text));
+    let rows = |topic: &str| values(&place.path(&format!("out/{topic}")));
+    let mut service = place.start(&["run"]);
+    eventually("both have their rows", || rows(&short) == ["first"] && rows(&lasting) == ["first"]);
+    data::delete_topic(&services, &short);
+    eventually("its lane ends", || service.log().contains("the topic is gone, and its lane ends"));
+    produce(&services, &lasting, 0, &["second"]);
+    eventually("the other one goes on", || rows(&lasting) == ["first", "second"]);
+    assert!(!service.log().contains("route stopped"), "{}", service.log());
+    data::create_topic(&services, &short, 1);
+    produce(&services, &short, 0, &["of another topic"]);
+    eventually("it is known to be another one", || service.log().contains("was deleted and created again"));
+    produce(&services, &lasting, 0, &["third"]);
+    eventually("the other one still goes on", || rows(&lasting) == ["first", "second", "third"]);
+    assert_eq!(rows(&short), ["first"]);
+    assert_eq!(service.terminate(), Some(0), "{}", service.log());
+}
+
 #[test]
 fn partitions_that_are_added_are_read_whole() {
     let Some(services) = support::services("partitions_that_are_added_are_read_whole") else {

@@ -101,7 +101,7 @@ impl Lane {
                 Reader::CatchUp if self.apart.is_some() => continue,
                 Reader::CatchUp => (&mut self.behind, &self.behind_gauge),
             };
-            if (buffer.is_ready(now) || gauge.is_full())
+            if (buffer.is_ready(now) || gauge.is_full() || !self.failed.is_empty())
                 && let Some(taken) = buffer.take(&self.ledger)
             {
                 self.was_behind = reader == Reader::CatchUp;
@@ -119,7 +119,7 @@ impl Lane {
     }
 
     /// Pauses what catches up, if nobody at the front needs these sinks; `false` if somebody does.
-    pub(super) fn recover_apart_at(&mut self, failed: SinkSet, now: Instant) -> bool {
+    pub(super) fn recover_apart_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) -> bool {
         // A batch that waits for its schemas may have been taken before they were set apart.
         let is_awaited = self.staged.as_ref().is_some_and(|taken| {
             taken.reader == Reader::Front && taken.sinks.iter().any(|sink| failed.contains(sink))
@@ -127,8 +127,8 @@ impl Lane {
         if is_awaited || !matches!(self.state, State::Running) || !self.are_apart(failed) {
             return false;
         }
-        let (sinks, attempt) = self.apart.map_or((failed, 0), |recovery| {
-            (failed.iter().fold(recovery.sinks, SinkSet::with), recovery.attempt)
+        let (sinks, attempt) = self.apart.map_or((failed, attempt), |recovery| {
+            (failed.iter().fold(recovery.sinks, SinkSet::with), recovery.attempt.max(attempt))
         });
         if self.staged.as_ref().is_some_and(|taken| taken.reader == Reader::CatchUp) {
             self.staged = None;

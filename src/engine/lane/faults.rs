@@ -10,9 +10,70 @@ use crate::engine::{chain, retry};
 use crate::model::{Classify, Fault, SinkSet, TopicPartition};
 use crate::sink::{SinkError, Store};
 
-use super::{CONFLICTS_MAX, Feed, Lane, State};
+use super::{CHUNKS_MAX, CONFLICTS_MAX, Feed, Lane, State};
+
+/// A partition that the source cannot go on with.
+#[derive(Debug)]
+pub enum Failed {
+    Stop(TopicPartition, Stop),
+    /// The brokers do not have what comes next.
+    Lost(TopicPartition, Stop),
+}
+
+impl Failed {
+    pub fn source(&self) -> &TopicPartition {
+        match self {
+            Self::Stop(source, _) | Self::Lost(source, _) => source,
+        }
+    }
+}
 
 impl Lane {
+    /// The source has handed on what it could read of a partition, and cannot go on. That comes first.
+    pub(super) async fn set_failed(&mut self, failed: Failed) {
+        if !matches!(self.state, State::Running) {
+            // Whoever recovers reads it again, and meets this again.
+            return;
+        }
+        // It was sent before this was told, so it is among what waits.
+        for _ in 0..CHUNKS_MAX {
+            let Ok(chunk) = self.ends.chunks.try_recv() else {
+                break;
+            };
+            self.take(chunk).await;
+        }
+        for _ in 0..CHUNKS_MAX {
+            let Ok(chunk) = self.ends.behind.try_recv() else {
+                break;
+            };
+            self.take(chunk).await;
+        }
+        self.failed.push(failed);
+    }
+
+    /// Everything that came before is in the sinks: now what failed is dealt with.
+    pub(super) async fn end_failed(&mut self) {
+        for failed in std::mem::take(&mut self.failed) {
+            self.flush_all().await;
+            if !matches!(self.state, State::Running) {
+                // A sink does not have it yet. It is read again, and this is met again.
+                return;
+            }
+            match failed {
+                Failed::Stop(_, Stop { message, hint, place }) => self.stop(message, hint, place).await,
+                Failed::Lost(source, stop) => self.lost(source, stop).await,
+            }
+        }
+    }
+
+    /// The source cannot go on: at one place, or at all.
+    pub(super) async fn source_failed(&mut self, stop: Stop) {
+        match stop.place.as_ref().map(|place| place.source.clone()) {
+            Some(source) => self.set_failed(Failed::Stop(source, stop)).await,
+            None => self.fail(stop).await,
+        }
+    }
+
     /// Stops after everything that was taken is durable.
     pub(super) async fn fail(&mut self, stop: Stop) {
         self.flush_all().await;
@@ -20,11 +81,10 @@ impl Lane {
     }
 
     /// The brokers do not have what is wanted next. Going on begins with a look at what they have.
-    pub(super) async fn lost(&mut self, source: TopicPartition, stop: Stop) {
+    async fn lost(&mut self, source: TopicPartition, stop: Stop) {
         match self.parts.on_data_loss {
             OnDataLoss::Stop => {
-                // The range begins where the sinks stand once they have all that was taken.
-                self.flush_all().await;
+                // The range begins where the sinks stand, which have all that was taken.
                 let named = self.lost_range(&source).await;
                 self.fail(named.unwrap_or(stop)).await;
             }
@@ -122,6 +182,7 @@ impl Lane {
                 self.stop(format!("sink `{name}`: {message}"), hint, place).await;
             }
             Fault::Transient | Fault::Conflict => {
+                let before = self.failures.failed(index);
                 let attempt = match (&self.state, &self.apart) {
                     (State::Recovering { attempt, .. }, _) => *attempt,
                     // It was said.
@@ -131,7 +192,7 @@ impl Lane {
                         0
                     }
                 };
-                self.recover_at(SinkSet::EMPTY.with(index), attempt, Instant::now());
+                self.recover_at(SinkSet::EMPTY.with(index), attempt.max(before), Instant::now());
             }
         }
     }
@@ -146,20 +207,24 @@ impl Lane {
     }
 
     pub(super) fn recover_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) {
-        if self.recover_apart_at(failed, now) {
+        if self.recover_apart_at(failed, attempt, now) {
             return;
         }
         let failed = match self.apart.take() {
             Some(recovery) => recovery.sinks.iter().fold(failed, SinkSet::with),
             None => failed,
         };
-        let sinks = match &self.state {
+        let (sinks, attempt) = match &self.state {
             State::Stopped => return,
-            State::Recovering { sinks, .. } => failed.iter().fold(*sinks, SinkSet::with),
-            State::Running => failed,
+            // Whatever else fails meanwhile, what has failed often is not tried sooner for that.
+            State::Recovering { sinks, attempt: known, .. } => {
+                (failed.iter().fold(*sinks, SinkSet::with), attempt.max(known.saturating_sub(1)))
+            }
+            State::Running => (failed, attempt),
         };
         self.staged = None;
         self.lookup = None;
+        self.failed.clear();
         // Everything is read again from where the sinks stand then.
         self.drop_buffered();
         self.state = State::Recovering { sinks, attempt: attempt + 1, at: now + retry::pause(attempt + 1) };
@@ -193,6 +258,11 @@ impl Lane {
         for index in sinks.iter() {
             match self.parts.sinks[index].sink.positions().await {
                 Ok(positions) => {
+                    let stored = &self.stored[index];
+                    if self.keys.values().any(|key| positions.get(key) != stored.get(key)) {
+                        // A commit whose reply was lost has made something durable all the same.
+                        self.failures.settled(index);
+                    }
                     self.ledger.reset(index, &positions);
                     self.stored[index] = positions;
                 }
@@ -224,6 +294,7 @@ impl Lane {
             return;
         }
         self.state = State::Stopped;
+        self.failed.clear();
         self.apart = None;
         self.staged = None;
         self.lookup = None;

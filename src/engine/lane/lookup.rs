@@ -10,6 +10,7 @@ use futures::stream::{self, StreamExt};
 use tracing::{info, warn};
 
 use crate::codec::Learnt;
+use crate::engine::message::Stop;
 use crate::engine::{chain, retry};
 use crate::model::{Classify, SchemaKey};
 use crate::registry::{Registry, RegistryError};
@@ -28,11 +29,14 @@ const EXPIRED_WINDOW: Duration = Duration::from_secs(600);
 /// Calls to the registry at the same time: a batch of garbage may name thousands of ids.
 const LOOKUPS_MAX: usize = 16;
 
+/// What came of a look-up, or the error at which a run that has an end gives up.
+pub type Answer = (SchemaKey, Result<Learnt, RegistryError>);
+
 /// Look-ups under way, all of one batch.
-pub type Lookup = Pin<Box<dyn Future<Output = Vec<(SchemaKey, Learnt)>> + Send>>;
+pub type Lookup = Pin<Box<dyn Future<Output = Vec<Answer>> + Send>>;
 
 /// The result of the look-ups under way; waits for ever if there are none. Cancel-safe.
-pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<(SchemaKey, Learnt)> {
+pub async fn learnt(lookup: &mut Option<Lookup>) -> Vec<Answer> {
     match lookup {
         Some(under_way) => {
             let learnt = under_way.await;
@@ -57,46 +61,71 @@ impl Lane {
         let route: Arc<str> = Arc::from(self.parts.route.as_str());
         let Some(registry) = self.parts.registry.clone() else {
             // A reader schema from a file, and no registry to ask: such records are bad.
-            let unknown = keys.into_iter().map(|key| (key, Learnt::Unknown)).collect();
-            return self.learn(unknown);
+            return keys.into_iter().for_each(|key| self.take_in(key, Learnt::Unknown));
         };
         // One grace for all of them: they wait side by side, also those that are asked for later.
-        let repeats = self.repeats.clone();
+        let (repeats, is_bounded) = (self.repeats.clone(), self.parts.is_bounded);
         let each = keys.into_iter().map(move |key| (key, route.clone(), registry.clone(), repeats.clone()));
         let all = stream::iter(each.collect::<Vec<_>>())
             .map(move |(key, route, registry, repeats)| async move {
-                (key, look_up(&route, registry.as_ref(), key, now + grace, &repeats).await)
+                let wait = Wait { since: now, until: now + grace, is_bounded };
+                (key, look_up(&route, registry.as_ref(), key, wait, &repeats).await)
             })
             .buffer_unordered(LOOKUPS_MAX)
             .collect();
         self.lookup = Some(Box::pin(all));
     }
 
-    pub(super) fn learn(&mut self, learnt: Vec<(SchemaKey, Learnt)>) {
-        let mut may_be_newer = false;
-        for (key, schema) in learnt {
-            if matches!(schema, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
-                self.expired.push(Instant::now());
+    pub(super) async fn learn(&mut self, answers: Vec<Answer>) {
+        let (mut given_up, mut may_be_newer) = (None, false);
+        for (key, answer) in answers {
+            match answer {
+                Ok(learnt) => {
+                    // Garbage names schemas that are not there, and they are no reason to ask for others.
+                    if matches!(learnt, Learnt::Schema { .. }) {
+                        may_be_newer |= self.suspect(key);
+                    }
+                    self.take_in(key, learnt);
+                }
+                Err(error) => given_up = Some(error),
             }
-            // Garbage names schemas that are not there, and they are no reason to ask for others.
-            if matches!(schema, Learnt::Schema { .. }) {
-                may_be_newer |= self.suspect(key);
-            }
-            self.parts.decoder.learn(key, schema);
+        }
+        if let Some(error) = given_up {
+            let hint = error.hint().map(|hint| hint.into_owned());
+            let message = format!("gave up waiting for a schema: {}", chain(&error));
+            self.fail(Stop { message, hint, place: None }).await;
         }
         if may_be_newer {
             self.ask_at_once();
         }
     }
+
+    fn take_in(&mut self, key: SchemaKey, learnt: Learnt) {
+        if matches!(learnt, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
+            self.expired.push(Instant::now());
+        }
+        self.parts.decoder.learn(key, learnt);
+    }
+}
+
+/// How long a look-up waits.
+#[derive(Debug, Clone, Copy)]
+struct Wait {
+    /// Of all look-ups of a batch, also of those that are made later.
+    since: Instant,
+    /// For an id that is unknown.
+    until: Instant,
+    /// The run has an end.
+    is_bounded: bool,
 }
 
 async fn look_up(
     route: &str,
     registry: &dyn Registry,
     key: SchemaKey,
-    until: Instant,
+    wait: Wait,
     repeats: &Repeats,
-) -> Learnt {
+) -> Result<Learnt, RegistryError> {
     let mut attempt = 0;
     let mut is_said = false;
     loop {
@@ -109,15 +138,18 @@ async fn look_up(
                 if is_said {
                     info!(route, schema = %key, "the schema registry answers again");
                 }
-                return Learnt::Schema {
+                return Ok(Learnt::Schema {
                     kind: schema.kind,
                     text: schema.text,
                     references: schema.references,
-                };
+                });
             }
-            Err(RegistryError::Unusable { problem, .. }) => return Learnt::Unusable(problem),
-            Err(error @ RegistryError::Foreign { .. }) => return Learnt::Foreign(error.to_string()),
-            Err(RegistryError::Unknown { .. }) if Instant::now() >= until => return Learnt::Unknown,
+            Err(RegistryError::Unusable { problem, .. }) => return Ok(Learnt::Unusable(problem)),
+            Err(error @ RegistryError::Foreign { .. }) => return Ok(Learnt::Foreign(error.to_string())),
+            Err(RegistryError::Unknown { .. }) if Instant::now() >= wait.until => return Ok(Learnt::Unknown),
+            Err(error) if wait.is_bounded && error.is_given_up(wait.since.elapsed()) => {
+                return Err(error);
+            }
             Err(error) => error,
         };
         attempt += 1;

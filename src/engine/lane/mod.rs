@@ -46,9 +46,11 @@ use super::batching::{Buffer, Pushed, Taken};
 use super::catching::{Reader, Stand};
 use super::ledger::Ledger;
 use super::message::{Committed, Control, Durable, Place, Report, Stop};
+use super::retry::Failures;
 use account::Account;
 use behind::Recovery;
 use evolve::Evolving;
+use faults::Failed;
 use inbox::Inbox;
 use lookup::Lookup;
 use prepare::Ends;
@@ -89,6 +91,8 @@ pub struct LaneParts {
     pub is_replay: bool,
     /// None if the reader schemas are not the newest of their subjects.
     pub evolution: Option<Evolution>,
+    /// It has an end, and does not wait for ever for what does not come.
+    pub is_bounded: bool,
 }
 
 /// One sink of a lane.
@@ -192,6 +196,8 @@ pub struct Lane {
     /// What each sink last said it has stored.
     stored: Vec<Positions>,
     state: State,
+    /// What the source cannot go on with; dealt with once what came before is in the sinks.
+    failed: Vec<Failed>,
     /// Sinks that failed while they catch up everywhere: nobody else waits for them.
     apart: Option<Recovery>,
     /// A batch that waits for schemas.
@@ -206,6 +212,7 @@ pub struct Lane {
     resume_retry: Option<(Instant, u32)>,
     /// Lost compare-and-sets in a row, by sink.
     conflicts: Vec<u32>,
+    failures: Failures,
     /// What was said of this route.
     repeats: Arc<Repeats>,
     /// It was said that the route is paused.
@@ -250,6 +257,7 @@ impl Lane {
             keys: BTreeMap::new(),
             stored: vec![Positions::default(); parts.sinks.len()],
             state: State::Running,
+            failed: Vec::new(),
             apart: None,
             staged: None,
             lookup: None,
@@ -258,6 +266,7 @@ impl Lane {
             to_resume,
             resume_retry: None,
             conflicts: vec![0; parts.sinks.len()],
+            failures: Failures::new(parts.sinks.len()),
             repeats: Arc::default(),
             is_pause_said: false,
             taken_last: 0,
@@ -287,7 +296,8 @@ impl Lane {
                     None => std::future::pending().await,
                 }
             };
-            let takes_chunks = matches!(self.state, State::Running) || self.is_stopped();
+            let is_taking = matches!(self.state, State::Running) && self.failed.is_empty();
+            let takes_chunks = is_taking || self.is_stopped();
             let takes_behind = takes_chunks && self.apart.is_none();
             let is_drained = tokio::select! {
                 biased;
@@ -296,7 +306,7 @@ impl Lane {
                     None => true,
                 },
                 learnt = lookup::learnt(&mut self.lookup) => {
-                    self.learn(learnt);
+                    self.learn(learnt).await;
                     false
                 }
                 answer = self.evolving.answer() => {
@@ -414,12 +424,12 @@ impl Lane {
                 let asked = partitions.iter().filter(|_| is_working);
                 self.report(Report::Stands(self.stands(asked))).await;
             }
-            Control::Lost { source, stop } => self.lost(source, stop).await,
+            Control::Lost { source, stop } => self.set_failed(Failed::Lost(source, stop)).await,
             Control::Revoke { partitions, is_lost } => {
                 self.give_up(&partitions, is_lost).await;
                 self.report(Report::Released(partitions)).await;
             }
-            Control::Fail(stop) => self.fail(stop).await,
+            Control::Fail(stop) => self.source_failed(stop).await,
             Control::Drain => {
                 self.flush_all().await;
                 failpoint::hit("lane.drained");
@@ -478,6 +488,7 @@ impl Lane {
     async fn give_up(&mut self, partitions: &[TopicPartition], is_lost: bool) {
         let had_staged = self.staged.take().is_some();
         self.lookup = None;
+        self.failed.retain(|failed| !partitions.contains(failed.source()));
         if !is_lost {
             self.flush_all().await;
         }

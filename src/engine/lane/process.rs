@@ -145,6 +145,9 @@ impl Lane {
             self.flush_due().await;
             self.show();
         }
+        if matches!(self.state, State::Running) && self.lookup.is_none() && !self.failed.is_empty() {
+            self.end_failed().await;
+        }
         self.flush_due().await;
     }
 
@@ -446,6 +449,7 @@ impl Lane {
         }
         self.account.flushed(index, begun.elapsed(), self.parts.sinks[index].settled());
         self.conflicts[index] = 0;
+        self.failures.settled(index);
         self.ledger.settle(index, &positions);
         self.stored[index] = positions;
         Ok(())

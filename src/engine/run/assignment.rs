@@ -8,11 +8,12 @@ use tracing::{info, warn};
 use super::catching::OUTLET;
 use super::{Answer, Engine, EngineError, Pending, RELEASE_MAX, Releasing};
 use crate::engine::catching::{Reader, Stand};
+use crate::engine::group::reached;
 use crate::engine::message::{Assigned, Committed, Control, LaneId, Reading};
 use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{Assignment, Command};
-use crate::model::{Offset, SinkSet, TopicPartition};
+use crate::model::{Classify, Offset, SinkSet, TopicPartition};
 use crate::sink::Store;
 
 impl Engine {
@@ -49,10 +50,13 @@ impl Engine {
     pub(super) async fn on_answer(&mut self, answer: Answer) -> Result<(), EngineError> {
         match answer {
             Answer::Given { partitions, committed: Ok(committed), .. } => {
+                self.unread = None;
                 self.take_up(partitions, &committed).await
             }
             Answer::Given { partitions, attempt, committed: Err(error) } => {
-                self.say(None, &format!("committed offsets could not be read: {}", chain(&error)));
+                let message = format!("committed offsets could not be read: {}", chain(&error));
+                self.say(None, &message);
+                self.unread = Some((message, error.hint().map(|hint| hint.into_owned())));
                 let left: Vec<TopicPartition> =
                     partitions.into_iter().filter(|source| self.asking.contains(source)).collect();
                 if !left.is_empty() {
@@ -70,9 +74,9 @@ impl Engine {
                 Ok(())
             }
             Answer::Others(committed) => {
-                for (source, (offset, _)) in committed {
+                for (source, (offset, metadata)) in committed {
                     let end = self.until.as_ref().and_then(|until| until.get(&source));
-                    if end.is_some_and(|end| offset >= *end) {
+                    if end.is_some_and(|end| reached(offset, &metadata) >= *end) {
                         for lane in self.lanes_of(&source.topic) {
                             self.done.insert((lane, source.clone()));
                         }

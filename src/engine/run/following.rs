@@ -15,6 +15,13 @@ use crate::model::{TopicName, TopicPartition};
 use crate::sink::Store;
 use crate::status::About;
 
+/// Looks in a row that do not find a topic, until the lane that it has for itself ends: brokers that start, or whose
+/// rights are being changed, may not name all of them at once.
+const GONE_LOOKS: u32 = 3;
+
+/// Topics of `per_topic` routes, by the route's place, that are not there; and for how many looks.
+pub type Gone = BTreeMap<(usize, TopicName), u32>;
+
 impl Engine {
     /// Starts the lanes of all routes, and subscribes to their topics.
     pub(super) async fn start(
@@ -82,6 +89,9 @@ impl Engine {
         is_later: bool,
     ) -> Result<(), EngineError> {
         let matched = matched(&self.routes, &self.others, names);
+        if is_later {
+            self.end_gone(&matched).await;
+        }
         let mut found: BTreeMap<LaneId, BTreeMap<TopicName, Seen>> = BTreeMap::new();
         let mut shared: BTreeMap<TopicPartition, Committed> = BTreeMap::new();
         for (index, topics) in matched.iter().enumerate() {
@@ -127,6 +137,46 @@ impl Engine {
         self.ask(shared).await
     }
 
+    /// Ends the lanes of topics that are gone for good. If one comes back, it gets another lane, which finds in the logs of
+    /// its sinks whether it is the same topic. Sinks without a store of their own have no log that says so: their lanes
+    /// stay, and know it.
+    async fn end_gone(&mut self, matched: &[BTreeSet<TopicName>]) {
+        for (index, topic) in count_looks(&mut self.gone, self.topic_lanes.keys(), matched) {
+            let Some(lane) = self.topic_lanes.get(&(index, topic.clone())).copied() else {
+                continue;
+            };
+            // One that has stopped tells why until a person has seen it.
+            let is_kept = self.stopped.contains(&lane) || self.stores[lane.0] == Store::Group;
+            if is_kept || self.has_any_of(&topic) {
+                continue;
+            }
+            self.topic_lanes.remove(&(index, topic.clone()));
+            self.gone.remove(&(index, topic.clone()));
+            self.followed.remove(&(index, topic.clone()));
+            if let Some(lanes) = self.by_topic.get_mut(&topic) {
+                lanes.retain(|other| *other != lane);
+                if lanes.is_empty() {
+                    self.by_topic.remove(&topic);
+                }
+            }
+            self.end_catch_up(lane);
+            self.looking.remove(&lane);
+            self.expected.retain(|(other, _, _), _| *other != lane);
+            self.leaving.insert(lane);
+            info!(route = self.names[lane.0], topic = topic.as_str(), "the topic is gone, and its lane ends");
+            self.tell(lane, Control::Drain).await;
+        }
+    }
+
+    /// Is a partition of this topic ours, or on its way?
+    fn has_any_of(&self, topic: &TopicName) -> bool {
+        let is_of = |source: &TopicPartition| source.topic == *topic;
+        self.group.owned().any(is_of)
+            || self.asking.iter().any(is_of)
+            || self.pending.keys().any(is_of)
+            || self.releasing.iter().any(|releasing| releasing.partitions.iter().any(is_of))
+    }
+
     /// The inboxes of lanes that the source does not know yet, by the lane's place.
     fn unconnected(&mut self) -> Vec<(usize, Box<dyn Outlet>)> {
         let known = std::mem::replace(&mut self.connected, self.lanes.len());
@@ -143,7 +193,11 @@ impl Engine {
         match route.instance(topic) {
             Ok(instance) => {
                 let name = instance.name.clone();
-                self.start_lane(&name, index, store(&instance), async move { factory.parts(&instance).await })
+                let store = store(&instance);
+                let lane =
+                    self.start_lane(&name, index, store, async move { factory.parts(&instance).await });
+                self.topic_lanes.insert((index, topic.clone()), lane);
+                lane
             }
             Err(error) => {
                 let stop = Stop {
@@ -157,6 +211,28 @@ impl Engine {
             }
         }
     }
+}
+
+/// Takes in one more look at the topics that are there. Returns those that were missing for so many looks in a row that
+/// they are gone; they come again at the next look, unless they are removed from `gone`.
+fn count_looks<'a>(
+    gone: &mut Gone,
+    known: impl Iterator<Item = &'a (usize, TopicName)>,
+    matched: &[BTreeSet<TopicName>],
+) -> Vec<(usize, TopicName)> {
+    let is_there = |(index, topic): &(usize, TopicName)| {
+        matched.get(*index).is_some_and(|topics| topics.contains(topic))
+    };
+    gone.retain(|key, _| !is_there(key));
+    let mut ready = Vec::new();
+    for key in known.filter(|key| !is_there(key)) {
+        let looks = gone.entry(key.clone()).or_insert(0);
+        *looks = looks.saturating_add(1);
+        if *looks >= GONE_LOOKS {
+            ready.push(key.clone());
+        }
+    }
+    ready
 }
 
 /// Where the positions of a route's sinks are: `Group` if one of them has no store of its own.
@@ -177,4 +253,30 @@ fn patience(route: &Route) -> Duration {
     });
     let age_max = rolls.fold(route.batch.age_max, Duration::max);
     age_max.saturating_mul(4).saturating_add(PATIENCE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_is_gone_after_some_looks_in_a_row() {
+        let topics = |names: &[&str]| names.iter().map(|name| TopicName::new(name)).collect::<BTreeSet<_>>();
+        let lanes: Vec<(usize, TopicName)> =
+            [(1, "a"), (1, "b"), (2, "a")].map(|(index, name)| (index, TopicName::new(name))).to_vec();
+        let mut gone = Gone::new();
+        let mut look = |of_1: &[&str], of_2: &[&str]| {
+            count_looks(&mut gone, lanes.iter(), &[topics(&["c"]), topics(of_1), topics(of_2)])
+        };
+        assert!(look(&["a", "b"], &["a"]).is_empty());
+        assert!(look(&["a"], &["a"]).is_empty());
+        assert!(look(&["a"], &["a"]).is_empty());
+        // It was there in between.
+        assert!(look(&["a", "b"], &[]).is_empty());
+        for _ in 1..GONE_LOOKS - 1 {
+            assert!(look(&["a"], &[]).is_empty());
+        }
+        assert_eq!(look(&["a"], &[]), [lanes[2].clone()]);
+        assert_eq!(look(&["a"], &[]), [lanes[1].clone(), lanes[2].clone()]);
+    }
 }

@@ -78,6 +78,15 @@ pub fn delete_records(services: &Services, topic: &str, partition: i32, offset: 
     }
 }
 
+pub fn delete_topic(services: &Services, topic: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    for deleted in runtime.block_on(admin.delete_topics(&[topic], &options)).unwrap() {
+        deleted.unwrap();
+    }
+}
+
 /// Registers an Avro schema and returns its id.
 pub fn register(services: &Services, subject: &str, schema: &Value) -> u32 {
     register_body(services, subject, &json!({"schema": schema.to_string()}))
