@@ -85,6 +85,10 @@ pub const ALL: &[Point] = &[
     step("lane.drained", "a lane has flushed all; the engine does not know"),
     step("engine.drained", "all lanes are drained; the last commit is not sent"),
     step("engine.leaving", "the last commit is answered; the group is not left"),
+    reply("file.entry.adopted", "the positions of another owner were taken over; that one commits no more"),
+    step("reset.moving", "`offsets reset` has found nobody in the group, and has moved nothing"),
+    reply("reset.log.moved", "`offsets reset` has moved what stands in one more directory; the group follows later"),
+    reply("reset.group.moved", "`offsets reset` has moved the group's offsets, and does not know"),
 ];
 
 #[cfg(debug_assertions)]

@@ -507,12 +507,12 @@ pub fn registry_of(route: &Route, registry: Arc<dyn Registry>) -> Arc<dyn Regist
     let is_allowed = move |subject: &str| {
         named.iter().any(|name| name == subject)
             || sides.iter().any(|side| {
-            let topic = match side {
-                Side::Value => subject.strip_suffix("-value"),
-                Side::Key => subject.strip_suffix("-key"),
-            };
-            topic.is_some_and(|topic| topics.matches(&TopicName::new(topic)))
-        })
+                let topic = match side {
+                    Side::Value => subject.strip_suffix("-value"),
+                    Side::Key => subject.strip_suffix("-key"),
+                };
+                topic.is_some_and(|topic| topics.matches(&TopicName::new(topic)))
+            })
     };
     Arc::new(Allowed::new(registry, is_allowed))
 }

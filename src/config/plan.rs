@@ -99,7 +99,15 @@ impl Registry {
     /// A registry that needs no login and no certificates, without a cache on disk.
     pub fn at(url: String, timeout: Duration) -> Self {
         let refresh = Self::REFRESH;
-        Self { urls: vec![url], login: None, ca_file: None, client_certificate: None, timeout, refresh, cache_dir: None }
+        Self {
+            urls: vec![url],
+            login: None,
+            ca_file: None,
+            client_certificate: None,
+            timeout,
+            refresh,
+            cache_dir: None,
+        }
     }
 }
 

@@ -7,8 +7,8 @@ use super::form::{self, Registered};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    AllowIds, BadRecords, BatchLimits, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema, RegistryForm, Route, Sink,
-    Target, Tombstones, ValueForm, View,
+    AllowIds, BadRecords, BatchLimits, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema, RegistryForm,
+    Route, Sink, Target, Tombstones, ValueForm, View,
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};

@@ -498,4 +498,6 @@ impl Engine {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;

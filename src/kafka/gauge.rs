@@ -41,10 +41,14 @@ impl Budget {
     }
 }
 
+/// A lane that was full goes on when it holds a fourth of its share: that is half of what it held, as its share grows
+/// while it empties, and is twice as large by then.
+const ROOM_AGAIN: usize = 4;
+
 /// Bytes held for one lane, out of the budget of all.
 ///
-/// Fetching pauses when a lane holds its share and resumes below half of it: pausing drops what librdkafka has
-/// prefetched, so flapping would fetch everything twice.
+/// Fetching pauses when a lane holds its share and resumes when half of that is gone: pausing drops what librdkafka has
+/// prefetched (up to `queued.max.messages.kbytes`), which is fetched again each time.
 #[derive(Debug)]
 pub struct Gauge {
     route: String,
@@ -114,7 +118,7 @@ impl Gauge {
 
     /// Low enough to go on after it was full.
     pub fn has_room_again(&self) -> bool {
-        self.used() <= self.budget.share() / 2
+        self.used() <= self.budget.share() / ROOM_AGAIN
     }
 
     pub fn used(&self) -> usize {
@@ -163,8 +167,11 @@ mod tests {
         }
         assert_eq!(gauge.used(), 200);
         assert!(!gauge.has_room_again());
+        held.truncate(11);
+        assert!(!gauge.is_full() && !gauge.has_room_again());
+        // Half of what it held when it was full.
         held.truncate(10);
-        assert!(!gauge.is_full());
+        assert!(gauge.has_room_again());
         held.clear();
         assert!(gauge.has_room_again());
         assert_eq!((gauge.used(), budget.used()), (0, 0));
@@ -183,6 +190,24 @@ mod tests {
         assert_eq!(gauge.next_pace(Pace::Slow(now), later), Pace::Slow(now));
         drop(held);
         assert_eq!(gauge.next_pace(Pace::Slow(now), later), Pace::Flowing);
+    }
+
+    /// Also beside others that stay full.
+    #[test]
+    fn a_lane_goes_on_when_half_of_what_it_held_is_gone() {
+        let budget = Budget::new(7000);
+        let lanes: Vec<Arc<Gauge>> = (0..3).map(|_| Gauge::new("r", &budget)).collect();
+        let mut held: Vec<Vec<Charge>> = lanes.iter().map(|_| Vec::new()).collect();
+        while lanes.iter().any(|lane| !lane.is_full()) {
+            for (lane, held) in lanes.iter().zip(&mut held).filter(|(lane, _)| !lane.is_full()) {
+                held.push(Charge::new(lane.clone(), 10));
+            }
+        }
+        let most = lanes[0].used();
+        while !lanes[0].has_room_again() {
+            held[0].pop();
+        }
+        assert!(lanes[0].used().abs_diff(most / 2) <= 10, "{} of {most}", lanes[0].used());
     }
 
     /// However many lanes are full and stay so, one more finds room, and the budget holds.

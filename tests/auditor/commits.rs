@@ -48,6 +48,11 @@ impl Move {
         self.reason == "lost"
     }
 
+    /// The brokers have lost a part, or an operator wants it once more.
+    fn may_lead_back(&self) -> bool {
+        self.is_lost() || self.reason == "reset"
+    }
+
     /// Over what was read.
     pub fn is_read(&self) -> bool {
         self.reason == "data" || self.reason == "idle"
@@ -183,7 +188,8 @@ impl Log {
         let mut followed = Followed::default();
         // What is below the last checkpoint but one may go; a removal that was interrupted leaves some of it.
         let kept = self.checkpoints.keys().rev().nth(1).copied().unwrap_or(0);
-        let is_there = |mut numbers: RangeInclusive<u64>| numbers.all(|number| self.entries.contains_key(&number));
+        let is_there =
+            |mut numbers: RangeInclusive<u64>| numbers.all(|number| self.entries.contains_key(&number));
         let (mut number, mut previous) = match self.entries.get(&0).filter(|_| is_there(0..=kept)) {
             Some((first, _)) => {
                 followed.is_whole = true;
@@ -263,7 +269,7 @@ impl Followed {
                 let range = step.range();
                 self.problems.push(format!("entry {number}: {range} does not begin at {stored}"));
             }
-            if step.start.is_some_and(|start| step.end.next < start) && !step.is_lost() {
+            if step.start.is_some_and(|start| step.end.next < start) && !step.may_lead_back() {
                 self.problems.push(format!("entry {number}: {} leads back", step.range()));
             }
             self.stand(&step.topic_id, &step.topic, step.partition, step.end.next);

@@ -178,7 +178,8 @@ impl Stand {
         self.launch(&["run", file], &[])
     }
 
-    fn launch(&mut self, arguments: &[&str], env: &[(&str, &str)]) -> Result<Instance, String> {
+    /// The program, with these arguments.
+    pub fn launch(&mut self, arguments: &[&str], env: &[(&str, &str)]) -> Result<Instance, String> {
         self.starts += 1;
         let log = self.place().join(format!("instance-{}.log", self.starts));
         let output = self.place().join(format!("instance-{}.out", self.starts));

@@ -40,8 +40,19 @@ const LAYERS: [(&str, &[&str]); 16] = [
     (
         "cli",
         &[
-            "model", "render", "config", "status", "metrics", "kafka", "registry", "codec", "handler",
-            "sink", "engine", "admin",
+            "failpoint",
+            "model",
+            "render",
+            "config",
+            "status",
+            "metrics",
+            "kafka",
+            "registry",
+            "codec",
+            "handler",
+            "sink",
+            "engine",
+            "admin",
         ],
     ),
 ];

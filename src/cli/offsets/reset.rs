@@ -11,6 +11,7 @@ use crate::cli::standing::{Ground, Group, Instance, Place, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
 use crate::config::plan::Target;
 use crate::engine::message::Committed;
+use crate::failpoint;
 use crate::kafka::{Cluster, Commit};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicPartition};
@@ -102,6 +103,7 @@ pub async fn reset(options: &Options) -> Result<(), Failure> {
             anyhow!("the group or a sink has moved on meanwhile; nothing was changed, run it again").into()
         );
     }
+    failpoint::hit("reset.moving");
     // The group comes last: it only follows, but for sinks that have no other place, and those can be moved again.
     move_logs(&steps)?;
     for (place, commits) in commits {
@@ -277,6 +279,7 @@ fn move_logs(steps: &[Step<'_>]) -> anyhow::Result<()> {
     }
     for ((path, _), (seat, moves)) in moves {
         file::reset(path, &seat.claim, moves)?;
+        failpoint::check("reset.log.moved")?;
         print_text(&format!("sink {}: moved in `{}`\n", seat.sink.name, path.display()));
     }
     Ok(())
@@ -287,6 +290,7 @@ async fn move_group(group: &Group, commits: Vec<Commit>) -> anyhow::Result<()> {
         commits.iter().map(|commit| (commit.source.clone(), commit.next)).collect();
     let failed = "the group's offsets could not be moved; run the command again";
     group.cluster.commit(commits).await.context(failed)?;
+    failpoint::check("reset.group.moved").context(failed)?;
     let sources: Vec<TopicPartition> = wanted.keys().cloned().collect();
     if sources.is_empty() {
         return Ok(());

@@ -47,7 +47,7 @@ pub const ALL: &[Scenario] = &[
     },
 ];
 
-const VARIABLE: &str = "SIDESTREAM_FAILPOINT";
+pub const VARIABLE: &str = "SIDESTREAM_FAILPOINT";
 
 /// Where the table of points is. Nothing of the program is linked here.
 const SOURCE: &str = include_str!("../../../src/failpoint.rs");
@@ -101,6 +101,8 @@ enum Setup {
     Leftover(&'static str),
     /// Some thousand entries.
     Entries,
+    /// What a person does beside a run: not here, but in `operators.rs`.
+    Operator,
 }
 
 fn setup(name: &str) -> Setup {
@@ -112,6 +114,8 @@ fn setup(name: &str) -> Setup {
         "file.orphan.removed" => Setup::Leftover("file.data.synced"),
         "file.temporary.removed" => Setup::Leftover("file.entry.synced"),
         "file.checkpoint.created" | "file.entry.removed" => Setup::Entries,
+        "file.entry.adopted" => Setup::Operator,
+        name if name.starts_with("reset.") => Setup::Operator,
         _ => Setup::Start,
     }
 }
@@ -200,8 +204,8 @@ fn rounds(
 ) -> Vec<Round> {
     let mut rounds = Vec::new();
     let chosen = std::env::var(CHOICE).unwrap_or_default();
-    let points = points().into_iter().filter(|point| point.name.starts_with(&chosen));
-    for point in points.filter(is_wanted) {
+    let is_here = |point: &Point| setup(point.name) != Setup::Operator && point.name.starts_with(&chosen);
+    for point in points().into_iter().filter(is_here).filter(is_wanted) {
         rounds.push(Round { point, nth: 1, action });
         if !is_rare(point.name) {
             rounds.push(Round { point, nth: random.u64(2..=NTH_MAX), action });
@@ -305,7 +309,7 @@ fn disturb(stand: &mut Stand, round: &Round) -> Result<Duration, String> {
     let mut armed = stand.start(&[(VARIABLE, round.variable().as_str())])?;
     let mut other = None;
     match setup(round.point.name) {
-        Setup::Start | Setup::Leftover(_) | Setup::Entries => {}
+        Setup::Start | Setup::Leftover(_) | Setup::Entries | Setup::Operator => {}
         Setup::Drain => {
             stand.await_growth(seen, slice::from_mut(&mut armed))?;
             armed.signal("TERM");
@@ -364,7 +368,7 @@ fn await_action(instance: &mut Instance, name: &str, action: Action, limit: Dura
 }
 
 /// The state of a process as the kernel has it; `T` is stopped. `None` where there is no `/proc`, or no process.
-fn state(id: u32) -> Option<char> {
+pub fn state(id: u32) -> Option<char> {
     let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
     // The name of the program, in parentheses, may hold anything.
     stat.rsplit_once(')')?.1.trim_start().chars().next()

@@ -20,6 +20,7 @@ pub const REFRESH: Duration = Duration::from_millis(300);
 /// A route of plain text from one topic into JSON Lines below `out/<name>`.
 pub struct Route {
     name: String,
+    topic: String,
     start: String,
     batch: String,
     more: String,
@@ -32,6 +33,7 @@ impl Route {
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
+            topic: name.to_owned(),
             start: "earliest".to_owned(),
             batch: "{max_rows: 200, max_age: 50ms}".to_owned(),
             more: String::new(),
@@ -41,6 +43,11 @@ impl Route {
                 "{{all: {{jsonl: {{path: out/{name}, roll: {{max_rows: 500, max_age: 100ms}}}}}}}}"
             ),
         }
+    }
+
+    /// From another topic than the one of its name.
+    pub fn of_topic(self, topic: &str) -> Self {
+        Self { topic: topic.to_owned(), ..self }
     }
 
     pub fn starting(self, start: &str) -> Self {
@@ -67,8 +74,8 @@ impl Route {
     }
 
     fn text(&self, lab: &Lab) -> String {
-        let Self { name, start, batch, more, value, sinks } = self;
-        let topic = lab.topic(name);
+        let Self { name, topic, start, batch, more, value, sinks } = self;
+        let topic = lab.topic(topic);
         format!(
             "  {name}:\n    topics: [{topic}]\n    value: {value}\n    start: {start}\n    batch: {batch}\n{more}    \
              sinks: {sinks}\n"

@@ -12,6 +12,7 @@ mod kills;
 mod lab;
 mod machine;
 mod members;
+mod operators;
 mod registry;
 mod soak;
 mod tools;
@@ -92,10 +93,11 @@ pub struct Tally {
 
 /// All scenarios, in the order of the table.
 fn all() -> Vec<&'static Scenario> {
-    let parts: [&'static [Scenario]; 9] = [
+    let parts: [&'static [Scenario]; 10] = [
         kills::ALL,
         failpoints::ALL,
         members::ALL,
+        operators::ALL,
         brokers::ALL,
         registry::ALL,
         data::ALL,

@@ -41,6 +41,8 @@ pub struct Log {
     /// For every offset the leader epoch of its record; none where compaction or a control record left a gap.
     slots: Vec<Option<i32>>,
     pub epoch: i32,
+    /// The end it had before it was cut off, if that was later.
+    pub former_end: i64,
 }
 
 impl Log {
@@ -139,6 +141,16 @@ impl Cluster {
     /// Another leader.
     pub fn elect(&mut self, source: &TopicPartition) {
         self.log_mut(source).epoch += 1;
+    }
+
+    /// A replica that lags becomes leader: the last records are gone. Returns where the partition ends now.
+    pub fn truncate(&mut self, source: &TopicPartition, dice: &mut Dice) -> i64 {
+        let log = self.log_mut(source);
+        log.former_end = log.end().max(log.former_end);
+        let end = (log.end() - dice.roll(12) as i64).max(log.first);
+        log.slots.truncate(end as usize);
+        log.epoch += 1;
+        end
     }
 
     /// Retention deletes from the front.

@@ -1,17 +1,20 @@
 //! The world around the core: who does what next, what fails, and what has to hold.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
+use sidestream::config::plan::OnDataLoss;
 use sidestream::kafka::Commit;
 use sidestream::model::metadata::{GroupMetadata, IdentityHash};
-use sidestream::model::{Move, Positions, Reason, Start, TopicPartition};
+use sidestream::model::{Move, Offset, Positions, Reason, Start, TopicPartition};
 
-use super::Flaw;
 use super::cluster::{Cluster, Dice};
 use super::instance::{Instance, LANES};
 use super::lane::{GROUP_IDENTITY, Setback};
 use super::targets::{Delivered, Feed, Row, Target, is_bad};
+use super::{Flaw, Scope};
+
+mod operators;
 
 /// The target of the dead letters.
 pub const LETTERS: usize = 2;
@@ -19,11 +22,20 @@ pub const LETTERS: usize = 2;
 /// Steps of one seed.
 pub const STEPS: usize = 400;
 
+/// What is added to a partition at once, in place of one append: sinks are to be far behind.
+const APPENDS_WHOLE: usize = 4;
+
 /// Rounds until everything has to be read; partitions have some hundreds of offsets.
 const ROUNDS_MAX: usize = 500;
 
 /// Batches of a lane in one such round.
 const BATCHES: usize = 5;
+
+/// What an instance may do in a step, and what may be done to it.
+const ACTIONS: u64 = 16;
+const ACTIONS_WHOLE: u64 = 24;
+const DISTURBANCES: u64 = 8;
+const DISTURBANCES_WHOLE: u64 = 10;
 
 /// Steps that are shown when a seed fails.
 const SHOWN: usize = 30;
@@ -36,6 +48,10 @@ pub struct Outside {
     pub delivered: Delivered,
     pub start: Start,
     pub now: Instant,
+    pub scope: Scope,
+    pub on_data_loss: OnDataLoss,
+    /// The name under which the latest deployment writes.
+    owner: u64,
     pub flaw: Option<Flaw>,
     /// Nothing fails any more.
     pub is_calm: bool,
@@ -46,25 +62,40 @@ impl Outside {
         !self.is_calm && self.dice.one_in(sides)
     }
 
-    /// Rows and moves of a sink whose target compares. An error says nothing of what was done.
-    pub fn write_own(&mut self, place: usize, moves: &[Move], rows: &[Row]) -> Result<Positions, Setback> {
-        if self.fails(12) {
-            return Err(Setback);
+    /// Where `owner` stands in a target.
+    pub fn read_own(&mut self, (place, owner): (usize, u64)) -> Result<Positions, Setback> {
+        if self.fails(20) {
+            return Err(Setback::Passes);
         }
+        self.targets[place].open(owner, self.flaw)
+    }
+
+    /// Rows and moves of a sink whose target compares. An error says nothing of what was done.
+    pub fn write_own(
+        &mut self,
+        (place, owner): (usize, u64),
+        moves: &[Move],
+        rows: &[Row],
+    ) -> Result<Positions, Setback> {
+        if self.fails(12) {
+            return Err(Setback::Passes);
+        }
+        self.check_loss(moves);
         let target = &mut self.targets[place];
-        target.apply(moves, rows, &self.cluster, self.flaw).map_err(|_| Setback)?;
+        target.apply(owner, (moves, rows), &self.cluster, self.flaw)?;
         if place < LETTERS {
             self.check_letters(place, moves);
         }
         if self.fails(12) {
             // Done, and the reply is lost.
-            return Err(Setback);
+            return Err(Setback::Passes);
         }
-        Ok(self.targets[place].positions.clone())
+        self.targets[place].positions_of(owner)
     }
 
     /// Rows of a sink whose target keeps no positions: some of them may have arrived whatever the answer is.
     pub fn write_group(&mut self, moves: &[Move], rows: &[Row]) -> Result<(), Setback> {
+        self.check_loss(moves);
         let is_failing = self.fails(8);
         let count = if is_failing { self.dice.pick(rows.len() + 1) } else { rows.len() };
         self.delivered.take(&rows[..count]);
@@ -74,30 +105,48 @@ impl Outside {
                 self.delivered.lose(step, &self.cluster);
             }
         }
-        if is_failing { Err(Setback) } else { Ok(()) }
+        if is_failing { Err(Setback::Passes) } else { Ok(()) }
     }
 
-    /// No bad record that is nowhere lies behind a sibling of the dead letters.
+    /// Nothing is passed over as lost before somebody has said so.
+    fn check_loss(&self, moves: &[Move]) {
+        let lost = moves.iter().find(|step| step.reason == Reason::Lost);
+        assert!(self.on_data_loss == OnDataLoss::Continue || lost.is_none(), "{lost:?} is passed over");
+    }
+
+    /// No bad record that is nowhere lies behind a sibling of the dead letters, which it has moved past by itself: where it
+    /// began later, was moved on by an operator, or has lost records, the dead letters come at their own pace.
     fn check_letters(&self, place: usize, moves: &[Move]) {
+        let target = &self.targets[place];
         for step in moves {
-            let settled = self.targets[LETTERS].next(&step.key);
-            let (Some(settled), Some(next)) = (settled, self.targets[place].next(&step.key)) else {
+            let (Some(settled), Some(next)) = (self.targets[LETTERS].next(&step.key), target.next(&step.key))
+            else {
                 continue;
             };
             let log = self.cluster.log(&step.key);
             let mut passed = log.records(settled.get().max(log.first), next.get());
-            let nowhere = passed.find(|(offset, _)| is_bad(*offset));
+            let nowhere =
+                passed.find(|(offset, _)| is_bad(*offset) && !target.is_left_out(&step.key, *offset));
             assert_eq!(nowhere, None, "moved past a bad record of {:?} that is nowhere", step.key);
         }
     }
 
-    /// Takes a commit of a member: never more than is durable, nothing of somebody else's.
-    pub fn commit(&mut self, member: usize, commit: &Commit) -> bool {
+    /// Where the group has the sink that has no other place.
+    fn stands_of_group(&self, source: &TopicPartition) -> Option<Offset> {
+        let (next, text) = self.cluster.committed.get(source)?;
+        let metadata = GroupMetadata::parse(text).unwrap();
+        Some(metadata.position(&IdentityHash::of(GROUP_IDENTITY)).unwrap_or(*next))
+    }
+
+    /// Takes a commit of a member: never more than is durable where nothing catches up (`apart`), nothing of somebody
+    /// else's.
+    pub fn commit(&mut self, member: usize, commit: &Commit, apart: &BTreeSet<usize>) -> bool {
         if !self.cluster.commit(member, commit) {
             return false;
         }
         let key = self.cluster.key(&commit.source).unwrap();
-        for (place, target) in self.targets.iter().enumerate() {
+        let front = self.targets.iter().enumerate().filter(|(place, _)| !apart.contains(place));
+        for (place, target) in front {
             let durable = target.next(&key);
             assert!(
                 durable.is_some_and(|durable| commit.next <= durable),
@@ -120,11 +169,20 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, flaw: Option<Flaw>, is_shown: bool) -> Self {
+    pub fn new(seed: u64, scope: Scope, flaw: Option<Flaw>, is_shown: bool) -> Self {
         let mut dice = Dice(seed);
-        let cluster = Cluster::new(&mut dice);
+        let mut cluster = Cluster::new(&mut dice);
         let start = if dice.one_in(3) { Start::Latest } else { Start::Earliest };
         let instance_count = 1 + dice.pick(3);
+        let mut on_data_loss = OnDataLoss::Continue;
+        if scope == Scope::Whole {
+            for source in cluster.sources() {
+                (0..APPENDS_WHOLE).for_each(|_| cluster.append(&source, &mut dice));
+            }
+            if dice.one_in(4) {
+                on_data_loss = OnDataLoss::Stop;
+            }
+        }
         let feeds = [Feed::Good, Feed::Good, Feed::Letters, Feed::All];
         Self {
             outside: Outside {
@@ -134,10 +192,13 @@ impl World {
                 delivered: Delivered::default(),
                 start,
                 now: Instant::now(),
+                scope,
+                on_data_loss,
+                owner: 0,
                 flaw,
                 is_calm: false,
             },
-            instances: (0..instance_count).map(|member| Instance::new(member, flaw)).collect(),
+            instances: (0..instance_count).map(|member| Instance::new(member, scope, flaw, 0)).collect(),
             shown: is_shown.then(VecDeque::new),
             step_count: 0,
         }
@@ -177,7 +238,8 @@ impl World {
         }
         let index = self.outside.dice.pick(self.instances.len());
         let place = self.outside.dice.pick(LANES);
-        let action = self.outside.dice.roll(16);
+        let actions = if self.outside.scope == Scope::Whole { ACTIONS_WHOLE } else { ACTIONS };
+        let action = self.outside.dice.roll(actions);
         self.note(|| format!("instance {index}, lane {place}, action {action}"));
         let Self { outside, instances, .. } = self;
         let instance = &mut instances[index];
@@ -185,6 +247,8 @@ impl World {
             return;
         }
         outside.now += Duration::from_millis(outside.dice.roll(60));
+        // A lane does what it was told before anything else.
+        instance.lanes[place].obey_all(outside);
         match action {
             0 => instance.ask_committed(outside),
             1 => instance.hear(outside),
@@ -201,11 +265,18 @@ impl World {
             13 => instance.send_commit(),
             14 => instance.finish_commit(outside),
             // What a lane does whenever something has happened.
-            _ => (0..LANES).for_each(|place| {
+            15 => (0..LANES).for_each(|place| {
+                instance.lanes[place].obey_all(outside);
                 instance.lanes[place].recover(outside);
                 instance.lanes[place].resume(outside);
                 instance.lanes[place].batch(outside);
             }),
+            16..=18 => instance.look(outside),
+            19 | 20 => instance.fetch_behind_any(outside),
+            21 if outside.dice.one_in(3) => instance.on_held(place, outside),
+            22 if outside.dice.one_in(5) => instance.lose_reader(place, outside),
+            // Time passes.
+            _ => {}
         }
         instance.collect();
         // The engine is faster than its lanes, mostly.
@@ -220,8 +291,14 @@ impl World {
         let source = sources[self.outside.dice.pick(sources.len())].clone();
         let action = self.outside.dice.roll(24);
         self.note(|| format!("brokers, {source}, action {action}"));
-        let Outside { dice, cluster, now, .. } = &mut self.outside;
+        let is_cut_off = self.outside.scope == Scope::Whole && self.is_cut_off(&source);
+        let Outside { dice, cluster, now, scope, .. } = &mut self.outside;
         match action {
+            // What is written before anybody looks is passed over, or taken for what was there: documented limits.
+            0..=11 if is_cut_off => {}
+            0..=11 if *scope == Scope::Whole => {
+                (0..APPENDS_WHOLE).for_each(|_| cluster.append(&source, dice));
+            }
             0..=11 => cluster.append(&source, dice),
             12 | 13 => cluster.elect(&source),
             14 => cluster.expire(&source, dice),
@@ -241,14 +318,12 @@ impl World {
 
     fn disturb(&mut self) {
         let index = self.outside.dice.pick(self.instances.len());
-        let action = self.outside.dice.roll(8);
+        let actions = if self.outside.scope == Scope::Whole { DISTURBANCES_WHOLE } else { DISTURBANCES };
+        let action = self.outside.dice.roll(actions);
         self.note(|| format!("instance {index} is disturbed, action {action}"));
         match action {
             // kill -9: whatever is in memory is gone.
-            0 => {
-                self.outside.cluster.owner.retain(|_, owner| *owner != index);
-                self.instances[index] = Instance::new(index, self.outside.flaw);
-            }
+            0 => self.restart(index),
             // SIGSTOP, and its session may end before it goes on.
             1 => self.instances[index].is_asleep = true,
             2 if self.instances[index].is_asleep => {
@@ -256,8 +331,17 @@ impl World {
             }
             3 => self.instances[index].is_asleep = false,
             4 if !self.instances[index].is_asleep => self.instances[index].learn(&mut self.outside),
+            DISTURBANCES => self.maintain(),
+            9 => self.rename(index),
             _ => self.rebalance(index),
         }
+    }
+
+    /// An instance is gone, and another one of the latest deployment is there in its place.
+    fn restart(&mut self, index: usize) {
+        let Outside { cluster, scope, flaw, owner, .. } = &mut self.outside;
+        cluster.owner.retain(|_, owner| *owner != index);
+        self.instances[index] = Instance::new(index, *scope, *flaw, *owner);
     }
 
     /// A partition goes to another member.
@@ -293,6 +377,9 @@ impl World {
             instance.is_asleep = false;
             instance.learn(&mut self.outside);
         }
+        if self.outside.scope == Scope::Whole {
+            self.look_after_all();
+        }
         for source in self.outside.cluster.sources() {
             self.hand_over(source, to);
         }
@@ -321,9 +408,14 @@ impl World {
         let is_read = |source: &TopicPartition| {
             let key = outside.cluster.key(source).unwrap();
             let end = outside.cluster.log(&key).end();
-            let committed = outside.cluster.committed.get(source);
+            let committed = outside.cluster.committed.get(source).map(|(next, _)| *next);
+            // What was committed of records that are gone stays: commits never go back. Nor do they wait for a sink that
+            // catches up.
+            let most = outside.cluster.log(&key).former_end.max(end);
+            let is_end = |next: Offset| (end..=most).contains(&next.get());
             outside.targets.iter().all(|target| target.next(&key).is_some_and(|next| next.get() == end))
-                && committed.is_some_and(|(next, _)| next.get() == end)
+                && committed.is_some_and(is_end)
+                && outside.stands_of_group(source).is_some_and(is_end)
         };
         outside.cluster.sources().iter().all(is_read)
             && self.instances[to].lanes.iter().all(|lane| lane.is_idle())
@@ -338,7 +430,9 @@ impl World {
         }
         for lane in self.instances.iter_mut().flat_map(|instance| &mut instance.lanes) {
             lane.inbox.clear();
-            assert_eq!(lane.held(), 0, "a lane without partitions or with nothing left to read holds bytes");
+            lane.behind_inbox.clear();
+            let held = lane.held() + lane.behind_held();
+            assert_eq!(held, 0, "a lane without partitions or with nothing left to read holds bytes");
         }
     }
 }
@@ -346,15 +440,20 @@ impl World {
 /// All that one instance can do, once.
 fn round(instance: &mut Instance, outside: &mut Outside) {
     instance.ask_committed(outside);
-    for place in 0..LANES {
-        instance.lanes[place].recover(outside);
-        instance.lanes[place].resume(outside);
+    if outside.scope == Scope::Whole {
+        instance.look(outside);
+    }
+    for lane in &mut instance.lanes {
+        lane.obey_all(outside);
+        lane.recover(outside);
+        lane.resume(outside);
     }
     instance.hear_all(outside);
     instance.finish_commit(outside);
     instance.fetch_all(outside);
     for lane in &mut instance.lanes {
-        while !lane.inbox.is_empty() && lane.is_running() {
+        lane.obey_all(outside);
+        while lane.has_chunks() {
             lane.deliver(outside);
         }
         (0..BATCHES).for_each(|_| lane.batch(outside));
