@@ -7,10 +7,10 @@
 //! kafka → engine → registry → codec → handler → sink → engine (commit) → kafka
 //! ```
 //!
-//! `model` holds the nouns that flow, `render` shows values as text, `cores` spreads work over free cores, `repeat`
-//! limits what is logged again and again, `failpoint` is for tests; `config` turns `routes.yaml` into a
-//! plan, `status` keeps what the program tells of itself, from which `metrics` and `admin` make pages, `cli` builds
-//! concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
+//! `model` holds the nouns that flow, `render` shows values as text, `encode` writes rows in formats with schemas,
+//! `cores` spreads work over free cores, `repeat` limits what is logged again and again, `failpoint` is for tests;
+//! `config` turns `routes.yaml` into a plan, `status` keeps what the program tells of itself, from which `metrics` and
+//! `admin` make pages, `cli` builds concrete things and hands them to the engine. `docs/ARCHITECTURE.md` is the map.
 
 pub mod cores;
 pub mod failpoint;
@@ -26,6 +26,7 @@ pub mod config;
 pub mod kafka;
 
 pub mod codec;
+pub mod encode;
 pub mod handler;
 pub mod registry;
 pub mod render;

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use arrow::datatypes::{DataType, Field, Fields, IntervalUnit, SchemaRef};
+use arrow::datatypes::{DataType, Field, Fields, IntervalUnit, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use crate::admin::ListenError;
@@ -13,8 +13,8 @@ use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
 use crate::config::plan::{
-    AllowIds, FileFormat, Framing, Kafka, KeyForm, Plan, ReaderSchema, RegistryForm, Route, SchemaFormat,
-    Sink, Target, ValueForm,
+    AllowIds, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, RegistryForm, Route,
+    SchemaFormat, Sink, Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
@@ -23,7 +23,8 @@ use crate::model::{Classify, ClusterId, Hint, SchemaId, SchemaVersion, TopicName
 use crate::registry::{Allowed, RegisteredSchema, Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
-    Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat, Partitioning,
+    AvroFormat, Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
+    Partitioning,
 };
 use crate::sink::kafka::{KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
@@ -347,11 +348,23 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
                 all.map(|it| it.hint("Parquet has no such type: let the sink read a view without it")),
             );
         }
+        if let Target::Files { format: FileFormat::Avro { record_name, .. }, partition_by, .. } = &sink.target
+            && let Err(unfit) = AvroFormat::writer(&in_files(&bound.schema(sink), partition_by), record_name)
+        {
+            problems.extend(problem(format!("sink `{}`: {unfit}", sink.name)));
+        }
     }
     if problems.is_empty() { Ok(bound) } else { Err(problems) }
 }
 
-fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
+/// The columns that are left for files: those that partitions are named after are in the names of directories.
+fn in_files(rows: &SchemaRef, partition_by: &[PartitionBy]) -> SchemaRef {
+    let is_partition = |field: &Arc<Field>| partition_by.iter().any(|level| level.name == *field.name());
+    let fields: Fields = rows.fields().iter().filter(|field| !is_partition(field)).cloned().collect();
+    Arc::new(Schema::new(fields))
+}
+
+pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
     let Target::Kafka { topic, key, value } = &plan.target else {
         return None;
     };
@@ -423,6 +436,8 @@ fn expressions(sink: &Sink, rows: &SchemaRef) -> Result<Option<Expressions>, Vec
 pub struct Surroundings<'a> {
     pub kafka: &'a Kafka,
     pub cluster: &'a ClusterId,
+    /// For sinks that write with its schemas.
+    pub registry: Option<&'a Arc<dyn Registry>>,
 }
 
 /// Who a sink is to its target.
@@ -461,6 +476,9 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
                 FileFormat::Parquet => Box::new(ParquetFormat),
                 FileFormat::JsonLines => Box::new(JsonLinesFormat),
                 FileFormat::Csv => Box::new(CsvFormat),
+                FileFormat::Avro { codec, record_name } => {
+                    Box::new(AvroFormat { codec: *codec, record_name: record_name.clone() })
+                }
             };
             Box::new(FileSink::new(options, format))
         }
@@ -471,7 +489,8 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
         )),
         Target::Kafka { .. } => {
             let options = kafka_options(plan).ok_or_else(|| anyhow!("sink `{}` has no topic", plan.name))?;
-            Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options)?)
+            let registry = around.registry.cloned();
+            Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options, registry)?)
         }
     })
 }
@@ -582,7 +601,7 @@ routes:
         let mut ids = Vec::new();
         for (number, subject) in subjects.iter().enumerate() {
             let text = format!("{{\"type\": \"fixed\", \"name\": \"f\", \"size\": {}}}", number + 1);
-            ids.push((subject, client.register(subject, &text).await.unwrap()));
+            ids.push((subject, client.register(subject, SchemaFormat::Avro, &text).await.unwrap()));
         }
         let cases: [(&str, &[&str]); 4] = [
             ("topics: [t]", &subjects),

@@ -262,7 +262,7 @@ mod tests {
         let server = EmbeddedRegistry::start().await.unwrap();
         let registry =
             RegistryClient::new(&plan::Registry::at(server.url(), Duration::from_secs(5))).unwrap();
-        registry.register("t-value", FIRST).await.unwrap();
+        registry.register("t-value", plan::SchemaFormat::Avro, FIRST).await.unwrap();
         let current = registry.newest("t-value").await.unwrap();
         let candidate = parse("t-value=x.avsc").unwrap();
         let newest = newest(&candidate, text.to_owned(), Some(&current));

@@ -6,8 +6,13 @@ use clap::Args;
 
 use crate::codec::Side;
 use crate::config::plan::{Plan, ReaderSchema, Route};
+use crate::config::{Problem, Span};
 use crate::engine::chain;
+use crate::model::{Classify, Fault};
+use crate::registry::Registry;
+use crate::sink::kafka::examine;
 
+use super::build::Bound;
 use super::candidate::{self, Candidate};
 use super::{Failure, build, load};
 
@@ -53,13 +58,21 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             continue;
         };
         let mut is_bound = true;
+        let mut subjects = Vec::new();
         for instance in &instances {
             let bound = runtime.block_on(async {
                 let decoder = build::decoder(instance, registry.as_deref()).await?;
                 Ok::<_, build::ReaderError>(build::bind(instance, decoder).await)
             });
             match bound {
-                Ok(Ok(_)) => continue,
+                Ok(Ok(bound)) => {
+                    if let Some(registry) = registry.as_deref().filter(|_| !options.offline) {
+                        let (lines, found) = runtime.block_on(written_subjects(instance, &bound, registry));
+                        subjects.extend(lines);
+                        problems.extend(found);
+                    }
+                    continue;
+                }
                 Ok(Err(found)) => problems.extend(found),
                 Err(error) => unasked.push(error),
             }
@@ -67,6 +80,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         }
         if is_bound {
             print_route(route, &loaded.plan);
+            subjects.iter().for_each(|line| print_line(line));
         }
     }
     // All of them are told; the last one as what the command failed with, if nothing is wrong in the file.
@@ -82,6 +96,46 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         Some(error) => Err(Failure::Failed(error.into())),
         None => Ok(()),
     }
+}
+
+/// What the registry says of the schemas that the sinks of a route write with: lines to print, and problems.
+async fn written_subjects(
+    route: &Route,
+    bound: &Bound,
+    registry: &dyn Registry,
+) -> (Vec<String>, Vec<Problem>) {
+    let (mut lines, mut problems) = (Vec::new(), Vec::new());
+    for sink in &route.sinks {
+        let Some(options) = build::kafka_options(sink) else {
+            continue;
+        };
+        for examined in examine(registry, &options, &bound.schema(sink)).await {
+            let (name, part) = (&sink.name, examined.part);
+            let Some(subject) = examined.subject else {
+                lines.push(format!("  sink {name}: {part}s: a subject for each topic that rows name"));
+                continue;
+            };
+            match examined.problem {
+                None => lines.push(format!("  sink {name}: {part}s: subject {subject}, compatible")),
+                // It passes: nothing is wrong in the file.
+                Some(problem) if problem.fault() == Fault::Transient => {
+                    lines.push(format!(
+                        "  sink {name}: {part}s: subject {subject}, not asked: {}",
+                        chain(&problem)
+                    ));
+                }
+                Some(problem) => {
+                    let message = format!("route `{}`: sink `{name}`: {}", route.name, chain(&problem));
+                    let told = Problem::new(Span { line: 1, column: 1 }, message);
+                    problems.push(match problem.hint() {
+                        Some(hint) => told.hint(hint.into_owned()),
+                        None => told,
+                    });
+                }
+            }
+        }
+    }
+    (lines, problems)
 }
 
 /// The routes that can be bound before anything runs; `None` if they depend on topics nobody has named.

@@ -21,6 +21,7 @@ use serde_json::{Map, Value, json};
 use crate::codec::avro::encode;
 use crate::codec::avro::node::{Kind, Logical, Node};
 use crate::codec::frame;
+use crate::config::plan::SchemaFormat;
 use crate::engine::Watcher;
 use crate::kafka;
 use crate::model::{Hint, SchemaId};
@@ -136,7 +137,7 @@ async fn topics(registry: &dyn Registry, dir: &Path) -> anyhow::Result<BTreeMap<
         let id = if is_json {
             None
         } else {
-            let registered = registry.register(&format!("{topic}-value"), &text).await;
+            let registered = registry.register(&format!("{topic}-value"), SchemaFormat::Avro, &text).await;
             Some(registered.with_context(|| format!("failed to register `{}`", path.display()))?)
         };
         topics.entry(topic.to_owned()).or_default().push(Version { id, node });

@@ -104,7 +104,11 @@ impl Factory {
 
     async fn assemble(&self, route: &Route, decoder: Decoder) -> Result<LaneParts, Failure> {
         let bound = build::bind(route, decoder).await.map_err(Failure::Problems)?;
-        let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster_id };
+        let around = build::Surroundings {
+            kafka: &self.loaded.plan.kafka,
+            cluster: &self.cluster_id,
+            registry: self.registry.as_ref(),
+        };
         let lane_sink = |sink: &Sink, feed, schema: SchemaRef| {
             let built = build::sink(sink, SchemaRef::clone(&schema), around)?;
             Ok(LaneSink {

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::codec::{Decoder, Learnt, Side, letters, widen};
-use crate::config::plan::{ReaderSchema, Route};
+use crate::config::plan::{ReaderSchema, Route, SchemaFormat};
 use crate::engine::chain;
 use crate::engine::lane::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
 use crate::engine::message::Stop;
@@ -70,7 +70,11 @@ impl Remake for Follower {
     ) -> Result<Remade, RemakeError> {
         let bound = bind(&self.route, newest, former, self.registry.as_ref()).await;
         let bound = bound.map_err(|misfit| misfit.told(&self.loaded))?;
-        let around = build::Surroundings { kafka: &self.loaded.plan.kafka, cluster: &self.cluster };
+        let around = build::Surroundings {
+            kafka: &self.loaded.plan.kafka,
+            cluster: &self.cluster,
+            registry: Some(&self.registry),
+        };
         let mut sinks = Vec::new();
         let outputs = self.route.sinks.iter().map(|sink| (sink, bound.schema(sink)));
         let letters = self.route.dead_letters.iter().map(|sink| (sink, letters::schema()));
@@ -214,8 +218,26 @@ impl Registry for Given<'_> {
         }
     }
 
-    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
-        self.registry.register(subject, text).await
+    async fn register(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<SchemaId, RegistryError> {
+        self.registry.register(subject, format, text).await
+    }
+
+    async fn find(&self, subject: &str, format: SchemaFormat, text: &str) -> Result<SchemaId, RegistryError> {
+        self.registry.find(subject, format, text).await
+    }
+
+    async fn is_compatible(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<bool, RegistryError> {
+        self.registry.is_compatible(subject, format, text).await
     }
 
     async fn subjects_of(&self, key: SchemaKey) -> Result<Vec<String>, RegistryError> {

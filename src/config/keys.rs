@@ -54,6 +54,8 @@ pub enum Kind {
     Subject,
     /// Names to SQL.
     Sql,
+    /// `topic`, `record`, `topic_record`, or `{literal: name}`.
+    WriterSubject,
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
@@ -334,6 +336,12 @@ pub static SINK: Scope = Scope {
             "",
             "CSV files with a header line in a directory, exactly once. Nested values are JSON text.",
         ),
+        key(
+            "avro",
+            Kind::Scope(&AVRO_FILES),
+            "",
+            "Avro object container files in a directory, exactly once.",
+        ),
     ],
 };
 
@@ -380,24 +388,63 @@ pub static KAFKA_SINK: Scope = Scope {
         ),
         key(
             "key",
-            Kind::Scope(&COLUMN),
+            Kind::Scope(&WRITTEN),
             "",
-            "The record's key: `{column: name}`. Without it the column `key`, or no key.",
+            "The record's key: `{column: name}`, in a `format:` if one is given. Without it the column `key`, or no key.",
         ),
         key(
             "value",
-            Kind::Scope(&COLUMN),
+            Kind::Scope(&WRITTEN),
             "",
-            "The record's value: `{column: name}`. Without it the column `value`, or the JSON of all columns.",
+            "The record's value: `{column: name}`, `{format: avro}` of all columns, or both. Without it the column `value`, or the JSON of all columns.",
         ),
     ],
 };
 
-pub static COLUMN: Scope = Scope {
+pub static WRITTEN: Scope = Scope {
     name: "kafka.key, kafka.value",
-    about: "A column: bytes and text go as they are, everything else as text.",
-    keys: &[required("column", Kind::Text, "Its name.")],
+    about: "A column, or all of them, and the format. The keys below `format` are for those of the schema registry.",
+    keys: &[
+        key("column", Kind::Text, "", "Its name. A key has to have one; a value without it is all columns."),
+        key(
+            "format",
+            Kind::Choice(&["text", "json", "avro", "protobuf", "json_schema"]),
+            "",
+            "`text` (what a column alone means): bytes and text as they are, everything else as text. `json`. `avro`, `protobuf`, `json_schema`: in Confluent's frame, with a schema of the registry that is made of the columns.",
+        ),
+        key(
+            "subject",
+            Kind::WriterSubject,
+            "topic",
+            "Where the schema is registered: `topic` (`<topic>-value`, of keys `<topic>-key`), `record` (the record's name), `topic_record` (`<topic>-<record's name>`), or `{literal: name}`.",
+        ),
+        key(
+            "record_name",
+            Kind::Text,
+            "",
+            "The name of the record or message, with its namespace or package: `shop.Order`; the title of a JSON Schema. Without it `Value`, of keys `Key`; with `use_latest` it chooses the message.",
+        ),
+        key(
+            "auto_register",
+            Kind::Choice(&["true", "false"]),
+            "true",
+            "Register the schema. With `false` the subject has to have it.",
+        ),
+        key(
+            "use_latest",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "Write with the newest schema of the subject, as it is at the start; columns are matched by name. Nothing is registered.",
+        ),
+    ],
 };
+
+const PARTITION_BY: Key = key(
+    "partition_by",
+    Kind::Sql,
+    "",
+    "Directories by value below `path`, as Hive names them: `{day: \"to_date(created_at)\", country: country}` gives `day=2026-11-01/country=CH/`. One to eight names, outermost first, each with an SQL expression over a row. A column with the name of a partition is left out of the files: readers take it from the directory.",
+);
 
 macro_rules! file_keys {
     ($($own:expr),* $(,)?) => {
@@ -412,12 +459,22 @@ macro_rules! file_keys {
 pub static FILES: Scope = Scope {
     name: "parquet, jsonl, csv",
     about: "Files of one format in a directory. Readers glob `path/**/*.parquet` (`.jsonl`, `.csv`); `_sidestream/` holds the commit log.",
-    keys: file_keys!(key(
-        "partition_by",
-        Kind::Sql,
-        "",
-        "Directories by value below `path`, as Hive names them: `{day: \"to_date(created_at)\", country: country}` gives `day=2026-11-01/country=CH/`. One to eight names, outermost first, each with an SQL expression over a row. A column with the name of a partition is left out of the files: readers take it from the directory.",
-    )),
+    keys: file_keys!(PARTITION_BY),
+};
+
+pub static AVRO_FILES: Scope = Scope {
+    name: "avro",
+    about: "Avro object container files in a directory, with a schema that is made of the columns. Readers glob `path/**/*.avro`; `_sidestream/` holds the commit log.",
+    keys: file_keys!(
+        key(
+            "codec",
+            Kind::Choice(&["none", "deflate", "snappy", "zstd"]),
+            "snappy",
+            "How blocks are compressed.",
+        ),
+        key("record_name", Kind::Text, "Value", "The name of the record, with its namespace: `shop.Order`."),
+        PARTITION_BY,
+    ),
 };
 
 pub static DEAD_LETTER_FILES: Scope = Scope {

@@ -10,6 +10,7 @@
 mod expand;
 mod form;
 mod kafka;
+mod kafka_sink;
 pub mod keys;
 mod mapping;
 pub mod plan;

@@ -344,15 +344,74 @@ pub enum Target {
     /// A table on the screen.
     Console { rows_max: usize },
     /// Records of a topic; a `topic` column says which where this does not.
-    Kafka { topic: Option<TopicName>, key: Option<String>, value: Option<String> },
+    Kafka { topic: Option<TopicName>, key: Option<Written>, value: Option<Written> },
+}
+
+/// What a record's key or value is made of, where a kafka sink says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// `None`: all columns.
+    pub column: Option<String>,
+    pub form: WrittenForm,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WrittenForm {
+    /// Bytes and text as they are, everything else as text.
+    Text,
+    Json,
+    /// With the id of a schema that the registry has.
+    Registered(WriterSchema),
+}
+
+/// The schema that keys or values are written with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WriterSchema {
+    pub format: SchemaFormat,
+    pub subject: Subject,
+    pub source: SchemaSource,
+    /// Of the record or message, with its namespace or package.
+    pub record_name: Option<String>,
+}
+
+/// `subject:` of a written schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// `<topic>-value` or `<topic>-key`.
+    Topic,
+    /// The record's name.
+    Record,
+    /// `<topic>-<record's name>`
+    TopicRecord,
+    Literal(String),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SchemaSource {
+    /// Made of the columns, and registered.
+    Registered,
+    /// Made of the columns; the subject has it already.
+    Known,
+    /// The newest of the subject.
+    Latest,
 }
 
 /// How rows become bytes of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileFormat {
     Parquet,
     JsonLines,
     Csv,
+    Avro { codec: AvroCodec, record_name: String },
+}
+
+/// `codec:` of Avro files: how their blocks are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AvroCodec {
+    None,
+    Deflate,
+    Snappy,
+    Zstd,
 }
 
 /// One level of `partition_by:` of a file sink: a directory `name=value` for each value.
@@ -379,6 +438,15 @@ impl Target {
         match self {
             Self::Files { .. } => true,
             Self::Console { .. } | Self::Kafka { .. } => false,
+        }
+    }
+
+    /// Are records written with schemas of the registry?
+    pub fn has_schemas(&self) -> bool {
+        let is_registered = |written: &Written| matches!(written.form, WrittenForm::Registered(_));
+        match self {
+            Self::Kafka { key, value, .. } => key.iter().chain(value).any(is_registered),
+            Self::Files { .. } | Self::Console { .. } => false,
         }
     }
 

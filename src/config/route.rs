@@ -129,7 +129,8 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
         };
         let adopt = sink.adopt.as_deref().map(template::placeholders).unwrap_or_default();
         let used = template::placeholders(&place).into_iter().chain(template::placeholders(&sink.identity));
-        let used = used.chain(adopt);
+        let subjects = sink.target.subjects().into_iter().flat_map(template::placeholders);
+        let used = used.chain(adopt).chain(subjects);
         if !plan.is_per_topic {
             if let Some(name) = used.into_iter().next() {
                 let message =
@@ -514,16 +515,19 @@ fn check_adopted(routes: &[ReadRoute], context: &mut Context<'_>) {
 }
 
 pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
-    let need = |route: &ReadRoute| match (&route.plan.value, &route.plan.key) {
-        (ValueForm::Registry(_), _) => Some("value"),
-        (_, KeyForm::Registry(_)) => Some("key"),
-        _ => None,
+    let need = |route: &ReadRoute| {
+        let name = &route.plan.name;
+        match (&route.plan.value, &route.plan.key) {
+            (ValueForm::Registry(_), _) => Some(format!("route `{name}` reads `value: registry`")),
+            (_, KeyForm::Registry(_)) => Some(format!("route `{name}` reads `key: registry`")),
+            _ => {
+                let sink = route.plan.sinks.iter().find(|sink| sink.target.has_schemas())?;
+                Some(format!("sink `{}` of route `{name}` writes with a schema", sink.name))
+            }
+        }
     };
-    let found = routes.iter().find_map(|route| Some((&route.plan.name, need(route)?)));
-    if let Some((route, side)) = found {
-        let message = format!("`schema_registry` is missing, and route `{route}` reads `{side}: registry`");
-        context
-            .problems
-            .push(Problem::new(span, message).hint("schema_registry: {url: \"http://localhost:8081\"}"));
+    if let Some(need) = routes.iter().find_map(need) {
+        let problem = Problem::new(span, format!("`schema_registry` is missing, and {need}"));
+        context.problems.push(problem.hint("schema_registry: {url: \"http://localhost:8081\"}"));
     }
 }

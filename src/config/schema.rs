@@ -103,6 +103,11 @@ fn value(kind: &Kind) -> Value {
              "properties": {"value": {"type": "string"}, "key": {"type": "string"}}},
         ]}),
         Kind::Sql => json!({"type": "object", "additionalProperties": {"type": "string"}}),
+        Kind::WriterSubject => json!({"oneOf": [
+            {"type": "string", "enum": ["topic", "record", "topic_record"]},
+            {"type": "object", "additionalProperties": false, "required": ["literal"],
+             "properties": {"literal": {"type": "string"}}},
+        ]}),
     }
 }
 
@@ -162,6 +167,7 @@ fn row(key: &Key) -> String {
         Kind::ReaderSchema => "schema".to_owned(),
         Kind::Subject => "text, or `{value: …, key: …}`".to_owned(),
         Kind::Sql => "names to SQL".to_owned(),
+        Kind::WriterSubject => "`topic` \\| `record` \\| `topic_record` \\| `{literal: name}`".to_owned(),
     };
     let about = key.about.replace('|', "\\|");
     format!("| `{}` | {kind} | {default} | {} | {about} |", key.name, key.since)

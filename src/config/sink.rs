@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use super::Problem;
+use super::kafka_sink;
 use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
-use super::plan::{FileFormat, PartitionBy, Roll, Sink, Target, View};
+use super::plan::{AvroCodec, FileFormat, PartitionBy, Roll, Sink, Target, View};
 use super::route::{check_name, start};
 use crate::model::{StartHash, TopicName};
 
@@ -97,7 +98,7 @@ impl DeadLetter {
     pub fn sink(&self, route: &str) -> Sink {
         let target = match &self.target {
             Target::Files { format, path, partition_by, roll } => Target::Files {
-                format: *format,
+                format: format.clone(),
                 path: path.join(route),
                 partition_by: partition_by.clone(),
                 roll: *roll,
@@ -148,7 +149,7 @@ fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
 
 /// The one kind of target that is given.
 fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    const KINDS: [&str; 5] = ["console", "jsonl", "csv", "parquet", "kafka"];
+    const KINDS: [&str; 6] = ["console", "jsonl", "csv", "avro", "parquet", "kafka"];
     let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.names(name)).collect();
     let name = match given.as_slice() {
         [one] => *one,
@@ -167,6 +168,7 @@ fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
         "parquet" => files(name, FileFormat::Parquet, mapping, context),
         "jsonl" => files(name, FileFormat::JsonLines, mapping, context),
         "csv" => files(name, FileFormat::Csv, mapping, context),
+        "avro" => avro_files(mapping, context),
         "console" => {
             let console = mapping.nested(name, &keys::CONSOLE, context)?;
             let rows_max = usize::try_from(console.integer("max_rows", context)?).ok()?;
@@ -180,6 +182,21 @@ fn files(name: &str, format: FileFormat, mapping: &Mapping<'_>, context: &mut Co
     let files = mapping.nested(name, &keys::FILES, context)?;
     let partition_by = partition_by(&files, context);
     let (path, roll) = directory(&files, context)?;
+    Some(Target::Files { format, path, partition_by, roll })
+}
+
+fn avro_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let files = mapping.nested("avro", &keys::AVRO_FILES, context)?;
+    let codec = match files.choice("codec", context).as_str() {
+        "none" => AvroCodec::None,
+        "deflate" => AvroCodec::Deflate,
+        "zstd" => AvroCodec::Zstd,
+        _ => AvroCodec::Snappy,
+    };
+    let record_name = files.parsed("record_name", kafka_sink::parse_record_name, context);
+    let partition_by = partition_by(&files, context);
+    let (path, roll) = directory(&files, context)?;
+    let format = FileFormat::Avro { codec, record_name: record_name? };
     Some(Target::Files { format, path, partition_by, roll })
 }
 
@@ -222,13 +239,8 @@ fn partition_by(files: &Mapping<'_>, context: &mut Context<'_>) -> Vec<Partition
 
 fn kafka(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let kafka = mapping.nested("kafka", &keys::KAFKA_SINK, context)?;
-    let mut column = |name| {
-        kafka.get(name)?;
-        let column = kafka.nested(name, &keys::COLUMN, context)?;
-        column.require("column", context);
-        column.text("column", context)
-    };
-    let (key, value) = (column("key"), column("value"));
+    let key = kafka_sink::read("key", &kafka, context);
+    let value = kafka_sink::read("value", &kafka, context);
     let topic = kafka.text("topic", context).map(|name| TopicName::new(&name));
     Some(Target::Kafka { topic, key, value })
 }

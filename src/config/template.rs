@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::plan::{KeyForm, ReaderSchema, RegistryForm, Route, Sink, Target, ValueForm};
+use super::plan::{
+    KeyForm, ReaderSchema, RegistryForm, Route, Sink, Subject, Target, ValueForm, WrittenForm,
+};
 use super::topics::Topics;
 use crate::model::TopicName;
 
@@ -125,6 +127,37 @@ impl Route {
     }
 }
 
+impl Target {
+    /// The subjects that a kafka sink names.
+    pub fn subjects(&self) -> Vec<&str> {
+        let Self::Kafka { key, value, .. } = self else {
+            return Vec::new();
+        };
+        let named = key.iter().chain(value).filter_map(|written| match &written.form {
+            WrittenForm::Registered(schema) => match &schema.subject {
+                Subject::Literal(name) => Some(name.as_str()),
+                Subject::Topic | Subject::Record | Subject::TopicRecord => None,
+            },
+            WrittenForm::Text | WrittenForm::Json => None,
+        });
+        named.collect()
+    }
+
+    fn subjects_mut(&mut self) -> Vec<&mut String> {
+        let Self::Kafka { key, value, .. } = self else {
+            return Vec::new();
+        };
+        let named = key.iter_mut().chain(value).filter_map(|written| match &mut written.form {
+            WrittenForm::Registered(schema) => match &mut schema.subject {
+                Subject::Literal(name) => Some(name),
+                Subject::Topic | Subject::Record | Subject::TopicRecord => None,
+            },
+            WrittenForm::Text | WrittenForm::Json => None,
+        });
+        named.collect()
+    }
+}
+
 struct Filler<'a> {
     topic: &'a TopicName,
     values: BTreeMap<String, String>,
@@ -134,6 +167,9 @@ impl Filler<'_> {
     fn sink(&self, sink: &mut Sink) -> Result<(), TemplateError> {
         sink.identity = self.text(&sink.identity);
         sink.adopt = sink.adopt.as_deref().map(|former| self.text(former));
+        for subject in sink.target.subjects_mut() {
+            *subject = self.text(subject);
+        }
         match &mut sink.target {
             Target::Files { path, .. } => *path = self.path(path)?,
             Target::Kafka { topic: Some(topic), .. } => {
@@ -192,7 +228,7 @@ mod tests {
 
     fn route(text: &str) -> Route {
         let text = format!(
-            "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\n\
+            "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\nschema_registry: {{url: \"http://r\"}}\n\
              dead_letters: {{q: {{jsonl: {{path: out/bad}}}}}}\nroutes:\n  r: {text}\n"
         );
         read(&text, &Environment::new([], Path::new("."))).unwrap().routes.remove(0)
@@ -203,7 +239,8 @@ mod tests {
         let route = route(
             "{topics: {pattern: 'shop\\.(?<table>\\w+)'}, per_topic: true, value: bytes, \
              bad_records: {dead_letter: q}, sinks: {\
-             files: {parquet: {path: 'out/{table}/x'}}, copy: {kafka: {topic: '{topic}.copy'}}}}",
+             files: {parquet: {path: 'out/{table}/x'}}, copy: {kafka: {topic: '{topic}.copy', \
+             value: {format: avro, subject: {literal: '{table}-rows'}}}}}}",
         );
         let instance = route.instance(&TopicName::new("shop.users")).unwrap();
         assert_eq!(instance.name, "r/shop.users");
@@ -214,6 +251,7 @@ mod tests {
         assert!(format!("{:?}", instance.sinks[0].target).contains("\"out/users/x\""));
         assert!(format!("{:?}", instance.dead_letters[0].target).contains("\"out/bad/r/shop.users\""));
         assert_eq!(instance.outputs(), [TopicName::new("shop.users.copy")]);
+        assert_eq!(instance.sinks[1].target.subjects(), ["users-rows"]);
         assert_eq!(instance.start_hash, route.start_hash);
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use crate::config::plan::SchemaFormat;
 use crate::model::{SchemaId, SchemaKey};
 
 use super::{Newest, RegisteredSchema, Registry, RegistryError};
@@ -77,8 +78,26 @@ impl Registry for Allowed {
         self.registry.newest(subject).await
     }
 
-    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
-        self.registry.register(subject, text).await
+    async fn register(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<SchemaId, RegistryError> {
+        self.registry.register(subject, format, text).await
+    }
+
+    async fn find(&self, subject: &str, format: SchemaFormat, text: &str) -> Result<SchemaId, RegistryError> {
+        self.registry.find(subject, format, text).await
+    }
+
+    async fn is_compatible(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<bool, RegistryError> {
+        self.registry.is_compatible(subject, format, text).await
     }
 
     async fn subjects_of(&self, key: SchemaKey) -> Result<Vec<String>, RegistryError> {
@@ -100,11 +119,11 @@ mod tests {
         let registry = EmbeddedRegistry::start().await.unwrap();
         let plan = plan::Registry::at(registry.url(), Duration::from_secs(5));
         let client: Arc<dyn Registry> = Arc::new(RegistryClient::new(&plan).unwrap());
-        let own = client.register("t-value", "\"int\"").await.unwrap();
-        let other = client.register("other-value", "\"long\"").await.unwrap();
+        let own = client.register("t-value", SchemaFormat::Avro, "\"int\"").await.unwrap();
+        let other = client.register("other-value", SchemaFormat::Avro, "\"long\"").await.unwrap();
         // One schema may be of several subjects.
-        let both = client.register("other-value", "\"string\"").await.unwrap();
-        client.register("t-value", "\"string\"").await.unwrap();
+        let both = client.register("other-value", SchemaFormat::Avro, "\"string\"").await.unwrap();
+        client.register("t-value", SchemaFormat::Avro, "\"string\"").await.unwrap();
         let guid = guid(&registry.url(), "other-value/versions/1").await;
         let own_guid = self::guid(&registry.url(), "t-value/versions/1").await;
         let route = Allowed::new(client.clone(), |subject| subject == "t-value");
@@ -152,7 +171,15 @@ mod tests {
             Err(RegistryError::Unknown { what: "it".to_owned() })
         }
 
-        async fn register(&self, _: &str, _: &str) -> Result<SchemaId, RegistryError> {
+        async fn register(&self, _: &str, _: SchemaFormat, _: &str) -> Result<SchemaId, RegistryError> {
+            Err(RegistryError::Unknown { what: "it".to_owned() })
+        }
+
+        async fn find(&self, _: &str, _: SchemaFormat, _: &str) -> Result<SchemaId, RegistryError> {
+            Err(RegistryError::Unknown { what: "it".to_owned() })
+        }
+
+        async fn is_compatible(&self, _: &str, _: SchemaFormat, _: &str) -> Result<bool, RegistryError> {
             Err(RegistryError::Unknown { what: "it".to_owned() })
         }
 

@@ -11,11 +11,11 @@ use async_trait::async_trait;
 use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{
     SrSettings, get_referenced_schema, get_schema_by_guid, get_schema_by_id,
-    get_schema_by_subject_and_version, post_schema,
+    get_schema_by_subject_and_version, is_compatible_schema, perform_sr_call, post_schema,
 };
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{
-    RegisteredReference, RegisteredSchema as Answer, SchemaType, SuppliedSchema,
+    RegisteredReference, RegisteredSchema as Answer, SchemaType, SrCall, SuppliedSchema,
 };
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,7 +23,7 @@ use tokio::sync::OnceCell;
 use tracing::warn;
 use uuid::Uuid;
 
-use crate::config::plan;
+use crate::config::plan::{self, SchemaFormat};
 use crate::model::{Reference, SchemaId, SchemaKey, SchemaVersion};
 use crate::status::{self, RegistryCounts};
 
@@ -113,7 +113,11 @@ impl RegistryClient {
             Err(RegistryError::Unknown { .. }) => status::Answer::Unknown,
             Err(RegistryError::Unauthorised { .. }) => status::Answer::Unauthorised,
             Err(RegistryError::Unavailable { .. }) => status::Answer::Unavailable,
-            Err(RegistryError::Unusable { .. } | RegistryError::Foreign { .. }) => status::Answer::Unusable,
+            Err(
+                RegistryError::Unusable { .. }
+                | RegistryError::Foreign { .. }
+                | RegistryError::Refused { .. },
+            ) => status::Answer::Unusable,
         });
         answer
     }
@@ -338,11 +342,39 @@ impl Registry for RegistryClient {
         Ok(Newest { version: SchemaVersion { subject: subject.to_owned(), id, number }, schema })
     }
 
-    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError> {
-        let schema = SuppliedSchema::new(None, SchemaType::Avro, text.to_owned());
-        let answer = post_schema(self.settings(), subject.to_owned(), schema).await;
-        let answer = answer.map_err(|error| explain(&format!("registering `{subject}`"), &error))?;
+    async fn register(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<SchemaId, RegistryError> {
+        let answer = post_schema(self.settings(), subject.to_owned(), supplied(format, text)).await;
+        let what = format!("the schema for subject `{subject}`");
+        let answer = self.count(answer.map_err(|error| explain_ours(what, &error)))?;
         Ok(SchemaId(answer.id))
+    }
+
+    async fn find(&self, subject: &str, format: SchemaFormat, text: &str) -> Result<SchemaId, RegistryError> {
+        let body = serde_json::json!({"schema": text, "schemaType": format.name()}).to_string();
+        let answer = perform_sr_call(self.settings(), SrCall::PostForVersion(subject, &body)).await;
+        let what = format!("such schema in subject `{subject}`");
+        let answer = self.count(answer.map_err(|error| explain_ours(what.clone(), &error)))?;
+        answer.id.map(SchemaId).ok_or_else(|| RegistryError::Unavailable {
+            what,
+            problem: "its answer has no id".to_owned(),
+            retry_after: None,
+        })
+    }
+
+    async fn is_compatible(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<bool, RegistryError> {
+        let answer = is_compatible_schema(self.settings(), subject.to_owned(), supplied(format, text)).await;
+        let what = format!("the schema for subject `{subject}`");
+        self.count(answer.map_err(|error| explain_ours(what, &error)))
     }
 
     async fn subjects_of(&self, key: SchemaKey) -> Result<Vec<String>, RegistryError> {
@@ -394,6 +426,30 @@ fn unqualified(subject: &str) -> &str {
 fn size(schema: &RegisteredSchema) -> usize {
     let of_references = schema.references.iter().map(|reference| reference.name.len() + reference.text.len());
     schema.text.len() + of_references.sum::<usize>()
+}
+
+fn supplied(format: SchemaFormat, text: &str) -> SuppliedSchema {
+    let schema_type = match format {
+        SchemaFormat::Avro => SchemaType::Avro,
+        SchemaFormat::Protobuf => SchemaType::Protobuf,
+        SchemaFormat::JsonSchema => SchemaType::Json,
+    };
+    SuppliedSchema::new(None, schema_type, text.to_owned())
+}
+
+/// What an error means that came of a schema of ours.
+fn explain_ours(what: String, error: &SRCError) -> RegistryError {
+    match refusal(error) {
+        // Incompatible; or no schema by the registry's rules.
+        Some(Refusal::Status { status, message, .. })
+            if [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY, StatusCode::BAD_REQUEST]
+                .contains(&status) =>
+        {
+            let problem = message.unwrap_or_else(|| format!("HTTP {status}"));
+            RegistryError::Refused { what, problem }
+        }
+        _ => explain(&what, error),
+    }
 }
 
 /// What an error of the client means to us.

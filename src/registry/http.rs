@@ -22,6 +22,9 @@ pub const BODY_BYTES_MAX: usize = 1 << 20;
 /// Asked to wait longer than this, we ask again earlier.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 
+/// What is kept of a registry's own words.
+const MESSAGE_CHARS_MAX: usize = 2000;
+
 /// An answer that is not a schema.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Refusal {
@@ -30,6 +33,8 @@ pub enum Refusal {
         status: StatusCode,
         /// Confluent's `error_code`.
         code: Option<u32>,
+        /// Its words for it. They may quote the schema that was sent, and nothing else of ours.
+        message: Option<String>,
         retry_after: Option<Duration>,
     },
     #[error("its answer is larger than {BODY_BYTES_MAX} bytes")]
@@ -204,9 +209,13 @@ async fn ask(
     #[derive(serde::Deserialize)]
     struct Answer {
         error_code: u32,
+        message: Option<String>,
     }
-    let code = serde_json::from_slice::<Answer>(&body).ok().map(|answer| answer.error_code);
-    let refusal = Refusal::Status { status, code, retry_after };
+    let answer = serde_json::from_slice::<Answer>(&body).ok();
+    let code = answer.as_ref().map(|answer| answer.error_code);
+    let message = answer.and_then(|answer| answer.message);
+    let message = message.map(|message| message.chars().take(MESSAGE_CHARS_MAX).collect());
+    let refusal = Refusal::Status { status, code, message, retry_after };
     Err(reqwest_middleware::Error::Middleware(refusal.into()))
 }
 

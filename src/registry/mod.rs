@@ -16,6 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use crate::config::plan::SchemaFormat;
 use crate::model::{Classify, Fault, Hint, Reference, SchemaId, SchemaKey, SchemaVersion};
 
 pub use allowed::Allowed;
@@ -54,8 +55,22 @@ pub trait Registry: Send + Sync {
     ) -> Result<RegisteredSchema, RegistryError>;
     /// The newest version of a subject as the registry has it now: an outage is an error, no earlier answer stands in.
     async fn newest(&self, subject: &str) -> Result<Newest, RegistryError>;
-    /// Registers an Avro schema under a subject, if it is not there yet; its id.
-    async fn register(&self, subject: &str, text: &str) -> Result<SchemaId, RegistryError>;
+    /// Registers a schema under a subject, if it is not there yet; its id.
+    async fn register(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<SchemaId, RegistryError>;
+    /// The id of a schema that a subject has; [`RegistryError::Unknown`] if it has not.
+    async fn find(&self, subject: &str, format: SchemaFormat, text: &str) -> Result<SchemaId, RegistryError>;
+    /// Would it be registered? By the rules of the subject, which may not be there yet.
+    async fn is_compatible(
+        &self,
+        subject: &str,
+        format: SchemaFormat,
+        text: &str,
+    ) -> Result<bool, RegistryError>;
     /// The subjects that have a schema, also in versions that are deleted, without their context.
     async fn subjects_of(&self, key: SchemaKey) -> Result<Vec<String>, RegistryError>;
 }
@@ -80,6 +95,9 @@ pub enum RegistryError {
     /// With `allow_ids: subject`.
     #[error("schema {schema} is not of the route's subjects, but of {subjects}")]
     Foreign { schema: SchemaKey, subjects: String },
+    /// The registry does not take a schema of ours.
+    #[error("the schema registry refuses {what}: {problem}")]
+    Refused { what: String, problem: String },
 }
 
 /// rustls has no common word for what is wrong between two parties but this one: `UnknownIssuer`,
@@ -102,7 +120,9 @@ impl RegistryError {
             Self::Unauthorised { .. } => waited >= REFUSED_MAX,
             Self::Unavailable { .. } => waited >= AWAY_MAX,
             // What is not there has its own grace; what is of no use is not waited for.
-            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } => false,
+            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } | Self::Refused { .. } => {
+                false
+            }
         }
     }
 
@@ -119,7 +139,9 @@ impl Classify for RegistryError {
     fn fault(&self) -> Fault {
         match self {
             Self::Unavailable { .. } | Self::Unauthorised { .. } => Fault::Transient,
-            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } => Fault::Stop,
+            Self::Unknown { .. } | Self::Unusable { .. } | Self::Foreign { .. } | Self::Refused { .. } => {
+                Fault::Stop
+            }
         }
     }
 
@@ -141,6 +163,10 @@ impl Classify for RegistryError {
                 "check `schema_registry.url` (with https also `ca_file`), and that the registry is up".into()
             }
             Self::Unusable { .. } => "look at the schema in the registry".into(),
+            Self::Refused { .. } => {
+                "make the columns compatible with the versions of the subject, or choose another subject"
+                    .into()
+            }
             Self::Foreign { .. } => {
                 "`allow_ids: any` takes schemas of all subjects; else look at who writes to the topic".into()
             }

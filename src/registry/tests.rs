@@ -161,7 +161,7 @@ async fn bodies_go_to_every_node_that_is_tried() {
     let (first, second) = (Node::start().await, Node::start().await);
     first.script.next([503]);
     let client = RegistryClient::new(&of(&[&first.url, &second.url])).unwrap();
-    assert_eq!(client.register("a/b", "\"int\"").await.unwrap(), SchemaId(7));
+    assert_eq!(client.register("a/b", SchemaFormat::Avro, "\"int\"").await.unwrap(), SchemaId(7));
     for node in [first, second] {
         assert_eq!(node.script.asked(), ["/subjects/a%2Fb/versions"]);
     }
@@ -306,7 +306,7 @@ async fn https_needs_an_authority_we_trust_and_the_right_name() {
     let trusting = |ca: &str, url: &str| plan::Registry { ca_file: Some(file(ca)), ..of(&[url]) };
     let client = RegistryClient::new(&trusting("ca.pem", &node.url)).unwrap();
     assert_eq!(ask(&client, 1).await.unwrap(), "\"int\"");
-    assert_eq!(client.register("t", "\"int\"").await.unwrap(), SchemaId(7));
+    assert_eq!(client.register("t", SchemaFormat::Avro, "\"int\"").await.unwrap(), SchemaId(7));
     assert_eq!(client.subjects_of(SchemaId(1).into()).await.unwrap(), ["a", "b"]);
     // The certificate is for the address.
     let by_name = node.url.replace("127.0.0.1", "localhost");

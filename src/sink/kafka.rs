@@ -4,6 +4,8 @@
 //! sink does not say otherwise; without a `value` the value is the JSON of all columns. The broker has
 //! every record before a position moves; positions are kept beside the group's offsets.
 
+mod formats;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -22,14 +24,20 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use tokio::task::block_in_place;
 use tracing::{debug, info, warn};
 
+use crate::config::plan::{Written, WrittenForm};
 use crate::cores;
+use crate::encode::{Misfit, Unfit};
 use crate::failpoint;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
+use crate::registry::Registry;
 use crate::render::{JsonRows, Values};
 use crate::repeat::{self, Repeats};
 
 use super::pending::GroupPositions;
 use super::{Settled, Sink, SinkError, Store};
+
+use formats::{Encoded, Schemas};
+pub use formats::{Examined, Part, SchemaProblem, examine};
 
 /// For records that are sent to reach the broker. Beyond it they are sent again: the broker drops copies
 /// within one producer's life.
@@ -45,15 +53,16 @@ pub struct KafkaSinkOptions {
     pub identity: String,
     /// Wins over a `topic` column.
     pub topic: Option<String>,
-    /// The column of the key, if not `key`.
-    pub key: Option<String>,
-    /// The column of the value, if not `value` or the JSON of all.
-    pub value: Option<String>,
+    /// What the key is made of, if not of the column `key`.
+    pub key: Option<Written>,
+    /// What the value is made of, if not of the column `value` or as the JSON of all.
+    pub value: Option<Written>,
 }
 
 /// A sink that writes to Kafka topics.
 pub struct KafkaSink {
     options: KafkaSinkOptions,
+    schemas: Schemas,
     producer: ThreadedProducer<Deliveries>,
     positions: GroupPositions,
     sent: Settled,
@@ -117,11 +126,18 @@ impl Deliveries {
 }
 
 impl KafkaSink {
+    /// A sink that asks `registry` for the schemas that it writes with, if there are any.
+    ///
     /// # Errors
     /// If the configuration is refused; brokers that are away are no error.
-    pub fn new(config: &ClientConfig, options: KafkaSinkOptions) -> Result<Self, KafkaError> {
+    pub fn new(
+        config: &ClientConfig,
+        options: KafkaSinkOptions,
+        registry: Option<Arc<dyn Registry>>,
+    ) -> Result<Self, KafkaError> {
         Ok(Self {
             options,
+            schemas: Schemas::new(registry),
             producer: config.create_with_context(Deliveries::default())?,
             positions: GroupPositions::default(),
             sent: Settled::default(),
@@ -140,15 +156,13 @@ impl KafkaSink {
             // Rendered side by side where cores are free, sent in order. What is rendered ahead stays small.
             let cores = cores::lend(rest.num_rows() / cores::ROWS_MIN);
             let slices = (0..cores.count()).map_while(|_| cut_front(&mut rest, cores::ROWS_MIN)).collect();
-            let options = &self.options;
-            let slices = cores.map(slices, |slice| Rows::new(&slice, options).map(|rows| rows.render()));
+            let (options, schemas) = (&self.options, &self.schemas);
+            let slices = cores.map(slices, |slice| -> Result<Vec<Rendered>, Wrong> {
+                Ok(Rows::new(&slice, options, schemas)?.render()?)
+            });
             drop(cores);
             for slice in slices {
-                let records = slice.map_err(|problem| {
-                    let action =
-                        format!("write {} with sink `{}`", ranges(&batch.moves), self.options.identity);
-                    SinkError::stop(action, "change the view that this sink reads", problem)
-                })?;
+                let records = slice.map_err(|wrong| self.unwritten(wrong, &batch.moves))?;
                 for record in records {
                     self.send(record, &batch.moves)?;
                     sent += 1;
@@ -209,6 +223,17 @@ impl KafkaSink {
         SinkError::refused(action, "change the view that this sink reads", problem.to_owned())
     }
 
+    /// Rows that do not become records.
+    fn unwritten(&self, wrong: Wrong, moves: &[Move]) -> SinkError {
+        match wrong {
+            Wrong::Row(misfit) => self.refused(&misfit.to_string(), moves),
+            Wrong::Columns(problem) => {
+                let action = format!("write {} with sink `{}`", ranges(moves), self.options.identity);
+                SinkError::stop(action, "change the view that this sink reads", problem)
+            }
+        }
+    }
+
     fn explain(&self, error: KafkaError, moves: &[Move]) -> SinkError {
         let action = format!("write {} with sink `{}`", ranges(moves), self.options.identity);
         match error.rdkafka_error_code() {
@@ -237,7 +262,39 @@ impl KafkaSink {
 /// # Errors
 /// The problem, for the reader of the file.
 pub fn check_columns(schema: &arrow::datatypes::SchemaRef, options: &KafkaSinkOptions) -> Result<(), String> {
-    Rows::new(&RecordBatch::new_empty(schema.clone()), options).map(|_| ())
+    let none = RecordBatch::new_empty(schema.clone());
+    match Rows::new(&none, options, &Schemas::default()) {
+        Ok(_) => formats::check(options, schema).map_err(|unfit| unfit.to_string()),
+        Err(Wrong::Columns(problem)) => Err(problem),
+        Err(Wrong::Row(misfit)) => Err(misfit.to_string()),
+    }
+}
+
+/// Why rows do not become records.
+#[derive(Debug)]
+enum Wrong {
+    /// All of them.
+    Columns(String),
+    /// One of them.
+    Row(Misfit),
+}
+
+impl From<String> for Wrong {
+    fn from(problem: String) -> Self {
+        Self::Columns(problem)
+    }
+}
+
+impl From<Unfit> for Wrong {
+    fn from(unfit: Unfit) -> Self {
+        Self::Columns(unfit.to_string())
+    }
+}
+
+impl From<Misfit> for Wrong {
+    fn from(misfit: Misfit) -> Self {
+        Self::Row(misfit)
+    }
 }
 
 /// Takes up to `count` rows off the front of `rest`; none when there are none.
@@ -258,53 +315,95 @@ struct Rendered {
     headers: Option<OwnedHeaders>,
 }
 
+/// What keys or values are made of.
+enum Source {
+    /// There are none.
+    None,
+    /// A column: bytes and text as they are, everything else as text.
+    Column(Values),
+    /// A column as JSON.
+    Json(Values),
+    /// All columns as JSON.
+    Row(JsonRows),
+    Encoded(Encoded),
+}
+
+impl Source {
+    fn to_bytes(&self, row: usize, topic: Option<&str>) -> Result<Option<Vec<u8>>, Misfit> {
+        let mut json = Vec::new();
+        match self {
+            Self::None => return Ok(None),
+            Self::Column(values) => return Ok(values.to_bytes(row)),
+            Self::Encoded(encoded) => return encoded.to_bytes(row, topic),
+            Self::Json(values) if values.is_null(row) => return Ok(None),
+            Self::Json(values) => values.write(row, &mut json),
+            Self::Row(rows) => rows.write(row, &mut json),
+        }
+        Ok(Some(json))
+    }
+}
+
 /// The columns of a batch by their meaning.
 struct Rows {
     count: usize,
     topic: Option<Values>,
-    key: Option<Values>,
-    value: Result<Values, JsonRows>,
+    key: Source,
+    value: Source,
     partition: Option<Int32Array>,
     headers: Option<arrow::array::ArrayRef>,
 }
 
 impl Rows {
-    fn new(batch: &RecordBatch, options: &KafkaSinkOptions) -> Result<Self, String> {
+    fn new(batch: &RecordBatch, options: &KafkaSinkOptions, schemas: &Schemas) -> Result<Self, Wrong> {
         let column = |name: &str| batch.column_by_name(name);
         let values = |name: &str| match column(name) {
             Some(column) => Values::new(column).map(Some).map_err(|error| error.to_string()),
             None => Ok(None),
         };
-        let named = |given: &Option<String>, default: &str| match given {
-            Some(name) => match values(name)? {
-                Some(values) => Ok(Some(values)),
-                None => Err(format!("there is no column `{name}`")),
-            },
-            None => values(default),
+        let named = |name: &str| values(name)?.ok_or_else(|| format!("there is no column `{name}`"));
+        let all = || JsonRows::new(batch).map(Source::Row).map_err(|error| error.to_string());
+        let source = |part: Part, written: &Written| -> Result<Source, Wrong> {
+            Ok(match (&written.form, &written.column) {
+                (WrittenForm::Registered(wanted), _) => {
+                    Source::Encoded(schemas.bind(part, written, wanted, options, batch)?)
+                }
+                (WrittenForm::Json, Some(name)) => Source::Json(named(name)?),
+                (WrittenForm::Text, Some(name)) => Source::Column(named(name)?),
+                (WrittenForm::Json | WrittenForm::Text, None) => all()?,
+            })
         };
-        let value = match named(&options.value, "value")? {
-            Some(values) => Ok(values),
-            None => Err(JsonRows::new(batch).map_err(|error| error.to_string())?),
+        let key = match &options.key {
+            Some(written) => source(Part::Key, written)?,
+            None => values("key")?.map_or(Source::None, Source::Column),
+        };
+        let value = match &options.value {
+            Some(written) => source(Part::Value, written)?,
+            None => match values("value")? {
+                Some(values) => Source::Column(values),
+                None => all()?,
+            },
         };
         let topic = if options.topic.is_some() { None } else { values("topic")? };
         if options.topic.is_none() && topic.is_none() {
-            return Err("neither the sink nor a column says the topic".to_owned());
+            return Err("neither the sink nor a column says the topic".to_owned().into());
         }
         let partition = column("partition")
             .filter(|column| *column.data_type() == DataType::Int32)
             .map(|column| column.as_primitive::<Int32Type>().clone());
         let headers = column("headers").filter(|column| is_headers(column.data_type())).cloned();
-        let key = named(&options.key, "key")?;
         Ok(Self { count: batch.num_rows(), topic, key, value, partition, headers })
     }
 
-    fn render(&self) -> Vec<Rendered> {
-        let render = |row| Rendered {
-            topic: self.topic(row),
-            key: self.key(row),
-            value: self.value(row),
-            partition: self.partition(row),
-            headers: self.headers(row),
+    fn render(&self) -> Result<Vec<Rendered>, Misfit> {
+        let render = |row| -> Result<Rendered, Misfit> {
+            let topic = self.topic(row);
+            Ok(Rendered {
+                key: self.key.to_bytes(row, topic.as_deref())?,
+                value: self.value.to_bytes(row, topic.as_deref())?,
+                topic,
+                partition: self.partition(row),
+                headers: self.headers(row),
+            })
         };
         (0..self.count).map(render).collect()
     }
@@ -314,21 +413,6 @@ impl Rows {
         let mut text = Vec::new();
         topic.write_plain(row, &mut text);
         (!topic.is_null(row)).then(|| String::from_utf8_lossy(&text).into_owned())
-    }
-
-    fn key(&self, row: usize) -> Option<Vec<u8>> {
-        self.key.as_ref().and_then(|key| key.to_bytes(row))
-    }
-
-    fn value(&self, row: usize) -> Option<Vec<u8>> {
-        match &self.value {
-            Ok(values) => values.to_bytes(row),
-            Err(rows) => {
-                let mut json = Vec::new();
-                rows.write(row, &mut json);
-                Some(json)
-            }
-        }
     }
 
     fn partition(&self, row: usize) -> Option<i32> {
@@ -372,6 +456,7 @@ impl Sink for KafkaSink {
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
+        self.schemas.prepare(&self.options, &batch.rows).await?;
         block_in_place(|| self.send_all(batch))
     }
 
@@ -445,7 +530,8 @@ mod tests {
     /// Everything of a record, in order.
     fn shown(batch: &RecordBatch) -> Vec<String> {
         let options = KafkaSinkOptions { identity: String::new(), topic: None, key: None, value: None };
-        let records = Rows::new(batch, &options).unwrap().render();
+        let rows = Rows::new(batch, &options, &Schemas::default()).unwrap();
+        let records = rows.render().unwrap();
         let show = |record: &Rendered| {
             let headers = record.headers.as_ref().map(|headers| {
                 headers

@@ -47,6 +47,9 @@ mod fixtures;
 /// The same serialisers at work.
 mod python_client;
 
+/// Topics and files written with schemas, and read back.
+mod writing;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support::program::files;
 
 /// What a module may use of the others. A new edge is a reviewed change of this table.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("cores", &[]),
     ("failpoint", &[]),
     ("repeat", &[]),
@@ -19,7 +19,8 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("registry", &["model", "config", "status"]),
     ("codec", &["model", "config"]),
     ("handler", &["model", "config", "codec", "render"]),
-    ("sink", &["cores", "failpoint", "repeat", "model", "config", "render"]),
+    ("encode", &["model", "config", "codec", "render"]),
+    ("sink", &["cores", "failpoint", "repeat", "model", "config", "render", "encode", "registry"]),
     (
         "engine",
         &[

@@ -4,9 +4,10 @@ use axum::Router;
 use axum::extract::Path;
 use axum::http::HeaderMap;
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{get, post};
 use serde_json::json;
 
+use crate::model::{Classify, Fault};
 use crate::registry::embedded::EmbeddedRegistry;
 
 use super::*;
@@ -101,7 +102,18 @@ async fn start(script: Arc<Script>) -> String {
             axum::Json(json!({"schema": schema, "id": 9, "references": references})).into_response()
         }
     };
+    // What the registry says of a schema that breaks those who read.
+    let refuse = |Path(subject): Path<String>| async move {
+        let status = StatusCode::from_u16(subject.parse().unwrap()).unwrap();
+        let message =
+            "Schema being registered is incompatible".repeat(if status.is_success() { 1 } else { 100 });
+        let answer = json!({"error_code": 409, "message": message, "is_compatible": false});
+        (status, axum::Json(answer)).into_response()
+    };
     let app = Router::new()
+        .route("/subjects/{subject}/versions", post(refuse))
+        .route("/subjects/{subject}", post(refuse))
+        .route("/compatibility/subjects/{subject}/versions", post(refuse))
         .route("/schemas/ids/{id}", get(by_id))
         .route("/schemas/guids/{guid}", get(by_guid))
         .route("/subjects/{subject}/versions/{version}", get(by_subject));
@@ -208,7 +220,11 @@ async fn the_newest_version_has_its_number_and_no_earlier_answer_stands_in() {
     let client = RegistryClient::new(&plan::Registry::at(registry.url(), TIMEOUT)).unwrap();
     for number in 1..=2 {
         let id = client
-            .register("t-value", &format!("{{\"type\": \"fixed\", \"name\": \"F\", \"size\": {number}}}"))
+            .register(
+                "t-value",
+                SchemaFormat::Avro,
+                &format!("{{\"type\": \"fixed\", \"name\": \"F\", \"size\": {number}}}"),
+            )
             .await
             .unwrap();
         let newest = client.newest("t-value").await.unwrap();
@@ -292,7 +308,7 @@ async fn logins_are_sent_and_wrong_ones_are_told_apart_without_showing_them() {
         let open = plan::Registry::at(registry.url(), TIMEOUT);
         let with = |login: plan::Login| plan::Registry { login: Some(login), ..open.clone() };
         let client = RegistryClient::new(&with(right)).unwrap();
-        let id = client.register("s-value", "\"int\"").await.unwrap();
+        let id = client.register("s-value", SchemaFormat::Avro, "\"int\"").await.unwrap();
         assert_eq!(client.by_id(id).await.unwrap().text, "\"int\"");
         assert_eq!(client.by_subject("s-value", None).await.unwrap().id, SchemaKey::Id(id));
         let [first, second] = wrong.map(with);
@@ -301,7 +317,7 @@ async fn logins_are_sent_and_wrong_ones_are_told_apart_without_showing_them() {
             let errors = [
                 client.by_id(id).await.unwrap_err(),
                 client.by_subject("s-value", None).await.unwrap_err(),
-                client.register("s-value", "\"int\"").await.unwrap_err(),
+                client.register("s-value", SchemaFormat::Avro, "\"int\"").await.unwrap_err(),
             ];
             for error in errors {
                 assert!(matches!(error, RegistryError::Unauthorised { status: 401, .. }), "{error}");
@@ -310,6 +326,41 @@ async fn logins_are_sent_and_wrong_ones_are_told_apart_without_showing_them() {
             }
         }
     }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_refused_is_told_in_the_registrys_words() {
+    let (client, _) = client().await;
+    for subject in ["409", "422"] {
+        let refused = [
+            client.register(subject, SchemaFormat::Avro, "{}").await.unwrap_err(),
+            client.find(subject, SchemaFormat::Protobuf, "{}").await.unwrap_err(),
+            client.is_compatible(subject, SchemaFormat::JsonSchema, "{}").await.unwrap_err(),
+        ];
+        for error in refused {
+            let RegistryError::Refused { problem, .. } = &error else { panic!("{error}") };
+            assert!(problem.starts_with("Schema being registered is incompatible"), "{error}");
+            assert_eq!(problem.len(), 2000);
+            assert_eq!(error.fault(), Fault::Stop);
+        }
+    }
+    let error = client.register("503", SchemaFormat::Avro, "{}").await.unwrap_err();
+    assert!(matches!(error, RegistryError::Unavailable { .. }), "{error}");
+    let error = client.find("404", SchemaFormat::Avro, "{}").await.unwrap_err();
+    assert_eq!(error.to_string(), "the schema registry has no such schema in subject `404`");
+    assert!(!client.is_compatible("200", SchemaFormat::Avro, "{}").await.unwrap());
+}
+
+#[tokio::test]
+async fn a_schema_that_a_subject_has_is_found() {
+    let registry = EmbeddedRegistry::start().await.unwrap();
+    let client = RegistryClient::new(&plan::Registry::at(registry.url(), TIMEOUT)).unwrap();
+    let (avro, json) = (SchemaFormat::Avro, SchemaFormat::JsonSchema);
+    assert!(matches!(client.find("s", avro, "\"int\"").await, Err(RegistryError::Unknown { .. })));
+    let id = client.register("s", avro, "\"int\"").await.unwrap();
+    assert_eq!(client.find("s", avro, "\"int\"").await, Ok(id));
+    assert!(matches!(client.find("s", json, "\"int\"").await, Err(RegistryError::Unknown { .. })));
+    assert!(client.is_compatible("s", avro, "\"long\"").await.unwrap());
 }
 
 #[tokio::test]
@@ -368,7 +419,7 @@ async fn a_registry_that_is_gone_is_not_needed_again() {
     let login = Some(plan::Login::Bearer { token: "hunter2".to_owned() });
     let plan = plan::Registry { login, ..plan::Registry::at(registry.url(), TIMEOUT) };
     let client = cached(&plan, &dir);
-    let id = client.register("s-value", "\"int\"").await.unwrap();
+    let id = client.register("s-value", SchemaFormat::Avro, "\"int\"").await.unwrap();
     let known = client.by_subject("s-value", None).await.unwrap();
     drop(registry);
     let client = cached(&plan, &dir);

@@ -6,6 +6,7 @@
 //! tested in `log`.
 
 mod accounts;
+mod avro;
 mod durable;
 mod entry;
 mod log;
@@ -27,9 +28,11 @@ use async_trait::async_trait;
 use tokio::task::block_in_place;
 
 use crate::config::plan::Roll;
+use crate::encode::Misfit;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName, ranges};
 
 pub use accounts::{Account, Admission, Claim, Refusal};
+pub use avro::AvroFormat;
 pub use entry::Owner;
 pub use parquet::ParquetFormat;
 pub use partition::Partitioning;
@@ -53,6 +56,8 @@ pub trait Format: Send + std::fmt::Debug {
 
 /// An open file of some format.
 pub trait RowWriter: Send {
+    /// # Errors
+    /// An error that is a [`Misfit`] is about a row; the file is then abandoned, and the row refused.
     fn write(&mut self, rows: &RecordBatch) -> io::Result<()>;
     /// Bytes written and buffered: an estimate of the file's size if it were finished now.
     fn size(&self) -> u64;
@@ -227,6 +232,9 @@ fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
             "restore the directory as a whole, `_sidestream` included, or start a new `path`",
             error,
         ),
+        LogError::Io { ref source, .. } if is_misfit(source) => {
+            SinkError::refused(action, "change the view that this sink reads", error)
+        }
         LogError::Io { ref source, .. } => {
             let hint = match source.kind() {
                 io::ErrorKind::StorageFull => Some("free space on that disk"),
@@ -241,6 +249,11 @@ fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
         }
         LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
     }
+}
+
+/// Is it a row that the format cannot hold?
+fn is_misfit(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<Misfit>())
 }
 
 /// Rows that cannot be spread over directories need another expression.

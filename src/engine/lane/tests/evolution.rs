@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::codec::{Codec, Decoded, Learnt, Side};
-use crate::config::plan::OnNewSchema;
+use crate::config::plan::{OnNewSchema, SchemaFormat};
 use crate::model::{RecordRef, SchemaId, SchemaKey, SchemaVersion};
 use crate::registry::{Newest, RegisteredSchema, RegistryError};
 
@@ -64,7 +64,15 @@ impl Registry for Subject {
         Ok(Newest { version: version(id), schema: schema(SchemaId(id)) })
     }
 
-    async fn register(&self, _: &str, _: &str) -> Result<SchemaId, RegistryError> {
+    async fn register(&self, _: &str, _: SchemaFormat, _: &str) -> Result<SchemaId, RegistryError> {
+        Err(RegistryError::Unknown { what: "a subject".to_owned() })
+    }
+
+    async fn find(&self, _: &str, _: SchemaFormat, _: &str) -> Result<SchemaId, RegistryError> {
+        Err(RegistryError::Unknown { what: "a subject".to_owned() })
+    }
+
+    async fn is_compatible(&self, _: &str, _: SchemaFormat, _: &str) -> Result<bool, RegistryError> {
         Err(RegistryError::Unknown { what: "a subject".to_owned() })
     }
 
