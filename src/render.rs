@@ -168,11 +168,7 @@ impl Values {
                 out.extend_from_slice(if values.value(row) { b"true" } else { b"false" });
             }
             Kind::Text(values) => put_text(values.value(row), out),
-            Kind::Bytes(values) => {
-                out.push(b'"');
-                out.extend_from_slice(STANDARD.encode(values.value(row)).as_bytes());
-                out.push(b'"');
-            }
+            Kind::Bytes(values) => put_bytes(values.value(row), out),
             Kind::Number => put_number(&self.array, row, out),
             Kind::F32(values) => put_float(f64::from(values.value(row)), &values.value(row), out),
             Kind::F64(values) => put_float(values.value(row), &values.value(row), out),
@@ -269,7 +265,8 @@ fn shown(array: &ArrayRef, row: usize) -> String {
     }
 }
 
-fn put_text(text: &str, out: &mut Vec<u8>) {
+/// Appends a JSON string.
+pub fn put_text(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
     for byte in text.bytes() {
         match byte {
@@ -292,7 +289,15 @@ fn put(out: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     }
 }
 
-fn put_float<T: serde::Serialize>(value: f64, as_it_is: &T, out: &mut Vec<u8>) {
+/// Appends bytes as JSON.
+pub fn put_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(STANDARD.encode(bytes).as_bytes());
+    out.push(b'"');
+}
+
+/// Appends a number of 32 or 64 bits as JSON; `value` is the same number.
+pub fn put_float<T: serde::Serialize>(value: f64, as_it_is: &T, out: &mut Vec<u8>) {
     // serde_json prints the shortest text that reads back as the same number.
     if !value.is_finite() || serde_json::to_writer(&mut *out, as_it_is).is_err() {
         out.extend_from_slice(b"null");
@@ -329,14 +334,7 @@ fn put_number(array: &ArrayRef, row: usize, out: &mut Vec<u8>) {
 fn time_writer(data_type: &DataType) -> Option<fn(&ArrayRef, usize, &mut Vec<u8>)> {
     Some(match data_type {
         DataType::Date32 => |array, row, out| {
-            let days = i64::from(array.as_primitive::<Date32Type>().value(row));
-            let time = jiff::Timestamp::from_second(days.saturating_mul(86_400)).ok();
-            match time {
-                Some(time) => {
-                    put(out, format_args!("\"{}\"", time.to_zoned(jiff::tz::TimeZone::UTC).date()));
-                }
-                None => put(out, format_args!("{days}")),
-            }
+            put_date(array.as_primitive::<Date32Type>().value(row), out);
         },
         DataType::Time32(TimeUnit::Millisecond) => |array, row, out| {
             let value = i64::from(array.as_primitive::<Time32MillisecondType>().value(row));
@@ -373,7 +371,16 @@ fn time_writer(data_type: &DataType) -> Option<fn(&ArrayRef, usize, &mut Vec<u8>
     })
 }
 
-fn put_time_of_day(value: i64, nanos_per_unit: i128, digits: usize, out: &mut Vec<u8>) {
+/// Appends a date, which is days since 1970, as JSON.
+pub fn put_date(days: i32, out: &mut Vec<u8>) {
+    match jiff::Timestamp::from_second(i64::from(days) * 86_400) {
+        Ok(time) => put(out, format_args!("\"{}\"", time.to_zoned(jiff::tz::TimeZone::UTC).date())),
+        Err(_) => put(out, format_args!("{days}")),
+    }
+}
+
+/// Appends a time of day as JSON.
+pub fn put_time_of_day(value: i64, nanos_per_unit: i128, digits: usize, out: &mut Vec<u8>) {
     let nanos = i128::from(value) * nanos_per_unit;
     if !(0..86_400_000_000_000).contains(&nanos) {
         put(out, format_args!("{value}"));
@@ -385,9 +392,14 @@ fn put_time_of_day(value: i64, nanos_per_unit: i128, digits: usize, out: &mut Ve
     put(out, format_args!("\"{hour:02}:{minute:02}:{second:02}.{fraction}\""));
 }
 
-/// With a time zone it is an instant, in UTC; without one it is what a clock on a wall showed.
+/// With a time zone it is an instant.
 fn put_timestamp(array: &ArrayRef, value: i64, nanos_per_unit: i128, digits: u8, out: &mut Vec<u8>) {
     let is_instant = matches!(array.data_type(), DataType::Timestamp(_, Some(_)));
+    put_time(is_instant, value, nanos_per_unit, digits, out);
+}
+
+/// Appends a time as JSON: an instant, in UTC, or what a clock on a wall showed.
+pub fn put_time(is_instant: bool, value: i64, nanos_per_unit: i128, digits: u8, out: &mut Vec<u8>) {
     let printer = DateTimePrinter::new().precision(Some(digits));
     let Ok(time) = jiff::Timestamp::from_nanosecond(i128::from(value) * nanos_per_unit) else {
         put(out, format_args!("{value}"));

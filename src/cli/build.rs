@@ -13,8 +13,8 @@ use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
 use crate::config::plan::{
-    AllowIds, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, RegistryForm, Route,
-    SchemaFormat, Sink, Target, ValueForm,
+    AllowIds, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, Recursion, RegistryForm,
+    Route, SchemaFormat, Sink, Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
@@ -135,13 +135,16 @@ async fn reader(
             || (form.format.is_none() && path.extension().is_some_and(|extension| extension == "proto"));
         let is_json = form.format == Some(SchemaFormat::JsonSchema);
         if !is_protobuf && !is_json {
-            return schema_file(route, path).map(|node| ReadAs::file(path, Parsed::Avro(node)));
+            let node = schema_file(route, path, form.recursion)?;
+            return Ok(ReadAs::file(path, Parsed::Avro(node)));
         }
         let text = file_text(route, path)?;
         let read = if is_json {
-            json_schema::parse(&text, &[]).map(Parsed::Json).map_err(|error| error.to_string())
+            let node = json_schema::parse_with(&text, &[], form.recursion);
+            node.map(Parsed::Json).map_err(|error| error.to_string())
         } else {
-            protobuf::parse(&text, &[]).map(Parsed::Protobuf).map_err(|error| error.to_string())
+            let file = protobuf::parse(&text, &[]).map(|file| file.recursive(form.recursion));
+            file.map(Parsed::Protobuf).map_err(|error| error.to_string())
         };
         let read = read.map_err(|problem| unusable(format!("`{}`", path.display()), problem))?;
         return Ok(ReadAs::file(path, read));
@@ -160,13 +163,13 @@ async fn reader(
         return Err(unusable(what, format!("it is {}, and the route says {}", schema.kind, format.name())));
     }
     let parsed = match schema.kind.as_str() {
-        "AVRO" => Node::parse(&schema.text, &schema.references)
+        "AVRO" => Node::parse_with(&schema.text, &schema.references, form.recursion)
             .map(Parsed::Avro)
             .map_err(|error| unusable(what, error.to_string())),
         "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
-            .map(Parsed::Protobuf)
+            .map(|file| Parsed::Protobuf(file.recursive(form.recursion)))
             .map_err(|error| unusable(what, error.to_string())),
-        "JSON" => json_schema::parse(&schema.text, &schema.references)
+        "JSON" => json_schema::parse_with(&schema.text, &schema.references, form.recursion)
             .map(Parsed::Json)
             .map_err(|error| unusable(what, error.to_string())),
         other => Err(unusable(what, format!("it is {other}; Avro, Protobuf and JSON Schemas can be read"))),
@@ -182,9 +185,9 @@ fn file_text(route: &Route, path: &Path) -> Result<String, ReaderError> {
     })
 }
 
-fn schema_file(route: &Route, path: &Path) -> Result<Node, ReaderError> {
+fn schema_file(route: &Route, path: &Path, recursion: Recursion) -> Result<Node, ReaderError> {
     let text = file_text(route, path)?;
-    Node::parse(&text, &[]).map_err(|error| ReaderError::Unusable {
+    Node::parse_with(&text, &[], recursion).map_err(|error| ReaderError::Unusable {
         route: route.name.clone(),
         what: format!("`{}`", path.display()),
         problem: error.to_string(),
@@ -212,7 +215,10 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
     };
     Ok(match &route.key {
         KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
-        KeyForm::Json(path) => Box::new(JsonKeys::new(schema_file(route, path)?).map_err(unusable)?),
+        KeyForm::Json(path) => {
+            let node = schema_file(route, path, Recursion::Refuse)?;
+            Box::new(JsonKeys::new(node).map_err(unusable)?)
+        }
         KeyForm::Registry(form) => {
             let ReadAs { schema, name, version } = reader(route, Side::Key, form, registry).await?;
             let codec = match schema {
@@ -229,7 +235,7 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
                     })?
                 }
             };
-            Box::new(codec.framed(form.framing).read_as(name, version))
+            Box::new(as_formed(codec, form).read_as(name, version))
         }
     })
 }
@@ -243,7 +249,7 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
     Ok(match &route.value {
         ValueForm::Raw(form) => Box::new(Raw::new(*form, route.tombstones)),
         ValueForm::Json(path) => {
-            let node = schema_file(route, path)?;
+            let node = schema_file(route, path, Recursion::Refuse)?;
             Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
         }
         ValueForm::Registry(form) => {
@@ -263,9 +269,14 @@ async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<B
                     })?
                 }
             };
-            Box::new(codec.framed(form.framing).read_as(name, version))
+            Box::new(as_formed(codec, form).read_as(name, version))
         }
     })
+}
+
+/// What a form says besides the reader schema.
+fn as_formed(codec: Registered, form: &RegistryForm) -> Registered {
+    codec.framed(form.framing).recursive(form.recursion).validated(form.is_validated)
 }
 
 /// With `registry: {framing: apicurio}` the format shows only here.

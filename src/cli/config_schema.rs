@@ -5,7 +5,7 @@ use clap::Args;
 use crate::config::schema;
 use crate::metrics;
 
-use super::Failure;
+use super::{Failure, types};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -15,6 +15,9 @@ pub struct Options {
     /// Print the table of metrics as Markdown instead: docs/metrics.md.
     #[arg(long, conflicts_with = "markdown")]
     metrics: bool,
+    /// Print the table of types as Markdown instead: a part of docs/types.md.
+    #[arg(long, conflicts_with_all = ["markdown", "metrics"])]
+    types: bool,
 }
 
 #[expect(clippy::print_stdout, reason = "the result goes to stdout")]
@@ -23,6 +26,8 @@ pub fn print(options: &Options) -> Result<(), Failure> {
         print!("{}", schema::markdown());
     } else if options.metrics {
         print!("{}", metrics::markdown());
+    } else if options.types {
+        print!("{}", types::markdown()?);
     } else {
         println!("{:#}", schema::json_schema());
     }

@@ -17,6 +17,7 @@ mod replay;
 mod run;
 mod standing;
 mod table;
+mod types;
 
 use std::backtrace::{Backtrace, BacktraceStatus};
 use std::io::IsTerminal;

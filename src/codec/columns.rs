@@ -24,6 +24,8 @@ use arrow::error::ArrowError;
 pub struct Column {
     field: FieldRef,
     validity: Option<BooleanBufferBuilder>,
+    /// See [`Column::width`].
+    width: usize,
     pub data: Data,
 }
 
@@ -103,11 +105,21 @@ impl Column {
                 return Err(ArrowError::NotYetImplemented(format!("a decoded column of type {other}")));
             }
         };
+        let width = match &data {
+            Data::Struct { fields, .. } => fields.iter().map(Self::width).sum::<usize>().max(1),
+            _ => 1,
+        };
         Ok(Self {
             field: field.clone(),
             validity: field.is_nullable().then(|| BooleanBufferBuilder::new(0)),
+            width,
             data,
         })
+    }
+
+    /// How many columns a null fills: a struct's all have a placeholder.
+    pub fn width(&self) -> usize {
+        self.width
     }
 
     pub fn len(&self) -> usize {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::config::plan::Tombstones;
 use crate::model::RecordRef;
 
-use super::avro::node::{Enum, Kind, Logical, Node, Record, SchemaError};
+use super::avro::node::{Arm, Enum, Kind, Logical, Node, Record, SchemaError, When};
 use super::avro::{arrow_type, big_decimal};
 use super::columns::{Column, Data, push_offset};
 use super::fill::{Rejection, fill};
@@ -115,9 +115,17 @@ impl From<Misfit> for Unfit {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Value, Unfit> {
-    serde_json::from_slice(text)
-        .map_err(|error| Unfit { code: MISMATCH, message: format!("not JSON: {error}") })
+/// The value of a text.
+///
+/// # Errors
+/// If it is not JSON, or nests deeper than 127 levels.
+pub fn parse(text: &[u8]) -> Result<Value, Unfit> {
+    serde_json::from_slice(text).map_err(|error| {
+        let message = format!("not JSON: {error}");
+        // It has no other sign for it.
+        let is_deep = message.contains("recursion limit exceeded");
+        Unfit { code: if is_deep { "depth" } else { MISMATCH }, message }
+    })
 }
 
 /// Appends one JSON object as a row.
@@ -125,7 +133,15 @@ fn parse(text: &[u8]) -> Result<Value, Unfit> {
 /// # Errors
 /// What does not fit; then the columns may hold parts of it and have to be truncated.
 pub fn put_row(record: &Record, text: &[u8], columns: &mut [Column]) -> Result<(), Unfit> {
-    put_fields(record, &parse(text)?, columns).map_err(Unfit::from)
+    put_object(record, &parse(text)?, columns)
+}
+
+/// As [`put_row`], with a value that is parsed.
+///
+/// # Errors
+/// Likewise.
+pub fn put_object(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(), Unfit> {
+    put_fields(record, json, columns).map_err(Unfit::from)
 }
 
 /// Appends one JSON text of any type to a column.
@@ -133,7 +149,15 @@ pub fn put_row(record: &Record, text: &[u8], columns: &mut [Column]) -> Result<(
 /// # Errors
 /// What does not fit; then the column may hold parts of it and has to be truncated.
 pub fn put_whole(node: &Node, text: &[u8], column: &mut Column) -> Result<(), Unfit> {
-    put(node, &parse(text)?, column).map_err(Unfit::from)
+    put_any(node, &parse(text)?, column)
+}
+
+/// As [`put_whole`], with a value that is parsed.
+///
+/// # Errors
+/// Likewise.
+pub fn put_any(node: &Node, json: &Value, column: &mut Column) -> Result<(), Unfit> {
+    put(node, json, column).map_err(Unfit::from)
 }
 
 /// A value that does not fit its type. Values are not shown: they are the user's data.
@@ -196,7 +220,84 @@ fn put(node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
             Err(misfit(node, json))
         };
     }
+    match &node.kind {
+        Kind::Union(arms) => return put_branch(node, arms, json, column),
+        Kind::Choice(arms) => return put_choice(node, arms, json, column),
+        _ => {}
+    }
     put_value(node, json, &mut column.data).ok_or_else(|| misfit(node, json))??;
+    column.mark_valid();
+    Ok(())
+}
+
+/// A value of an Avro union of several types: as Avro's own JSON has it, `{"long": 5}`, or else the first branch that
+/// takes it as it is.
+fn put_branch(node: &Node, arms: &[Node], json: &Value, column: &mut Column) -> Result<(), Misfit> {
+    let named = |is_it: fn(&Node, &str) -> bool, name: &str| {
+        arrow_type::members(arms).enumerate().find(|(_, arm)| is_it(arm, name))
+    };
+    let mut why = None;
+    if let Value::Object(entries) = json
+        && entries.len() == 1
+        && let Some((name, inner)) = entries.iter().next()
+        && let Some((index, arm)) = named(|arm, name| arm.branch_name() == name, name)
+            .or_else(|| named(|arm, name| arm.branch_short_name() == name, name))
+    {
+        match put_member(index, arm, inner, column) {
+            Ok(()) => return Ok(()),
+            Err(misfit) => why = Some(misfit),
+        }
+    }
+    let is_put = arrow_type::members(arms)
+        .enumerate()
+        .any(|(index, arm)| put_member(index, arm, json, column).is_ok());
+    if is_put { Ok(()) } else { Err(why.unwrap_or_else(|| misfit(node, json))) }
+}
+
+/// The first arm that a value fits, as JSON Schema has it.
+fn put_choice(node: &Node, arms: &[Arm], json: &Value, column: &mut Column) -> Result<(), Misfit> {
+    let mut misfits = Vec::new();
+    for (index, arm) in arms.iter().enumerate().filter(|(_, arm)| is_of(&arm.when, json)) {
+        match put_member(index, &arm.node, json, column) {
+            Ok(()) => return Ok(()),
+            Err(misfit) => misfits.push(misfit),
+        }
+    }
+    // Where a value is almost of one arm, it says more to name what is wrong there.
+    misfits.retain(|misfit| !misfit.path.is_empty());
+    match misfits.pop() {
+        Some(misfit) if misfits.is_empty() => Err(misfit),
+        _ => Err(misfit(node, json)),
+    }
+}
+
+fn is_of(when: &When, json: &Value) -> bool {
+    let Value::Object(fields) = json else {
+        return true;
+    };
+    when.required.iter().all(|name| fields.contains_key(name))
+        && when
+            .values
+            .iter()
+            .all(|(name, values)| fields.get(name).is_none_or(|value| values.contains(value)))
+        && when.only.as_ref().is_none_or(|names| fields.keys().all(|name| names.contains(name)))
+}
+
+/// A value for one member of a struct, and null for the others. If it does not fit, the struct is as it was.
+fn put_member(index: usize, node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
+    let Data::Struct { len, fields } = &mut column.data else {
+        return Err(misfit(node, json));
+    };
+    let Some(member) = fields.get_mut(index) else {
+        return Err(misfit(node, json));
+    };
+    if let Err(misfit) = put(node, json, member) {
+        member.truncate(*len);
+        return Err(misfit);
+    }
+    let others = fields.iter_mut().enumerate().filter(|(at, _)| *at != index);
+    others.for_each(|(_, other)| other.push_null());
+    *len += 1;
     column.mark_valid();
     Ok(())
 }
@@ -492,5 +593,38 @@ mod tests {
 
     fn plain(kind: Kind) -> Node {
         Node { kind, logical: None }
+    }
+
+    #[test]
+    fn a_union_is_as_avros_json_has_it_or_the_first_branch_that_fits() {
+        let schema = json!({"type": "record", "name": "R", "fields": [{"name": "u", "type": [
+            "null", "long", "string",
+            {"type": "record", "name": "a.P", "fields": [{"name": "x", "type": "int"}]},
+            {"type": "map", "values": "int"}]}]});
+        let good = [
+            (r#"{"u": {"long": 5}}"#, "long", "5"),
+            (r#"{"u": 6}"#, "long", "6"),
+            (r#"{"u": {"string": "s"}}"#, "string", "s"),
+            (r#"{"u": "t"}"#, "string", "t"),
+            (r#"{"u": {"a.P": {"x": 1}}}"#, "P", "x: 1"),
+            (r#"{"u": {"P": {"x": 2}}}"#, "P", "x: 2"),
+            (r#"{"u": {"x": 3}}"#, "P", "x: 3"),
+            (r#"{"u": {"y": 4}}"#, "map", "y: 4"),
+            // A map with the key of a branch, whose value is none of that branch.
+            (r#"{"u": {"string": 7}}"#, "map", "string: 7"),
+        ];
+        for (text, member, value) in good {
+            let (rows, rejected) = decode(&schema, &[text]);
+            assert!(rejected.is_empty(), "{text}: {rejected:?}");
+            let is_there = rows.contains(&format!("{member}: {value}"))
+                || rows.contains(&format!("{member}: {{{value}}}"));
+            assert!(is_there, "{text}: {rows}");
+        }
+        let bad = [r#"{"u": true}"#, r#"{"u": {"long": "x"}}"#, r#"{"u": {"z": "x"}}"#];
+        let (rows, rejected) = decode(&schema, &[r#"{"u": null}"#, bad[0], r#"{"u": 1}"#, bad[1], bad[2]]);
+        assert_eq!(rows, decode(&schema, &[r#"{"u": null}"#, r#"{"u": 1}"#]).0);
+        assert_eq!(rejected.len(), bad.len());
+        assert!(rejected[0].starts_with("field `u`: a boolean is not union of null, long"), "{rejected:?}");
+        assert_eq!(rejected[1], "field `u`: this text is not long");
     }
 }

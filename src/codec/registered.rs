@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
-use crate::config::plan::{Framing, Tombstones};
+use crate::config::plan::{Framing, Recursion, Tombstones};
 use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
 
 use super::avro::arrow_type;
@@ -17,7 +17,8 @@ use super::avro::program::{Program, compile};
 use super::columns::{Column, Data};
 use super::fill::{Rejection, fill_side};
 use super::frame::{Frame, FrameError};
-use super::json::{Unfit, put_row, put_whole};
+use super::json::{self, Unfit, put_any, put_object};
+use super::json_schema::Validation;
 use super::meta::KEY;
 use super::protobuf::{self, Scratch};
 use super::{Codec, Decoded, Learnt, Side, frame, key};
@@ -36,6 +37,8 @@ pub struct Registered {
     schema: SchemaRef,
     tombstones: Tombstones,
     framing: Framing,
+    recursion: Recursion,
+    is_validated: bool,
     /// What messages call the reader schema, if they are to name it.
     reader_name: Option<String>,
     version: Option<SchemaVersion>,
@@ -67,8 +70,8 @@ impl Reader {
 enum Writer {
     Avro(Program),
     Protobuf(protobuf::Writer),
-    /// Fields of JSON have their names with them: the writer's schema is not looked at.
-    Json,
+    /// Fields of JSON have their names with them: the writer's schema is looked at only to validate.
+    Json(Option<Box<Validation>>),
     Refused {
         code: &'static str,
         message: String,
@@ -146,10 +149,26 @@ impl Registered {
             schema,
             tombstones,
             framing: Framing::Confluent,
+            recursion: Recursion::Refuse,
+            is_validated: false,
             reader_name: None,
             version: None,
             writers: HashMap::new(),
         }
+    }
+
+    /// What becomes of writers' types that contain themselves; of the reader's it is decided.
+    #[must_use]
+    pub fn recursive(mut self, recursion: Recursion) -> Self {
+        self.recursion = recursion;
+        self
+    }
+
+    /// Whether JSON is held against all that the schema says which it names.
+    #[must_use]
+    pub fn validated(mut self, is_validated: bool) -> Self {
+        self.is_validated = is_validated;
+        self
     }
 
     /// Calls the reader schema this in messages, and says which version of a subject it is.
@@ -172,7 +191,8 @@ impl Registered {
     fn compile(&self, name: SchemaKey, kind: &str, text: &str, references: &[Reference]) -> Writer {
         let done = match (&self.reader, kind) {
             (Reader::Avro(reader), "AVRO") => {
-                let writer = Node::parse(text, references).map(|writer| match self.side {
+                let writer = Node::parse_with(text, references, self.recursion);
+                let writer = writer.map(|writer| match self.side {
                     Side::Value => writer,
                     Side::Key => key::as_field(writer),
                 });
@@ -183,7 +203,13 @@ impl Registered {
                 let file = protobuf::parse(text, references);
                 file.map(|file| Writer::Protobuf(reader.writer(&file))).map_err(|error| error.to_string())
             }
-            (Reader::Json(_), "JSON") => Ok(Writer::Json),
+            (Reader::Json(_), "JSON") if self.is_validated => {
+                let validation = Validation::new(text, references);
+                validation
+                    .map(|validation| Writer::Json(Some(Box::new(validation))))
+                    .map_err(|error| error.to_string())
+            }
+            (Reader::Json(_), "JSON") => Ok(Writer::Json(None)),
             (reader, other) => {
                 let own = reader.kind();
                 let reader = self.reader_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -235,17 +261,26 @@ impl Registered {
                 let path = bad.path[skipped..].join(".");
                 reject(bad.problem.code(), format!("{}{}", field(&path), bad.problem))
             }),
-            Some(Writer::Json) => {
-                self.read_json(frame.payload, columns).map_err(|unfit| reject(unfit.code, unfit.message))
-            }
+            Some(Writer::Json(validation)) => self
+                .read_json(validation.as_deref(), frame.payload, columns)
+                .map_err(|unfit| reject(unfit.code, unfit.message)),
         }
     }
 
-    fn read_json(&self, payload: &[u8], columns: &mut [Column]) -> Result<(), Unfit> {
+    fn read_json(
+        &self,
+        validation: Option<&Validation>,
+        payload: &[u8],
+        columns: &mut [Column],
+    ) -> Result<(), Unfit> {
+        let json = json::parse(payload)?;
+        if let Some(validation) = validation {
+            validation.check(&json)?;
+        }
         match (&self.reader, columns) {
-            (Reader::Json(node), [column]) if self.side == Side::Key => put_whole(node, payload, column),
+            (Reader::Json(node), [column]) if self.side == Side::Key => put_any(node, &json, column),
             (Reader::Json(Node { kind: Kind::Record(record), .. }), columns) => {
-                put_row(record, payload, columns)
+                put_object(record, &json, columns)
             }
             _ => {
                 let message = "the route's columns are not those of its schema".to_owned();
@@ -344,7 +379,7 @@ impl Codec for Registered {
             // Not those just learnt, or a batch of garbage would be asked for again and again.
             self.writers.retain(|_, writer| match writer {
                 Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Json => true,
+                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Json(_) => true,
             });
         }
         self.writers.insert(name, writer);

@@ -2,7 +2,7 @@
 
 use super::keys;
 use super::mapping::{Context, Mapping};
-use super::plan::{Framing, SchemaFormat};
+use super::plan::{Framing, Recursion, SchemaFormat};
 use super::tree::{Key, Node, Span, Value};
 use super::{Problem, keys::Scope};
 
@@ -12,6 +12,8 @@ pub struct Registered {
     pub format: Option<SchemaFormat>,
     pub message: Option<String>,
     pub framing: Framing,
+    pub recursion: Recursion,
+    pub is_validated: bool,
 }
 
 impl Registered {
@@ -24,7 +26,13 @@ impl Registered {
             "json_schema" => Some(SchemaFormat::JsonSchema),
             _ => return None,
         };
-        Some(Self { format, message: None, framing: Framing::Confluent })
+        Some(Self {
+            format,
+            message: None,
+            framing: Framing::Confluent,
+            recursion: Recursion::Refuse,
+            is_validated: false,
+        })
     }
 }
 
@@ -42,7 +50,12 @@ pub fn with_options(entries: &[(Key, Node)], context: &mut Context<'_>) -> Optio
 
 fn options(key: &Key, node: &Node, form: Registered, context: &mut Context<'_>) -> Option<Registered> {
     let is_protobuf = form.format == Some(SchemaFormat::Protobuf);
-    let scope: &'static Scope = if is_protobuf { &keys::PROTOBUF } else { &keys::FRAMED };
+    let is_json = form.format == Some(SchemaFormat::JsonSchema);
+    let scope: &'static Scope = match form.format {
+        Some(SchemaFormat::Protobuf) => &keys::PROTOBUF,
+        Some(SchemaFormat::JsonSchema) => &keys::JSON_SCHEMA,
+        Some(SchemaFormat::Avro) | None => &keys::FRAMED,
+    };
     if matches!(&node.value, Value::Null) || matches!(&node.value, Value::Map(entries) if entries.is_empty())
     {
         let message = format!("`{}` has no options here", key.name);
@@ -62,7 +75,12 @@ fn options(key: &Key, node: &Node, form: Registered, context: &mut Context<'_>) 
         refuse_apicurio(mapping.place("framing"), context);
     }
     let message = if is_protobuf { mapping.text("message", context) } else { None };
-    Some(Registered { message, framing, ..form })
+    let recursion = match mapping.choice("recursive", context).as_str() {
+        "json" => Recursion::Json,
+        _ => Recursion::Refuse,
+    };
+    let is_validated = is_json && mapping.choice("validate", context) == "true";
+    Some(Registered { message, framing, recursion, is_validated, ..form })
 }
 
 /// Apicurio's serialiser puts a message with a name before the message, which is neither documented nor Confluent's.
@@ -90,7 +108,14 @@ mod tests {
         let route = read(text, &Environment::new([], Path::new("."))).unwrap().routes.remove(0);
         let (ValueForm::Registry(form), KeyForm::Registry(key)) = (route.value, route.key) else { panic!() };
         assert_eq!((form.format, &form.message, form.framing), (key.format, &key.message, key.framing));
-        Registered { format: form.format, message: form.message, framing: form.framing }
+        assert_eq!((form.recursion, form.is_validated), (key.recursion, key.is_validated));
+        Registered {
+            format: form.format,
+            message: form.message,
+            framing: form.framing,
+            recursion: form.recursion,
+            is_validated: form.is_validated,
+        }
     }
 
     #[test]
@@ -105,8 +130,24 @@ mod tests {
             ("{protobuf: {message: a.B}}", Some(Protobuf), Some("a.B"), Framing::Confluent),
             ("{protobuf: {framing: header, message: a.B}}", Some(Protobuf), Some("a.B"), Framing::Header),
         ] {
-            let expected = Registered { format, message: message.map(str::to_owned), framing };
+            let (recursion, is_validated) = (Recursion::Refuse, false);
+            let message = message.map(str::to_owned);
+            let expected = Registered { format, message, framing, recursion, is_validated };
             assert_eq!(form(&text(written, written)), expected, "{written}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_type_and_what_is_checked_is_said_by_the_form() {
+        for (written, recursion, is_validated) in [
+            ("{registry: {recursive: json}}", Recursion::Json, false),
+            ("{avro: {recursive: refuse}}", Recursion::Refuse, false),
+            ("{protobuf: {recursive: json}}", Recursion::Json, false),
+            ("{json_schema: {validate: true}}", Recursion::Refuse, true),
+            ("{json_schema: {validate: true, recursive: json, framing: header}}", Recursion::Json, true),
+        ] {
+            let form = form(&text(written, written));
+            assert_eq!((form.recursion, form.is_validated), (recursion, is_validated), "{written}");
         }
     }
 
@@ -116,6 +157,8 @@ mod tests {
             ("{avro: {framing: hedaer}}", "did you mean `header`?"),
             ("{avro: {frame: header}}", "`frame` is not a known key here"),
             ("{avro: {message: a.B}}", "`message` is not a known key here"),
+            ("{registry: {validate: true}}", "`validate` is not a known key here"),
+            ("{avro: {recursive: text}}", "`text`"),
             ("{avro: x}", "expected a mapping"),
             ("{avro: {}}", "write `avro` alone"),
             ("{protobuf: }", "write `protobuf` alone"),

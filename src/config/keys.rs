@@ -253,11 +253,28 @@ pub static ROUTE: Scope = Scope {
 
 const FRAMING_ABOUT: &str = "How a record names its schema. `confluent`: in the header `__value_schema_id` (of keys `__key_schema_id`) if there is one, else in a prefix. `header`, `prefix` (a zero byte and four bytes of an id): only there. `apicurio`: a prefix with an id of eight bytes.";
 const FRAMINGS: &[&str] = &["confluent", "header", "prefix", "apicurio"];
+const RECURSIVE_ABOUT: &str = "What becomes of a type that contains itself, which no column can hold: the schema is refused, with the path, or where the type begins again there is its JSON text (at most 100 levels of it).";
+const RECURSIVE: Key = key("recursive", Kind::Choice(&["refuse", "json"]), "refuse", RECURSIVE_ABOUT);
 
 pub static FRAMED: Scope = Scope {
-    name: "value, key: {registry | avro | json_schema: …}",
+    name: "value, key: {registry | avro: …}",
     about: "Options of a form; without any, the word alone is enough.",
-    keys: &[key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT)],
+    keys: &[key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT), RECURSIVE],
+};
+
+pub static JSON_SCHEMA: Scope = Scope {
+    name: "value, key: {json_schema: …}",
+    about: "Options of JSON Schema; without any, the word alone is enough.",
+    keys: &[
+        key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT),
+        RECURSIVE,
+        key(
+            "validate",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "Whether a record is held against all that the schema says which it names, not only against the types of its columns. One that does not keep to it is bad (`invalid`).",
+        ),
+    ],
 };
 
 pub static PROTOBUF: Scope = Scope {
@@ -271,6 +288,7 @@ pub static PROTOBUF: Scope = Scope {
             "The message, by its full name or the one within its package. Without it the first one of the reader schema's file.",
         ),
         key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT),
+        RECURSIVE,
     ],
 };
 
@@ -508,7 +526,7 @@ pub fn scopes() -> Vec<&'static Scope> {
             let inner: Vec<&'static Scope> = match &key.kind {
                 Kind::Scope(inner) | Kind::Named(inner) => vec![*inner],
                 Kind::Topics => vec![&TOPIC_PATTERN],
-                Kind::Value => vec![&FRAMED, &PROTOBUF],
+                Kind::Value => vec![&FRAMED, &PROTOBUF, &JSON_SCHEMA],
                 _ => Vec::new(),
             };
             for inner in inner {

@@ -194,6 +194,18 @@ pub struct RegistryForm {
     /// Of Protobuf: the message, if not the first one of its file.
     pub message: Option<String>,
     pub framing: Framing,
+    pub recursion: Recursion,
+    /// Of JSON Schema: records are held against all of their schema, not only its types.
+    pub is_validated: bool,
+}
+
+/// `recursive:` of a form: what becomes of a type that contains itself, which Arrow does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Recursion {
+    #[default]
+    Refuse,
+    /// JSON text, from where the type begins again.
+    Json,
 }
 
 /// How a record names its schema.

@@ -244,7 +244,15 @@ fn raw_form(word: &str) -> Option<RawForm> {
 }
 
 fn registry_form(form: Registered, schema: ReaderSchema, subject: Option<String>) -> RegistryForm {
-    RegistryForm { schema, subject, format: form.format, message: form.message, framing: form.framing }
+    RegistryForm {
+        schema,
+        subject,
+        format: form.format,
+        message: form.message,
+        framing: form.framing,
+        recursion: form.recursion,
+        is_validated: form.is_validated,
+    }
 }
 
 /// The form of values; with it goes the schema they are read as.

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{FRAMED, Key, Kind, PROTOBUF, ROOT, Scope, TOPIC_PATTERN, scopes};
+use super::keys::{FRAMED, JSON_SCHEMA, Key, Kind, PROTOBUF, ROOT, Scope, TOPIC_PATTERN, scopes};
 
 /// The JSON Schema, for editors.
 pub fn json_schema() -> Value {
@@ -75,7 +75,7 @@ fn value(kind: &Kind) -> Value {
             options("registry", &FRAMED),
             options("avro", &FRAMED),
             options("protobuf", &PROTOBUF),
-            options("json_schema", &FRAMED),
+            options("json_schema", &JSON_SCHEMA),
             {"type": "object", "additionalProperties": false, "required": ["json"], "properties": {
                 "json": {"type": "object", "additionalProperties": false, "required": ["schema"], "properties": {
                     "schema": {"type": "object", "additionalProperties": false, "required": ["file"],

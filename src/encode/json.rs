@@ -293,6 +293,10 @@ fn suits(node: &Node, data_type: &DataType) -> bool {
         (Kind::Array(_), None) => matches!(data_type, DataType::List(_)),
         (Kind::Map(_), None) => matches!(data_type, DataType::Map(..) | DataType::Struct(_)),
         (Kind::Record(_), None) => matches!(data_type, DataType::Struct(_)),
+        // What is within is that of no one arm: the schema's owner has to know.
+        (Kind::Choice(arms), None) => {
+            arms.iter().any(|arm| nullable(&arm.node).is_some_and(|(node, _)| suits(node, data_type)))
+        }
         (Kind::Fixed { .. } | Kind::Enum(_) | Kind::Union(_), None) => false,
     }
 }

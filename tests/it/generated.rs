@@ -24,3 +24,14 @@ fn the_table_of_keys_is_fresh() {
 fn the_table_of_metrics_is_fresh() {
     assert_fresh("docs/metrics.md", &["config-schema", "--metrics"]);
 }
+
+#[test]
+fn the_table_of_types_is_fresh() {
+    let place = Workplace::new("");
+    let made = place.run(&["config-schema", "--types"]).expect_code(0).stdout;
+    let kept = std::fs::read_to_string(format!("{}/docs/types.md", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    assert!(
+        kept.contains(&made),
+        "docs/types.md is stale: put what `cargo run -- config-schema --types` prints between its lines `<!-- types: … -->`"
+    );
+}

@@ -41,6 +41,9 @@ mod protobuf;
 /// JSON Schemas from the registry, and schemas named by headers.
 mod json_schema;
 
+/// Types without an Arrow form, and validation.
+mod types;
+
 /// Records of Confluent's own serialisers, kept as files.
 mod fixtures;
 

@@ -1,10 +1,11 @@
 //! Which Arrow type an Avro type becomes. `docs/types.md` has the table for users.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
-use super::node::{Kind, Logical, Node, Record, SchemaError};
+use super::node::{Arm, Kind, Logical, Node, Record, SchemaError};
 
 /// Digits a 128-bit decimal holds.
 const DECIMAL128_DIGITS_MAX: u8 = 38;
@@ -18,8 +19,9 @@ pub fn schema(node: &Node, nullable: bool) -> Result<SchemaRef, SchemaError> {
     let Kind::Record(record) = &node.kind else {
         return Err(SchemaError::NotARecord(match node.kind {
             Kind::Union(_) => "a union",
+            Kind::Choice(_) => "one of several types",
             _ if node.logical == Some(Logical::Json) => {
-                "any JSON (it has no `properties`, or a choice of types)"
+                "any JSON (it has no `properties`, or a choice of types that is none of columns)"
             }
             _ => "a single value",
         }));
@@ -40,18 +42,37 @@ fn fields(record: &Record, path: &str) -> Result<Fields, SchemaError> {
     record.fields.iter().map(|entry| field(&entry.name, &entry.node, path)).collect()
 }
 
-/// A node without its null branch, and whether it had one.
+/// A node without its null branch, and whether it had one. A union of several other branches is itself, and a struct
+/// with a member for each. `None` if it has no branches at all.
 pub fn nullable(node: &Node) -> Option<(&Node, bool)> {
     let Kind::Union(arms) = &node.kind else {
         return Some((node, node.kind == Kind::Null));
     };
-    let mut others = arms.iter().filter(|arm| arm.kind != Kind::Null);
+    let mut others = members(arms);
     let has_null = arms.iter().any(|arm| arm.kind == Kind::Null);
     match (others.next(), others.next()) {
         (Some(only), None) => Some((only, has_null)),
         (None, _) => arms.first().map(|null| (null, true)),
-        _ => None,
+        (Some(_), Some(_)) => Some((node, has_null)),
     }
+}
+
+/// The branches of a union that become members of its struct, in order.
+pub fn members(arms: &[Node]) -> impl Iterator<Item = &Node> {
+    arms.iter().filter(|arm| arm.kind != Kind::Null)
+}
+
+/// What the members are called: the name of their type, with its namespace only where two would be called the same.
+pub fn member_names(arms: &[Node]) -> Vec<&str> {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    for arm in members(arms) {
+        *counts.entry(arm.branch_short_name()).or_default() += 1;
+    }
+    let name = |arm| match Node::branch_short_name(arm) {
+        short if counts[short] == 1 => short,
+        _ => Node::branch_name(arm),
+    };
+    members(arms).map(name).collect()
 }
 
 fn field(name: &str, node: &Node, path: &str) -> Result<Field, SchemaError> {
@@ -113,8 +134,18 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
             DataType::Map(Arc::new(entries), false)
         }
         (Kind::Record(record), None) => DataType::Struct(fields(record, path)?),
-        (Kind::Union(_), None) => {
-            return Err(SchemaError::Union { path: path.to_owned() });
+        (Kind::Union(arms), None) => {
+            let members = members(arms).zip(member_names(arms)).map(|(arm, name)| member(name, arm, path));
+            DataType::Struct(members.collect::<Result<_, _>>()?)
+        }
+        (Kind::Choice(arms), None) => {
+            let members = arms.iter().map(|Arm { name, node, .. }| member(name, node, path));
+            DataType::Struct(members.collect::<Result<_, _>>()?)
         }
     })
+}
+
+/// Of all members of such a struct one is not null.
+fn member(name: &str, node: &Node, path: &str) -> Result<Field, SchemaError> {
+    Ok(field(name, node, path)?.with_nullable(true))
 }

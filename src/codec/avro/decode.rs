@@ -6,12 +6,32 @@
 use arrow::datatypes::i256;
 
 use super::big_decimal;
+use super::node::FIELDS_MAX;
 use super::program::{DefaultOp, Op, Program, RecordOp, SkipOp, Step, ValueOp};
 use crate::codec::columns::{Column, Data, Overflow, push_offset};
 
 /// Defaults of fields that a writer lacks may add this many bytes to one record. They cost nothing on
 /// the wire, so without a bound a small record with many items could grow without one.
 const DEFAULT_BYTES_MAX: usize = 1 << 20;
+
+/// Columns without a value that a record may fill for each of its bytes: one byte says that a struct is null, or which
+/// of its members is not.
+const CELLS_PER_BYTE: usize = 256;
+
+/// However small the record: everything once that a schema may have.
+const CELLS_MIN: usize = 2 * FIELDS_MAX;
+
+/// However large the record: some tens of megabytes of columns.
+const CELLS_MAX: usize = 4 << 20;
+
+/// JSON text that records in records may become: names of fields are not on the wire.
+const TEXT_PER_BYTE: usize = 256;
+const TEXT_MIN: usize = 64 << 10;
+const TEXT_MAX: usize = 16 << 20;
+
+/// Objects and arrays within one another, where a schema contains itself: reading them recurses, and readers of JSON do
+/// not take many more.
+pub const LEVELS_MAX: usize = 100;
 
 /// What is wrong with a record's bytes. Codes are stable: they are in metrics and dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +62,10 @@ pub enum Problem {
     Uuid(usize),
     #[error("the columns of the batch grew beyond 2 GiB; set a smaller `batch:`")]
     Size,
+    #[error("it fills more columns, or becomes more text, than a record of its size may")]
+    Amplified,
+    #[error("a value nests deeper than {LEVELS_MAX} levels")]
+    Depth,
 }
 
 /// A number that was read where another kind of value may have been: as long as it is small it tells more of the
@@ -57,7 +81,8 @@ impl Problem {
             Self::Trailing(_) => "trailing_bytes",
             Self::Overflow | Self::Decimal => "overflow",
             Self::Utf8 => "invalid_utf8",
-            Self::Size => "size",
+            Self::Size | Self::Amplified => "size",
+            Self::Depth => "depth",
             Self::NegativeLength
             | Self::Boolean(_)
             | Self::UnionBranch(_)
@@ -88,7 +113,7 @@ impl<P: Into<Problem>> From<P> for BadValue {
     }
 }
 
-type Result<T> = std::result::Result<T, BadValue>;
+pub type Result<T> = std::result::Result<T, BadValue>;
 
 impl Program {
     /// Appends one record to `columns`, the reader's fields in order.
@@ -96,7 +121,7 @@ impl Program {
     /// # Errors
     /// What is wrong with the bytes; then the columns hold parts of the record and have to be truncated.
     pub fn decode(&self, bytes: &[u8], columns: &mut [Column]) -> Result<()> {
-        let mut cursor = Cursor { bytes, defaults_left: DEFAULT_BYTES_MAX };
+        let mut cursor = Cursor { bytes, program: self, budget: Budget::of(bytes.len()), levels: 0 };
         cursor.record(&self.record, columns)?;
         match cursor.bytes.len() {
             0 => Ok(()),
@@ -105,9 +130,34 @@ impl Program {
     }
 }
 
-struct Cursor<'a> {
+/// What a record may still make of bytes that it does not have.
+#[derive(Debug, Clone, Copy)]
+pub struct Budget {
+    /// Bytes of defaults.
+    defaults: usize,
+    /// Columns without a value.
+    cells: usize,
+    /// Bytes of JSON text.
+    pub text: usize,
+}
+
+impl Budget {
+    fn of(len: usize) -> Self {
+        Self {
+            defaults: DEFAULT_BYTES_MAX,
+            cells: len.saturating_mul(CELLS_PER_BYTE).clamp(CELLS_MIN, CELLS_MAX),
+            text: len.saturating_mul(TEXT_PER_BYTE).clamp(TEXT_MIN, TEXT_MAX),
+        }
+    }
+}
+
+/// Reads the bytes of one record.
+pub struct Cursor<'a> {
     bytes: &'a [u8],
-    defaults_left: usize,
+    pub program: &'a Program,
+    pub budget: Budget,
+    /// Objects and arrays that are open, where they are counted.
+    levels: usize,
 }
 
 impl<'a> Cursor<'a> {
@@ -130,11 +180,38 @@ impl<'a> Cursor<'a> {
     }
 
     fn default(&mut self, default: &DefaultOp, column: &mut Column) -> Result<()> {
-        let left = self.defaults_left.checked_sub(default.bytes.len());
-        self.defaults_left = left.ok_or(Problem::Size)?;
-        let mut cursor = Cursor { bytes: &default.bytes, defaults_left: self.defaults_left };
-        cursor.op(&default.op, column)?;
-        self.defaults_left = cursor.defaults_left;
+        self.with_default(default, |cursor| cursor.op(&default.op, column))
+    }
+
+    /// Reads a default as if it were there.
+    pub fn with_default(
+        &mut self,
+        default: &DefaultOp,
+        read: impl FnOnce(&mut Cursor<'_>) -> Result<()>,
+    ) -> Result<()> {
+        let left = self.budget.defaults.checked_sub(default.bytes.len());
+        self.budget.defaults = left.ok_or(Problem::Size)?;
+        let mut cursor =
+            Cursor { bytes: &default.bytes, program: self.program, budget: self.budget, levels: self.levels };
+        read(&mut cursor)?;
+        self.budget = cursor.budget;
+        Ok(())
+    }
+
+    /// Reads what is inside an object or an array, if there are not too many around it.
+    pub fn deeper(&mut self, read: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        if self.levels >= LEVELS_MAX {
+            return Err(Problem::Depth.into());
+        }
+        self.levels += 1;
+        let done = read(self);
+        self.levels -= 1;
+        done
+    }
+
+    /// Counts columns that get a null, which takes next to no bytes.
+    fn pay(&mut self, cells: usize) -> Result<()> {
+        self.budget.cells = self.budget.cells.checked_sub(cells).ok_or(Problem::Amplified)?;
         Ok(())
     }
 
@@ -144,14 +221,36 @@ impl<'a> Cursor<'a> {
                 self.value(value, &mut column.data)?;
                 column.mark_valid();
             }
-            Op::Null => column.push_null(),
+            Op::Null => {
+                self.pay(column.width())?;
+                column.push_null();
+            }
+            Op::Member(index, value) => self.member(*index, value, column)?,
             Op::Union(arms) => {
-                let branch = self.long()?;
-                let arm = usize::try_from(branch).ok().and_then(|index| arms.get(index));
-                self.op(arm.ok_or(Problem::UnionBranch(branch))?, column)?;
+                let arm = self.branch(arms)?;
+                self.op(arm, column)?;
             }
             Op::Refused(why) => return Err(Problem::Refused(why.clone()).into()),
         }
+        Ok(())
+    }
+
+    /// A value for one member of a struct, and null for the others.
+    fn member(&mut self, index: usize, op: &ValueOp, column: &mut Column) -> Result<()> {
+        let Data::Struct { len, fields } = &mut column.data else {
+            unreachable!("the members of a union are a struct")
+        };
+        for (at, field) in fields.iter_mut().enumerate() {
+            if at == index {
+                self.value(op, &mut field.data)?;
+                field.mark_valid();
+            } else {
+                self.pay(field.width())?;
+                field.push_null();
+            }
+        }
+        *len += 1;
+        column.mark_valid();
         Ok(())
     }
 
@@ -223,21 +322,17 @@ impl<'a> Cursor<'a> {
                 push_decimal(raw, *precision, data)?;
             }
             (ValueOp::BigDecimal, Data::Bytes { offsets, bytes }) => {
-                let mut inner = Cursor { bytes: self.sized()?, defaults_left: 0 };
-                let unscaled = inner.sized()?;
-                let scale = inner.int()?;
-                if !inner.bytes.is_empty() {
-                    return Err(Problem::Trailing(inner.bytes.len()).into());
-                }
-                let text = big_decimal::text(unscaled, scale).ok_or(Problem::Decimal)?;
-                bytes.extend_from_slice(text.as_bytes());
+                bytes.extend_from_slice(self.big_decimal()?.as_bytes());
                 push_offset(offsets, bytes.len())?;
             }
             (ValueOp::Uuid { is_fixed }, Data::Bytes { offsets, bytes }) => {
-                let raw = if *is_fixed { self.take(16)? } else { self.sized()? };
-                let uuid = uuid::Uuid::from_slice(raw).map_err(|_| Problem::Uuid(raw.len()))?;
                 let mut text = uuid::Uuid::encode_buffer();
+                let uuid = self.uuid(*is_fixed)?;
                 bytes.extend_from_slice(uuid.hyphenated().encode_lower(&mut text).as_bytes());
+                push_offset(offsets, bytes.len())?;
+            }
+            (ValueOp::Json(index), Data::Bytes { offsets, bytes }) => {
+                self.json(*index, bytes)?;
                 push_offset(offsets, bytes.len())?;
             }
             (ValueOp::Duration, Data::Struct { len, fields }) => {
@@ -253,6 +348,23 @@ impl<'a> Cursor<'a> {
             (op, _) => unreachable!("{op:?} into a column of another type"),
         }
         Ok(())
+    }
+
+    /// A number that has its scale with it.
+    pub fn big_decimal(&mut self) -> Result<String> {
+        let bytes = self.sized()?;
+        let mut inner = Cursor { bytes, ..*self };
+        let unscaled = inner.sized()?;
+        let scale = inner.int()?;
+        if !inner.bytes.is_empty() {
+            return Err(Problem::Trailing(inner.bytes.len()).into());
+        }
+        Ok(big_decimal::text(unscaled, scale).ok_or(Problem::Decimal)?)
+    }
+
+    pub fn uuid(&mut self, is_fixed: bool) -> Result<uuid::Uuid> {
+        let raw = if is_fixed { self.take(16)? } else { self.sized()? };
+        Ok(uuid::Uuid::from_slice(raw).map_err(|_| Problem::Uuid(raw.len()))?)
     }
 
     fn entry(&mut self, op: &Op, entries: &mut Column) -> Result<()> {
@@ -271,7 +383,7 @@ impl<'a> Cursor<'a> {
 
     /// Avro's blocks: a count, then as many items, until a count of 0. A negative count is followed by
     /// the block's size in bytes. `size_min` is what an item takes at least.
-    fn blocks(&mut self, size_min: usize, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    pub fn blocks(&mut self, size_min: usize, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         loop {
             let mut count = self.long()?;
             if count < 0 {
@@ -294,7 +406,14 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn skip(&mut self, op: &SkipOp) -> Result<()> {
+    /// The arm of a union that is there.
+    pub fn branch<'o, O>(&mut self, arms: &'o [O]) -> Result<&'o O> {
+        let branch = self.long()?;
+        let arm = usize::try_from(branch).ok().and_then(|index| arms.get(index));
+        Ok(arm.ok_or(Problem::UnionBranch(branch))?)
+    }
+
+    pub fn skip(&mut self, op: &SkipOp) -> Result<()> {
         match op {
             SkipOp::Nothing => {}
             SkipOp::Zigzag => {
@@ -316,27 +435,30 @@ impl<'a> Cursor<'a> {
                 }
             }
             SkipOp::Array { item, size_min } => {
-                self.blocks(*size_min, |cursor| cursor.skip(item))?;
+                self.deeper(|cursor| cursor.blocks(*size_min, |cursor| cursor.skip(item)))?;
             }
-            SkipOp::Map { value, size_min } => self.blocks(*size_min, |cursor| {
-                cursor.sized()?;
-                cursor.skip(value)
+            SkipOp::Map { value, size_min } => self.deeper(|cursor| {
+                cursor.blocks(*size_min, |cursor| {
+                    cursor.sized()?;
+                    cursor.skip(value)
+                })
             })?,
             SkipOp::Record(fields) => {
-                for field in fields {
-                    self.skip(field)?;
-                }
+                self.deeper(|cursor| fields.iter().try_for_each(|field| cursor.skip(field)))?;
             }
             SkipOp::Union(arms) => {
-                let branch = self.long()?;
-                let arm = usize::try_from(branch).ok().and_then(|index| arms.get(index));
-                self.skip(arm.ok_or(Problem::UnionBranch(branch))?)?;
+                let arm = self.branch(arms)?;
+                self.skip(arm)?;
+            }
+            SkipOp::Again(index) => {
+                let program = self.program;
+                self.skip(&program.skips[*index])?;
             }
         }
         Ok(())
     }
 
-    fn symbol<'s>(&mut self, symbols: &'s [Option<std::sync::Arc<str>>]) -> Result<&'s str> {
+    pub fn symbol<'s>(&mut self, symbols: &'s [Option<std::sync::Arc<str>>]) -> Result<&'s str> {
         let index = self.long()?;
         let symbol = usize::try_from(index).ok().and_then(|index| symbols.get(index));
         match symbol {
@@ -346,7 +468,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn boolean(&mut self) -> Result<bool> {
+    pub fn boolean(&mut self) -> Result<bool> {
         match self.take(1)?[0] {
             0 => Ok(false),
             1 => Ok(true),
@@ -354,30 +476,30 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn sized(&mut self) -> Result<&'a [u8]> {
+    pub fn sized(&mut self) -> Result<&'a [u8]> {
         let len = self.long()?;
         self.take(usize::try_from(len).map_err(|_| Problem::NegativeLength)?)
     }
 
-    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
+    pub fn take(&mut self, len: usize) -> Result<&'a [u8]> {
         let (taken, rest) = self.bytes.split_at_checked(len).ok_or(Problem::Truncated)?;
         self.bytes = rest;
         Ok(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
         let (taken, rest) = self.bytes.split_first_chunk().ok_or(Problem::Truncated)?;
         self.bytes = rest;
         Ok(*taken)
     }
 
-    fn int(&mut self) -> Result<i32> {
+    pub fn int(&mut self) -> Result<i32> {
         let value = self.long()?;
         Ok(i32::try_from(value).map_err(|_| Problem::Overflow)?)
     }
 
     #[inline]
-    fn long(&mut self) -> Result<i64> {
+    pub fn long(&mut self) -> Result<i64> {
         let mut raw = 0u64;
         for (index, byte) in self.bytes.iter().enumerate() {
             // The tenth byte holds the last of 64 bits.
@@ -395,7 +517,7 @@ impl<'a> Cursor<'a> {
 }
 
 /// Appends a big-endian two's complement number.
-fn push_decimal(raw: &[u8], precision: u8, data: &mut Data) -> Result<()> {
+pub fn push_decimal(raw: &[u8], precision: u8, data: &mut Data) -> Result<()> {
     let sign = if raw.first().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 };
     // Leading bytes that only repeat the sign are allowed.
     let redundant = raw.iter().take_while(|byte| **byte == sign).count();

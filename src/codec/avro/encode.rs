@@ -86,7 +86,8 @@ fn put(node: &Node, json: &Value, bytes: &mut Vec<u8>, path: &mut Vec<String>) -
             }
             end(bytes);
         }
-        (Kind::Record(record), Value::Object(values)) => {
+        // Nothing that is written here goes on below the point where a schema begins again.
+        (Kind::Record(record), Value::Object(values)) if !node.is_again() => {
             for field in &record.fields {
                 path.push(field.name.clone());
                 let value = values.get(&field.name).or(field.default.as_ref());

@@ -10,6 +10,7 @@ pub mod decode;
 pub mod encode;
 pub mod node;
 pub mod program;
+mod to_json;
 
 #[cfg(test)]
 mod differential;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema};
 
+use crate::config::plan::Recursion;
 use crate::model::Reference;
 
 /// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
@@ -21,9 +22,12 @@ pub enum SchemaError {
     Invalid(String),
     #[error("not a valid JSON Schema: {0}")]
     InvalidJsonSchema(String),
-    #[error("`{path}`: the type `{name}` contains itself, and Arrow has no recursive types")]
+    #[error(
+        "`{path}`: the type `{name}` contains itself, and Arrow has no recursive types (a form of the registry can have \
+         `recursive: json`)"
+    )]
     Recursive { path: String, name: String },
-    #[error("`{path}`: a union of several types besides null has no Arrow column type")]
+    #[error("`{path}`: a union without types has no Arrow column type")]
     Union { path: String },
     #[error("`{path}`: items without bytes of their own: a few bytes could claim billions of them")]
     ZeroWidthItems { path: String },
@@ -59,12 +63,37 @@ pub enum Kind {
     Double,
     Bytes,
     String,
-    Fixed { name: String, size: usize },
+    Fixed {
+        name: String,
+        size: usize,
+    },
     Enum(Enum),
     Array(Box<Node>),
     Map(Box<Node>),
     Record(Record),
     Union(Vec<Node>),
+    /// One of several types: the first that a value fits. Of JSON Schemas only.
+    Choice(Vec<Arm>),
+}
+
+/// One of the types of a [`Kind::Choice`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arm {
+    /// Of its member in the struct that the choice becomes.
+    pub name: String,
+    pub node: Node,
+    pub when: When,
+}
+
+/// What besides its type tells that an object is of an arm.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct When {
+    /// Properties that are there.
+    pub required: Vec<String>,
+    /// Properties that have one of these values, if they are there.
+    pub values: Vec<(String, Vec<serde_json::Value>)>,
+    /// If given, it has no others.
+    pub only: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -108,24 +137,42 @@ pub enum Logical {
     BigDecimal,
     Uuid,
     Duration,
-    /// Text that is the JSON of any value. Of JSON Schemas only.
+    /// Text that is the JSON of a value: of any, on `string`, in JSON Schemas; of the record of this name that is around,
+    /// on a record without fields, where a schema begins again (`recursive: json`).
     Json,
 }
 
 impl Node {
-    /// Parses a schema text and the texts of the schemas it references.
+    /// Parses a schema text and the texts of the schemas it references. One that contains itself is refused.
     ///
     /// # Errors
     /// [`SchemaError`], naming the field.
     pub fn parse(text: &str, references: &[Reference]) -> Result<Self, SchemaError> {
+        Self::parse_with(text, references, Recursion::Refuse)
+    }
+
+    /// As [`Node::parse`], with what becomes of a type that contains itself.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn parse_with(
+        text: &str,
+        references: &[Reference],
+        recursion: Recursion,
+    ) -> Result<Self, SchemaError> {
         let invalid = |error: apache_avro::Error| SchemaError::Invalid(error.to_string());
         let (schema, others) =
             Schema::parse_str_with_list(text, references.iter().map(|reference| &reference.text))
                 .map_err(invalid)?;
         let all: Vec<&Schema> = others.iter().chain([&schema]).collect();
         let resolved = ResolvedSchema::new_with_schemata(all).map_err(invalid)?;
-        let mut reader =
-            Reader { names: resolved.get_names(), open: Vec::new(), path: Vec::new(), field_count: 0 };
+        let mut reader = Reader {
+            names: resolved.get_names(),
+            recursion,
+            open: Vec::new(),
+            path: Vec::new(),
+            field_count: 0,
+        };
         reader.node(&schema, None)
     }
 
@@ -137,9 +184,47 @@ impl Node {
         Self { kind, logical: Some(logical) }
     }
 
+    /// Where the record `name`, which is around it, begins again.
+    fn again(name: String) -> Self {
+        Self::logical(Kind::Record(Record { name, fields: Vec::new() }), Logical::Json)
+    }
+
+    /// Does the record of this name begin again here?
+    pub fn is_again(&self) -> bool {
+        self.logical == Some(Logical::Json) && matches!(self.kind, Kind::Record(_))
+    }
+
+    /// What Avro calls the type as a branch of a union: a named one by its full name.
+    pub fn branch_name(&self) -> &str {
+        match &self.kind {
+            Kind::Null => "null",
+            Kind::Boolean => "boolean",
+            Kind::Int => "int",
+            Kind::Long => "long",
+            Kind::Float => "float",
+            Kind::Double => "double",
+            Kind::Bytes => "bytes",
+            Kind::String => "string",
+            Kind::Array(_) => "array",
+            Kind::Map(_) => "map",
+            Kind::Union(_) | Kind::Choice(_) => "union",
+            Kind::Fixed { name, .. } => name,
+            Kind::Enum(symbols) => &symbols.name,
+            Kind::Record(record) => &record.name,
+        }
+    }
+
+    /// [`Node::branch_name`] without its namespace.
+    pub fn branch_short_name(&self) -> &str {
+        let name = self.branch_name();
+        name.rsplit_once('.').map_or(name, |(_, short)| short)
+    }
+
     /// The fewest bytes a value takes on the wire.
     pub fn size_min(&self) -> usize {
         match &self.kind {
+            // A record that contains itself does it in a union, an array or a map.
+            Kind::Record(_) if self.is_again() => 1,
             Kind::Null => 0,
             Kind::Fixed { size, .. } => *size,
             Kind::Float => 4,
@@ -172,6 +257,10 @@ impl Node {
                 let arms: Vec<String> = arms.iter().map(Node::describe).collect();
                 format!("union of {}", arms.join(", "))
             }
+            Kind::Choice(arms) => {
+                let arms: Vec<String> = arms.iter().map(|arm| arm.node.describe()).collect();
+                format!("one of {}", arms.join(", "))
+            }
         };
         match self.logical {
             Some(Logical::Decimal { precision, scale }) => {
@@ -185,6 +274,7 @@ impl Node {
 
 struct Reader<'s> {
     names: &'s NamesRef<'s>,
+    recursion: Recursion,
     /// Names of the types around this one.
     open: Vec<String>,
     path: Vec<String>,
@@ -228,7 +318,15 @@ impl<'s> Reader<'s> {
                 Node::plain(Kind::Map(Box::new(value)))
             }
             Schema::Union(union) => {
-                let arms = union.variants().iter().map(|arm| self.node(arm, namespace));
+                let arms = union.variants();
+                if arms.is_empty() {
+                    return Err(SchemaError::Union { path: self.path() });
+                }
+                // Of several, each becomes a member of a struct.
+                if arms.iter().filter(|arm| !matches!(arm, Schema::Null)).count() > 1 {
+                    self.count_fields(arms.len())?;
+                }
+                let arms = arms.iter().map(|arm| self.node(arm, namespace));
                 Node::plain(Kind::Union(arms.collect::<Result<_, _>>()?))
             }
             Schema::Record(record) => self.record(record, namespace)?,
@@ -291,6 +389,11 @@ impl<'s> Reader<'s> {
         node
     }
 
+    fn count_fields(&mut self, count: usize) -> Result<(), SchemaError> {
+        self.field_count += count;
+        if self.field_count > FIELDS_MAX { Err(SchemaError::TooWide) } else { Ok(()) }
+    }
+
     fn items(&self, item: Node) -> Result<Box<Node>, SchemaError> {
         if item.size_min() == 0 {
             return Err(SchemaError::ZeroWidthItems { path: self.path() });
@@ -301,12 +404,12 @@ impl<'s> Reader<'s> {
     fn record(&mut self, record: &'s RecordSchema, around: Option<&str>) -> Result<Node, SchemaError> {
         let name = record.name.fullname(around);
         if self.open.contains(&name) {
-            return Err(SchemaError::Recursive { path: self.path(), name });
+            return match self.recursion {
+                Recursion::Json => Ok(Node::again(name)),
+                Recursion::Refuse => Err(SchemaError::Recursive { path: self.path(), name }),
+            };
         }
-        self.field_count += record.fields.len();
-        if self.field_count > FIELDS_MAX {
-            return Err(SchemaError::TooWide);
-        }
+        self.count_fields(record.fields.len())?;
         let namespace = record.name.namespace().or(around);
         self.open.push(name.clone());
         let mut fields = Vec::with_capacity(record.fields.len());

@@ -3,16 +3,32 @@
 //! All questions of Avro's schema resolution (promotions, field order, aliases, defaults, unions, enum
 //! symbols) are answered once per schema id; a record costs only the steps.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::arrow_type;
 use super::encode;
 use super::node::{Enum, Field, Kind, Logical, Node, Record, SchemaError};
 
+/// Branches of writers' unions held against branches of readers': unions within unions make many pairs.
+const PAIRS_MAX: usize = 100_000;
+
 /// Reads one record of a writer's schema into the columns of the reader's schema.
 #[derive(Debug)]
 pub struct Program {
     pub record: RecordOp,
+    /// Records that contain themselves, for [`ValueOp::Json`].
+    pub texts: Vec<TextOp>,
+    /// The same, if the reader does not want them, for [`SkipOp::Again`].
+    pub skips: Vec<SkipOp>,
+}
+
+/// How a record becomes JSON text.
+#[derive(Debug)]
+pub struct TextOp {
+    pub op: RecordOp,
+    /// What it is read as.
+    pub record: Record,
 }
 
 /// How one value is read into one column.
@@ -21,6 +37,8 @@ pub enum Op {
     /// Nothing on the wire; a null in the column.
     Null,
     Value(ValueOp),
+    /// A value of one member of a struct: the reader's union has several branches besides null.
+    Member(usize, ValueOp),
     /// A branch number on the wire.
     Union(Vec<Op>),
     /// A branch the reader has no place for: the record is bad.
@@ -63,6 +81,8 @@ pub enum ValueOp {
     List(Box<Op>),
     Map(Box<Op>),
     Record(RecordOp),
+    /// JSON text, by one of [`Program::texts`].
+    Json(usize),
 }
 
 #[derive(Debug, Default)]
@@ -94,10 +114,18 @@ pub enum SkipOp {
     Bytes(usize),
     Sized,
     Enum(usize),
-    Array { item: Box<SkipOp>, size_min: usize },
-    Map { value: Box<SkipOp>, size_min: usize },
+    Array {
+        item: Box<SkipOp>,
+        size_min: usize,
+    },
+    Map {
+        value: Box<SkipOp>,
+        size_min: usize,
+    },
     Record(Vec<SkipOp>),
     Union(Vec<SkipOp>),
+    /// One of [`Program::skips`].
+    Again(usize),
 }
 
 /// Compiles `writer` for `reader`.
@@ -107,40 +135,321 @@ pub enum SkipOp {
 pub fn compile(writer: &Node, reader: &Node) -> Result<Program, SchemaError> {
     match (&writer.kind, &reader.kind) {
         (Kind::Record(from), Kind::Record(into)) => {
-            let mut path = Vec::new();
-            Ok(Program { record: record(from, into, &mut path)? })
+            let mut compiler = Compiler {
+                path: Vec::new(),
+                pairs_left: PAIRS_MAX,
+                writers: records(writer),
+                readers: records(reader),
+                is_default: false,
+                texts: Vec::new(),
+                text_places: HashMap::new(),
+                skips: Vec::new(),
+                skip_places: HashMap::new(),
+            };
+            let record = compiler.record(from, into)?;
+            Ok(Program { record, texts: compiler.texts, skips: compiler.skips })
         }
         (Kind::Record(_), _) => Err(SchemaError::NotARecord("the reader's type")),
         _ => Err(SchemaError::NotARecord("the writer's type")),
     }
 }
 
-fn record(writer: &Record, reader: &Record, path: &mut Vec<String>) -> Result<RecordOp, SchemaError> {
-    let mut op = RecordOp::default();
-    let mut is_read = vec![false; reader.fields.len()];
-    for from in &writer.fields {
-        path.push(from.name.clone());
-        match target(&from.name, writer, reader, &is_read) {
-            Some(column) => {
-                is_read[column] = true;
-                op.steps.push(Step::Read {
-                    name: from.name.clone(),
-                    column,
-                    op: value(&from.node, &reader.fields[column].node, path)?,
-                });
+/// The records of a schema by their names, for where they begin again.
+fn records(node: &Node) -> HashMap<&str, &Record> {
+    let mut found = HashMap::new();
+    let mut open = vec![node];
+    while let Some(node) = open.pop() {
+        match &node.kind {
+            Kind::Record(_) if node.is_again() => {}
+            Kind::Record(record) => {
+                found.insert(record.name.as_str(), record);
+                open.extend(record.fields.iter().map(|field| &field.node));
             }
-            None => op.steps.push(Step::Skip(skip(&from.node))),
-        }
-        path.pop();
-    }
-    for (column, into) in reader.fields.iter().enumerate() {
-        if !is_read[column] {
-            path.push(into.name.clone());
-            op.defaults.push(default(column, into, path)?);
-            path.pop();
+            Kind::Array(inner) | Kind::Map(inner) => open.push(inner),
+            Kind::Union(arms) => open.extend(arms),
+            _ => {}
         }
     }
-    Ok(op)
+    found
+}
+
+struct Compiler<'s> {
+    path: Vec<String>,
+    pairs_left: usize,
+    writers: HashMap<&'s str, &'s Record>,
+    readers: HashMap<&'s str, &'s Record>,
+    /// The bytes are those of a default: the reader is the writer, too.
+    is_default: bool,
+    texts: Vec<TextOp>,
+    /// By the names of the writer's and the reader's record, and whether it is of a default.
+    text_places: HashMap<(&'s str, &'s str, bool), usize>,
+    skips: Vec<SkipOp>,
+    skip_places: HashMap<&'s str, usize>,
+}
+
+impl<'s> Compiler<'s> {
+    fn record(&mut self, writer: &'s Record, reader: &'s Record) -> Result<RecordOp, SchemaError> {
+        let mut op = RecordOp::default();
+        let mut is_read = vec![false; reader.fields.len()];
+        for from in &writer.fields {
+            self.path.push(from.name.clone());
+            match target(&from.name, writer, reader, &is_read) {
+                Some(column) => {
+                    is_read[column] = true;
+                    op.steps.push(Step::Read {
+                        name: from.name.clone(),
+                        column,
+                        op: self.value(&from.node, &reader.fields[column].node)?,
+                    });
+                }
+                None => {
+                    let skip = self.skip(&from.node)?;
+                    op.steps.push(Step::Skip(skip));
+                }
+            }
+            self.path.pop();
+        }
+        for (column, into) in reader.fields.iter().enumerate() {
+            if !is_read[column] {
+                self.path.push(into.name.clone());
+                op.defaults.push(self.default(column, into)?);
+                self.path.pop();
+            }
+        }
+        Ok(op)
+    }
+
+    fn default(&mut self, column: usize, field: &'s Field) -> Result<DefaultOp, SchemaError> {
+        let path = || self.path.join(".");
+        let Some(json) = &field.default else {
+            return Err(SchemaError::MissingField { path: path() });
+        };
+        // The default of a union belongs to the branch it fits; it is encoded with that branch's number.
+        let bytes = encode::value(&field.node, json).map_err(|error| SchemaError::Unsupported {
+            path: path(),
+            what: format!("its default does not fit its type: {error}"),
+        })?;
+        let around = std::mem::replace(&mut self.is_default, true);
+        let op = self.value(&field.node, &field.node);
+        self.is_default = around;
+        Ok(DefaultOp { column, bytes, op: op? })
+    }
+
+    fn value(&mut self, writer: &'s Node, reader: &'s Node) -> Result<Op, SchemaError> {
+        if let Kind::Union(arms) = &writer.kind {
+            return self.union(writer, arms, reader);
+        }
+        let Some((target, is_nullable)) = arrow_type::nullable(reader) else {
+            return Err(SchemaError::Union { path: self.path.join(".") });
+        };
+        if writer.kind == Kind::Null {
+            return match (is_nullable, &target.kind) {
+                (_, Kind::Null) => Ok(Op::Value(ValueOp::Nothing)),
+                (true, _) => Ok(Op::Null),
+                (false, _) => Err(self.incompatible(writer, reader)),
+            };
+        }
+        match &target.kind {
+            Kind::Union(arms) => self.member(writer, arms, reader),
+            _ => self.plain(writer, target).map(Op::Value),
+        }
+    }
+
+    fn union(&mut self, writer: &Node, arms: &'s [Node], reader: &'s Node) -> Result<Op, SchemaError> {
+        let depth = self.path.len();
+        let mut missing = None;
+        let mut ops = Vec::with_capacity(arms.len());
+        for arm in arms {
+            // A branch that never occurs does no harm; a record that has it is bad.
+            let why = match self.value(arm, reader) {
+                Ok(op) => {
+                    ops.push(op);
+                    continue;
+                }
+                Err(SchemaError::Incompatible { writer, reader, .. }) => {
+                    format!("the writer's {writer} has no place in the reader's {reader}")
+                }
+                Err(error @ SchemaError::MissingField { .. }) => {
+                    let why = error.to_string();
+                    missing.get_or_insert(error);
+                    why
+                }
+                Err(error) => return Err(error),
+            };
+            self.path.truncate(depth);
+            ops.push(Op::Refused(why));
+        }
+        let is_hopeless = ops.iter().all(|op| matches!(op, Op::Refused(_)));
+        if is_hopeless {
+            Err(missing.unwrap_or_else(|| self.incompatible(writer, reader)))
+        } else {
+            Ok(Op::Union(ops))
+        }
+    }
+
+    /// Which branch of a reader's union takes a type: of those that it can be read as, the nearest, then the first. So
+    /// do Avro's own libraries; by the word of the specification it is the first, and an `int` before which a `long`
+    /// stands would never be read as what it is.
+    fn member(&mut self, writer: &'s Node, arms: &'s [Node], reader: &'s Node) -> Result<Op, SchemaError> {
+        let depth = self.path.len();
+        let mut missing = None;
+        let mut order: Vec<(usize, &'s Node)> = arrow_type::members(arms).enumerate().collect();
+        order.sort_by_key(|(_, arm)| distance(writer, arm));
+        for (index, arm) in order {
+            self.pairs_left = self.pairs_left.checked_sub(1).ok_or_else(|| SchemaError::Unsupported {
+                path: self.path.join("."),
+                what: format!("its unions make more than {PAIRS_MAX} pairs of branches"),
+            })?;
+            match self.plain(writer, arm) {
+                Ok(op) => return Ok(Op::Member(index, op)),
+                Err(SchemaError::Incompatible { .. }) => {}
+                Err(error @ SchemaError::MissingField { .. }) => {
+                    missing.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
+            }
+            self.path.truncate(depth);
+        }
+        Err(missing.unwrap_or_else(|| self.incompatible(writer, reader)))
+    }
+
+    fn plain(&mut self, writer: &'s Node, reader: &'s Node) -> Result<ValueOp, SchemaError> {
+        match (&writer.kind, &reader.kind) {
+            (Kind::Record(from), Kind::Record(into)) if reader.is_again() => return self.text(from, into),
+            (_, Kind::Record(_)) if reader.is_again() => return Err(self.incompatible(writer, reader)),
+            _ => {}
+        }
+        if let Some(logical) = reader.logical {
+            return logical_value(writer, logical).ok_or_else(|| self.incompatible(writer, reader));
+        }
+        Ok(match (&writer.kind, &reader.kind) {
+            (Kind::Boolean, Kind::Boolean) => ValueOp::Boolean,
+            (Kind::Int, Kind::Int) => ValueOp::IntToI32,
+            (Kind::Int, Kind::Long) => long(1, true),
+            (Kind::Long, Kind::Long) => long(1, false),
+            (Kind::Int | Kind::Long, Kind::Float) => ValueOp::ZigzagToF32,
+            (Kind::Int | Kind::Long, Kind::Double) => ValueOp::ZigzagToF64,
+            (Kind::Float, Kind::Float) => ValueOp::FloatToF32,
+            (Kind::Float, Kind::Double) => ValueOp::FloatToF64,
+            (Kind::Double, Kind::Double) => ValueOp::DoubleToF64,
+            (Kind::String | Kind::Bytes, Kind::String) => ValueOp::Text,
+            (Kind::String | Kind::Bytes, Kind::Bytes) => ValueOp::Bytes,
+            (Kind::Fixed { size: from, .. }, Kind::Fixed { size: into, .. }) if from == into => {
+                ValueOp::Fixed(*into)
+            }
+            (Kind::Fixed { size, .. }, Kind::Bytes) => ValueOp::FixedToBytes(*size),
+            (Kind::Enum(from), Kind::Enum(into)) => ValueOp::Enum(symbols(from, into)),
+            (Kind::Enum(from), Kind::String) => {
+                ValueOp::Enum(from.symbols.iter().cloned().map(Some).collect())
+            }
+            (Kind::Array(from), Kind::Array(into)) => {
+                ValueOp::List(Box::new(self.nested("items", from, into)?))
+            }
+            (Kind::Map(from), Kind::Map(into)) => ValueOp::Map(Box::new(self.nested("values", from, into)?)),
+            (Kind::Record(from), Kind::Record(into)) => {
+                let from = self.written(from)?;
+                ValueOp::Record(self.record(from, into)?)
+            }
+            _ => return Err(self.incompatible(writer, reader)),
+        })
+    }
+
+    fn nested(&mut self, step: &str, writer: &'s Node, reader: &'s Node) -> Result<Op, SchemaError> {
+        self.path.push(step.to_owned());
+        let op = self.value(writer, reader);
+        self.path.pop();
+        op
+    }
+
+    /// All of a writer's record, also where it begins again.
+    fn written(&self, record: &'s Record) -> Result<&'s Record, SchemaError> {
+        let known = if self.is_default { &self.readers } else { &self.writers };
+        self.known(known, record)
+    }
+
+    fn known(
+        &self,
+        records: &HashMap<&'s str, &'s Record>,
+        record: &Record,
+    ) -> Result<&'s Record, SchemaError> {
+        records.get(record.name.as_str()).copied().ok_or_else(|| SchemaError::Unsupported {
+            path: self.path.join("."),
+            what: format!("the record `{}` is not defined", record.name),
+        })
+    }
+
+    /// A record that begins again in the reader.
+    fn text(&mut self, from: &'s Record, into: &'s Record) -> Result<ValueOp, SchemaError> {
+        let (from, into) = (self.written(from)?, self.known(&self.readers, into)?);
+        let place = (from.name.as_str(), into.name.as_str(), self.is_default);
+        if let Some(index) = self.text_places.get(&place) {
+            return Ok(ValueOp::Json(*index));
+        }
+        let index = self.texts.len();
+        self.text_places.insert(place, index);
+        self.texts.push(TextOp { op: RecordOp::default(), record: into.clone() });
+        match self.record(from, into) {
+            Ok(op) => {
+                self.texts[index].op = op;
+                Ok(ValueOp::Json(index))
+            }
+            Err(error) => {
+                // What was compiled meanwhile may lead here.
+                self.texts.truncate(index);
+                self.text_places.retain(|_, place| *place < index);
+                Err(error)
+            }
+        }
+    }
+
+    fn skip(&mut self, node: &'s Node) -> Result<SkipOp, SchemaError> {
+        Ok(match &node.kind {
+            Kind::Null => SkipOp::Nothing,
+            Kind::Boolean => SkipOp::Boolean,
+            Kind::Int | Kind::Long => SkipOp::Zigzag,
+            Kind::Float => SkipOp::Bytes(4),
+            Kind::Double => SkipOp::Bytes(8),
+            Kind::Bytes | Kind::String => SkipOp::Sized,
+            Kind::Fixed { size, .. } => SkipOp::Bytes(*size),
+            Kind::Enum(symbols) => SkipOp::Enum(symbols.symbols.len()),
+            Kind::Array(item) => {
+                SkipOp::Array { item: Box::new(self.skip(item)?), size_min: item.size_min() }
+            }
+            Kind::Map(value) => SkipOp::Map {
+                value: Box::new(self.skip(value)?),
+                // A key takes at least its length.
+                size_min: value.size_min().saturating_add(1),
+            },
+            Kind::Record(record) if node.is_again() => {
+                let place = record.name.as_str();
+                if let Some(index) = self.skip_places.get(place) {
+                    return Ok(SkipOp::Again(*index));
+                }
+                let record = self.written(record)?;
+                let index = self.skips.len();
+                self.skip_places.insert(place, index);
+                self.skips.push(SkipOp::Nothing);
+                self.skips[index] = self.skip_fields(record)?;
+                SkipOp::Again(index)
+            }
+            Kind::Record(record) => self.skip_fields(record)?,
+            Kind::Union(arms) => {
+                SkipOp::Union(arms.iter().map(|arm| self.skip(arm)).collect::<Result<_, _>>()?)
+            }
+            // It is of JSON Schemas, which nothing is written with.
+            Kind::Choice(_) => return Err(self.incompatible(node, node)),
+        })
+    }
+
+    fn skip_fields(&mut self, record: &'s Record) -> Result<SkipOp, SchemaError> {
+        let fields = record.fields.iter().map(|field| self.skip(&field.node));
+        Ok(SkipOp::Record(fields.collect::<Result<_, _>>()?))
+    }
+
+    fn incompatible(&self, writer: &Node, reader: &Node) -> SchemaError {
+        let path = self.path.join(".");
+        SchemaError::Incompatible { path, writer: writer.describe(), reader: reader.describe() }
+    }
 }
 
 /// The reader's field for a writer's: by name, else by one of the reader's aliases. What the writer has by
@@ -156,101 +465,17 @@ fn target(name: &str, writer: &Record, reader: &Record, is_read: &[bool]) -> Opt
     })
 }
 
-fn default(column: usize, field: &Field, path: &mut Vec<String>) -> Result<DefaultOp, SchemaError> {
-    let Some(json) = &field.default else {
-        return Err(SchemaError::MissingField { path: path.join(".") });
-    };
-    // The default of a union belongs to the branch it fits; it is encoded with that branch's number.
-    let bytes = encode::value(&field.node, json).map_err(|error| SchemaError::Unsupported {
-        path: path.join("."),
-        what: format!("its default does not fit its type: {error}"),
-    })?;
-    Ok(DefaultOp { column, bytes, op: value(&field.node, &field.node, path)? })
-}
-
-fn value(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
-    if let Kind::Union(arms) = &writer.kind {
-        return union(writer, arms, reader, path);
-    }
-    let Some((target, is_nullable)) = arrow_type::nullable(reader) else {
-        return Err(SchemaError::Union { path: path.join(".") });
-    };
-    if writer.kind == Kind::Null {
-        return match (is_nullable, &target.kind) {
-            (_, Kind::Null) => Ok(Op::Value(ValueOp::Nothing)),
-            (true, _) => Ok(Op::Null),
-            (false, _) => Err(incompatible(writer, reader, path)),
-        };
-    }
-    plain(writer, target, path).map(Op::Value)
-}
-
-fn union(writer: &Node, arms: &[Node], reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
-    let depth = path.len();
-    let mut missing = None;
-    let mut ops = Vec::with_capacity(arms.len());
-    for arm in arms {
-        // A branch that never occurs does no harm; a record that has it is bad.
-        let why = match value(arm, reader, path) {
-            Ok(op) => {
-                ops.push(op);
-                continue;
-            }
-            Err(SchemaError::Incompatible { writer, reader, .. }) => {
-                format!("the writer's {writer} has no place in the reader's {reader}")
-            }
-            Err(error @ SchemaError::MissingField { .. }) => {
-                let why = error.to_string();
-                missing.get_or_insert(error);
-                why
-            }
-            Err(error) => return Err(error),
-        };
-        path.truncate(depth);
-        ops.push(Op::Refused(why));
-    }
-    let is_hopeless = ops.iter().all(|op| matches!(op, Op::Refused(_)));
-    if is_hopeless {
-        Err(missing.unwrap_or_else(|| incompatible(writer, reader, path)))
+/// How far a branch is from a type: the same, one of its name in another namespace, one of its kind, another one.
+fn distance(writer: &Node, arm: &Node) -> u8 {
+    if std::mem::discriminant(&writer.kind) != std::mem::discriminant(&arm.kind) {
+        3
+    } else if writer.branch_name() == arm.branch_name() {
+        0
+    } else if writer.branch_short_name() == arm.branch_short_name() {
+        1
     } else {
-        Ok(Op::Union(ops))
+        2
     }
-}
-
-fn plain(writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<ValueOp, SchemaError> {
-    if let Some(logical) = reader.logical {
-        return logical_value(writer, reader, logical, path);
-    }
-    Ok(match (&writer.kind, &reader.kind) {
-        (Kind::Boolean, Kind::Boolean) => ValueOp::Boolean,
-        (Kind::Int, Kind::Int) => ValueOp::IntToI32,
-        (Kind::Int, Kind::Long) => long(1, true),
-        (Kind::Long, Kind::Long) => long(1, false),
-        (Kind::Int | Kind::Long, Kind::Float) => ValueOp::ZigzagToF32,
-        (Kind::Int | Kind::Long, Kind::Double) => ValueOp::ZigzagToF64,
-        (Kind::Float, Kind::Float) => ValueOp::FloatToF32,
-        (Kind::Float, Kind::Double) => ValueOp::FloatToF64,
-        (Kind::Double, Kind::Double) => ValueOp::DoubleToF64,
-        (Kind::String | Kind::Bytes, Kind::String) => ValueOp::Text,
-        (Kind::String | Kind::Bytes, Kind::Bytes) => ValueOp::Bytes,
-        (Kind::Fixed { size: from, .. }, Kind::Fixed { size: into, .. }) if from == into => {
-            ValueOp::Fixed(*into)
-        }
-        (Kind::Fixed { size, .. }, Kind::Bytes) => ValueOp::FixedToBytes(*size),
-        (Kind::Enum(from), Kind::Enum(into)) => ValueOp::Enum(symbols(from, into)),
-        (Kind::Enum(from), Kind::String) => ValueOp::Enum(from.symbols.iter().cloned().map(Some).collect()),
-        (Kind::Array(from), Kind::Array(into)) => ValueOp::List(Box::new(nested("items", from, into, path)?)),
-        (Kind::Map(from), Kind::Map(into)) => ValueOp::Map(Box::new(nested("values", from, into, path)?)),
-        (Kind::Record(from), Kind::Record(into)) => ValueOp::Record(record(from, into, path)?),
-        _ => return Err(incompatible(writer, reader, path)),
-    })
-}
-
-fn nested(step: &str, writer: &Node, reader: &Node, path: &mut Vec<String>) -> Result<Op, SchemaError> {
-    path.push(step.to_owned());
-    let op = value(writer, reader, path);
-    path.pop();
-    op
 }
 
 fn long(factor: i64, is_int: bool) -> ValueOp {
@@ -268,18 +493,13 @@ fn symbols(writer: &Enum, reader: &Enum) -> Vec<Option<Arc<str>>> {
         .collect()
 }
 
-fn logical_value(
-    writer: &Node,
-    reader: &Node,
-    logical: Logical,
-    path: &[String],
-) -> Result<ValueOp, SchemaError> {
-    let refused = || incompatible(writer, reader, path);
-    Ok(match (logical, &writer.kind) {
+/// `None` if it cannot be read.
+fn logical_value(writer: &Node, logical: Logical) -> Option<ValueOp> {
+    Some(match (logical, &writer.kind) {
         (Logical::Date | Logical::TimeMillis, Kind::Int) => match writer.logical {
             None => ValueOp::IntToI32,
             Some(same) if same == logical => ValueOp::IntToI32,
-            Some(_) => return Err(refused()),
+            Some(_) => return None,
         },
         (Logical::Decimal { precision, scale }, kind) => {
             let fits = match writer.logical {
@@ -292,10 +512,10 @@ fn logical_value(
             let fixed = match kind {
                 Kind::Bytes => None,
                 Kind::Fixed { size, .. } => Some(*size),
-                _ => return Err(refused()),
+                _ => return None,
             };
             if !fits {
-                return Err(refused());
+                return None;
             }
             ValueOp::Decimal { fixed, precision }
         }
@@ -305,7 +525,7 @@ fn logical_value(
         }
         // 16 bytes of a decimal are no uuid, and 12 no duration.
         (Logical::Uuid | Logical::Duration, _) if writer.logical.is_some_and(|from| from != logical) => {
-            return Err(refused());
+            return None;
         }
         (Logical::Uuid, Kind::String) => ValueOp::Text,
         (Logical::Uuid, Kind::Bytes) => ValueOp::Uuid { is_fixed: false },
@@ -321,10 +541,10 @@ fn logical_value(
             | Logical::LocalTimestampNanos,
             Kind::Long | Kind::Int,
         ) => {
-            let factor = unit_factor(writer.logical, logical).ok_or_else(refused)?;
+            let factor = unit_factor(writer.logical, logical)?;
             long(factor, writer.kind == Kind::Int)
         }
-        _ => return Err(refused()),
+        _ => return None,
     })
 }
 
@@ -346,30 +566,5 @@ fn unit_factor(writer: Option<Logical>, reader: Logical) -> Option<i64> {
         (L::LocalTimestampMicros, L::LocalTimestampNanos) => Some(1_000),
         (L::TimeMillis, L::TimeMicros) => Some(1_000),
         _ => None,
-    }
-}
-
-fn incompatible(writer: &Node, reader: &Node, path: &[String]) -> SchemaError {
-    SchemaError::Incompatible { path: path.join("."), writer: writer.describe(), reader: reader.describe() }
-}
-
-fn skip(node: &Node) -> SkipOp {
-    match &node.kind {
-        Kind::Null => SkipOp::Nothing,
-        Kind::Boolean => SkipOp::Boolean,
-        Kind::Int | Kind::Long => SkipOp::Zigzag,
-        Kind::Float => SkipOp::Bytes(4),
-        Kind::Double => SkipOp::Bytes(8),
-        Kind::Bytes | Kind::String => SkipOp::Sized,
-        Kind::Fixed { size, .. } => SkipOp::Bytes(*size),
-        Kind::Enum(symbols) => SkipOp::Enum(symbols.symbols.len()),
-        Kind::Array(item) => SkipOp::Array { item: Box::new(skip(item)), size_min: item.size_min() },
-        Kind::Map(value) => SkipOp::Map {
-            value: Box::new(skip(value)),
-            // A key takes at least its length.
-            size_min: value.size_min().saturating_add(1),
-        },
-        Kind::Record(record) => SkipOp::Record(record.fields.iter().map(|field| skip(&field.node)).collect()),
-        Kind::Union(arms) => SkipOp::Union(arms.iter().map(skip).collect()),
     }
 }

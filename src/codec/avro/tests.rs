@@ -12,9 +12,23 @@ use super::decode::Problem;
 use super::node::Node;
 use super::{arrow_type, encode, program};
 use crate::codec::columns::Column;
+use crate::config::plan::Recursion;
+use crate::render::JsonRows;
 
+/// Tests that schemas are refused which contain themselves are beside `node`.
 fn node(schema: &Value) -> Node {
-    Node::parse(&schema.to_string(), &[]).unwrap()
+    Node::parse_with(&schema.to_string(), &[], Recursion::Json).unwrap()
+}
+
+/// The rows as JSON Lines has them.
+fn lines(batch: &RecordBatch) -> Vec<String> {
+    let rows = JsonRows::new(batch).unwrap();
+    let line = |row| {
+        let mut line = Vec::new();
+        rows.write(row, &mut line);
+        String::from_utf8(line).unwrap()
+    };
+    (0..rows.row_count()).map(line).collect()
 }
 
 fn record(fields: Value) -> Value {
@@ -332,4 +346,214 @@ fn big_decimals_are_text() {
     assert_eq!(problems, [Problem::Decimal, Problem::Truncated]);
     let texts: Vec<&str> = batch.column(0).as_string::<i32>().iter().flatten().collect();
     assert_eq!(texts, numbers);
+}
+
+#[test]
+fn a_union_of_several_types_is_a_struct_of_nullables() {
+    let named = |name: &str, field: &str| json!({"type": "record", "name": name, "fields": [{"name": field, "type": "int"}]});
+    let schema = record(json!([
+        {"name": "u", "type": ["null", "int", "string", named("a.P", "x"), named("b.P", "y"), named("Q", "z")]},
+        {"name": "xs", "type": {"type": "array", "items": ["long", "boolean"]}},
+        {"name": "m", "type": {"type": "map", "values": ["double", {"type": "array", "items": "int"}]}}
+    ]));
+    let values = [json!(null), json!(5), json!("x"), json!({"x": 1}), json!({"y": 2}), json!({"z": 3})];
+    let row = |u: &Value| json!({"u": u, "xs": [1, true], "m": {"k": [2]}});
+    let rows: Vec<Value> = values.iter().map(row).collect();
+    let (batch, problems) = decode(&schema, &schema, &encoded(&schema, &rows));
+    assert_eq!(problems, []);
+    let none = r#""int":null,"string":null,"a.P":null,"b.P":null,"Q":null"#;
+    let expected = [
+        "null".to_owned(),
+        format!("{{{}}}", none.replace("\"int\":null", "\"int\":5")),
+        format!("{{{}}}", none.replace("\"string\":null", "\"string\":\"x\"")),
+        format!("{{{}}}", none.replace("\"a.P\":null", "\"a.P\":{\"x\":1}")),
+        format!("{{{}}}", none.replace("\"b.P\":null", "\"b.P\":{\"y\":2}")),
+        format!("{{{}}}", none.replace("\"Q\":null", "\"Q\":{\"z\":3}")),
+    ];
+    let rest = r#""xs":[{"long":1,"boolean":null},{"long":null,"boolean":true}],"m":{"k":{"double":null,"array":[2]}}"#;
+    let expected: Vec<String> = expected.iter().map(|u| format!("{{\"u\":{u},{rest}}}")).collect();
+    assert_eq!(lines(&batch), expected);
+    // A member is nullable whatever the union is; the struct is, if null is a branch.
+    let fields = batch.schema();
+    assert!(fields.field(0).is_nullable() && !fields.field(1).is_nullable());
+}
+
+#[test]
+fn the_branch_of_a_reader_is_the_nearest_that_takes_the_type() {
+    let named = |name: &str, fields: Value| json!({"type": "record", "name": name, "fields": fields});
+    let x = || json!([{"name": "x", "type": "int"}]);
+    let wide = || json!([{"name": "x", "type": "int"}, {"name": "y", "type": "int"}]);
+    let symbols = |name: &str| json!({"type": "enum", "name": name, "symbols": ["A"]});
+    for (writer, reader, value, expected) in [
+        // What it is, not what it could become; then the first that it can become.
+        (json!("int"), json!(["long", "int"]), json!(1), r#"{"long":null,"int":1}"#),
+        (json!("int"), json!(["double", "long"]), json!(1), r#"{"double":1.0,"long":null}"#),
+        (json!("string"), json!(["long", "bytes"]), json!("x"), r#"{"long":null,"bytes":"eA=="}"#),
+        (json!(["null", "int"]), json!(["string", "int", "null"]), json!(1), r#"{"string":null,"int":1}"#),
+        (json!(["null", "int"]), json!(["string", "int", "null"]), json!(null), "null"),
+        (json!(["boolean", "string"]), json!(["string", "int"]), json!("x"), r#"{"string":"x","int":null}"#),
+        // By the full name, else by the name, else by what fits.
+        (
+            named("b.P", x()),
+            json!([named("a.P", x()), named("b.P", x())]),
+            json!({"x": 1}),
+            r#"{"a.P":null,"b.P":{"x":1}}"#,
+        ),
+        (
+            named("c.P", x()),
+            json!([named("a.O", x()), named("a.P", x())]),
+            json!({"x": 1}),
+            r#"{"O":null,"P":{"x":1}}"#,
+        ),
+        (
+            named("New", x()),
+            json!([named("Wide", wide()), named("Old", x())]),
+            json!({"x": 1}),
+            r#"{"Wide":null,"Old":{"x":1}}"#,
+        ),
+        (symbols("E"), json!([symbols("D"), symbols("E")]), json!("A"), r#"{"D":null,"E":"A"}"#),
+        // One of a union's branches, where the reader has no union of several.
+        (json!(["int", "string"]), json!("long"), json!(1), "1"),
+    ] {
+        let field = |ty: &Value| record(json!([{"name": "v", "type": ty}]));
+        let rows = encoded(&field(&writer), &[json!({"v": value})]);
+        let (batch, problems) = decode(&field(&writer), &field(&reader), &rows);
+        assert_eq!(problems, [], "{writer} as {reader}");
+        assert_eq!(lines(&batch), [format!("{{\"v\":{expected}}}")], "{writer} as {reader}");
+    }
+    let field = |ty: Value| node(&record(json!([{"name": "v", "type": ty}])));
+    let error = program::compile(&field(json!("boolean")), &field(json!(["int", "string"]))).unwrap_err();
+    let expected = "`v`: the writer's boolean cannot be read as the reader's union of int, string";
+    assert_eq!(error.to_string(), expected);
+    // A branch without a place is bad only where it occurs.
+    let (writer, reader) = (json!(["boolean", "int"]), json!(["int", "string"]));
+    let field = |ty: Value| record(json!([{"name": "v", "type": ty}]));
+    let rows = encoded(&field(writer.clone()), &[json!({"v": true}), json!({"v": 1})]);
+    let (batch, problems) = decode(&field(writer), &field(reader), &rows);
+    assert_eq!(lines(&batch), [r#"{"v":{"int":1,"string":null}}"#]);
+    assert!(matches!(problems.as_slice(), [Problem::Refused(_)]), "{problems:?}");
+}
+
+/// One byte for each item says which of many columns is not null.
+#[test]
+fn a_union_of_wide_records_stays_small() {
+    let fields = |from: usize| -> Vec<Value> {
+        (from..from + 2000)
+            .map(|name| json!({"name": format!("f{name}"), "type": "int", "default": 0}))
+            .collect()
+    };
+    let wide = |name: &str, from| json!({"type": "record", "name": name, "fields": fields(from)});
+    let reader = record(json!([{"name": "xs", "type": {"type": "array", "items":
+        ["null", "boolean", wide("A", 0), wide("B", 2000)]}}]));
+    let writer = record(json!([{"name": "xs", "type": {"type": "array", "items": ["null", "boolean"]}}]));
+    let count = 50_000;
+    let mut row = Vec::new();
+    encode::zigzag(count, &mut row);
+    row.extend(std::iter::repeat_n([2, 1], usize::try_from(count).unwrap()).flatten());
+    row.push(0);
+    let (batch, problems) = decode(&writer, &reader, &[row]);
+    assert_eq!((batch.num_rows(), problems), (0, vec![Problem::Amplified]));
+}
+
+fn tree() -> Value {
+    record(json!([
+        {"name": "value", "type": "int"},
+        {"name": "children", "type": {"type": "array", "items": "R"}}
+    ]))
+}
+
+#[test]
+fn a_record_that_contains_itself_is_json_text_from_there_on() {
+    // 1, with 2 and 3 below it, and 4 below 3.
+    let row = vec![2, 4, 4, 0, 6, 2, 8, 0, 0, 0];
+    let (batch, problems) = decode(&tree(), &tree(), &[row.clone(), row[..8].to_vec()]);
+    assert_eq!(problems, [Problem::Truncated]);
+    assert_eq!(batch.num_rows(), 1);
+    let items = batch.column(1).as_list::<i32>().value(0);
+    let texts: Vec<&str> = items.as_string::<i32>().iter().flatten().collect();
+    assert_eq!(
+        texts,
+        [r#"{"value":2,"children":[]}"#, r#"{"value":3,"children":[{"value":4,"children":[]}]}"#]
+    );
+    // A reader that does not want it goes past it.
+    let reader = record(json!([{"name": "value", "type": "long"}]));
+    let (batch, problems) = decode(&tree(), &reader, &[row]);
+    assert_eq!((lines(&batch), problems), (vec![r#"{"value":1}"#.to_owned()], vec![]));
+}
+
+#[test]
+fn text_is_of_the_reader_in_the_forms_of_all_text() {
+    let at = json!({"type": "long", "logicalType": "timestamp-millis"});
+    let number = json!({"type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2});
+    let uuid = json!({"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"});
+    let fields = |first: Value, more: Value| {
+        let mut fields = vec![
+            first,
+            json!({"name": "at", "type": at}),
+            json!({"name": "d", "type": number}),
+            json!({"name": "b", "type": "bytes"}),
+            json!({"name": "u", "type": ["null", "long", "string"]}),
+            json!({"name": "m", "type": {"type": "map", "values": "float"}}),
+            json!({"name": "id", "type": uuid}),
+        ];
+        fields.extend(more.as_array().unwrap().iter().cloned());
+        record(json!([{"name": "next", "type": ["null", {"type": "record", "name": "N", "fields": [
+            {"name": "v", "type": {"type": "record", "name": "V", "fields": fields}},
+            {"name": "next", "type": ["null", "N"]}]}]}]))
+    };
+    let writer = fields(json!({"name": "n", "type": "int"}), json!([]));
+    let reader = fields(
+        json!({"name": "m2", "aliases": ["n"], "type": "double"}),
+        json!([{"name": "note", "type": "string", "default": "d\"q"}]),
+    );
+    let v = [
+        vec![2],                               // n: 1
+        vec![0xb8, 0x17],                      // at: 1500
+        vec![4, 0xcf, 0xc7],                   // d: -123.45
+        vec![4, 0, 0xff],                      // b
+        vec![4, 2, b'x'],                      // u: a string
+        vec![2, 2, b'k', 0, 0, 0xc0, 0x7f, 0], // m: NaN
+        vec![0xab; 16],                        // id
+    ]
+    .concat();
+    // An N in an N: the second one is text.
+    let row = [&[2][..], &v, &[2], &v, &[0]].concat();
+    let (batch, problems) = decode(&writer, &reader, &[row]);
+    assert_eq!(problems, []);
+    let next = batch.column(0).as_struct().column(1).as_string::<i32>();
+    let id = "abababab-abab-abab-abab-abababababab";
+    let expected = format!(
+        r#"{{"v":{{"m2":1.0,"at":"1970-01-01T00:00:01.500Z","d":-123.45,"b":"AP8=","u":{{"string":"x"}},"m":{{"k":null}},"id":"{id}","note":"d\"q"}},"next":null}}"#
+    );
+    assert_eq!(next.value(0), expected);
+    serde_json::from_str::<Value>(next.value(0)).unwrap();
+}
+
+#[test]
+fn values_without_end_are_bad() {
+    let list = record(json!([{"name": "next", "type": ["null", "R"]}]));
+    let row = |levels: usize| [vec![2; levels], vec![0]].concat();
+    let reader = record(json!([{"name": "other", "type": "int", "default": 1}]));
+    for reader in [&list, &reader] {
+        let rows = [row(90), row(150), row(1_000_000), row(2)];
+        let (batch, problems) = decode(&list, reader, &rows);
+        assert_eq!(batch.num_rows(), 2);
+        assert_eq!(problems, [Problem::Depth, Problem::Depth]);
+        assert_eq!(problems[0].code(), "depth");
+    }
+    // Names are not on the wire: a few bytes must not become a book.
+    let long = "n".repeat(1000);
+    let wide = record(json!([
+        {"name": long, "type": "int", "default": 1},
+        {"name": "xs", "type": {"type": "array", "items": "R"}}
+    ]));
+    let count = 100_000;
+    let mut row = vec![0];
+    encode::zigzag(1, &mut row);
+    row.push(0);
+    encode::zigzag(count, &mut row);
+    row.extend(std::iter::repeat_n([0, 0], usize::try_from(count).unwrap()).flatten());
+    row.extend([0, 0]);
+    let (_, problems) = decode(&wide, &wide, &[row]);
+    assert_eq!(problems, [Problem::Amplified]);
 }

@@ -4,6 +4,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
+use crate::config::plan::Recursion;
+
 use super::refs::At;
 use super::{Compiler, SchemaError};
 
@@ -18,6 +20,9 @@ pub mod kinds {
     pub const ARRAY: u8 = 32;
     pub const OBJECT: u8 = 64;
     pub const ALL: u8 = 127;
+
+    /// Those without values inside.
+    pub const SIMPLE: u8 = BOOLEAN | STRING | NUMBER;
 }
 
 /// All that is said of a value.
@@ -26,14 +31,18 @@ pub struct Facts<'s> {
     types: u8,
     /// A choice that has null as an arm, whatever else is said there.
     pub may_be_null: bool,
-    /// A choice of several types.
+    /// It has no type but that of any JSON.
     pub is_anything: bool,
+    /// A choice of several types, each with what is said of it at its top.
+    pub arms: Vec<(At<'s>, Facts<'s>)>,
     /// In the order of the schemas, each with all that is said of it.
     pub properties: Vec<(&'s str, Vec<At<'s>>)>,
     places: HashMap<&'s str, usize>,
     pub required: BTreeSet<&'s str>,
     pub additional: Vec<At<'s>>,
     pub has_patterns: bool,
+    /// There are no other properties.
+    pub is_closed: bool,
     pub items: Vec<At<'s>>,
     pub is_tuple: bool,
     pub format: Option<&'s str>,
@@ -56,11 +65,13 @@ impl Default for Facts<'_> {
             types: kinds::ALL,
             may_be_null: false,
             is_anything: false,
+            arms: Vec::new(),
             properties: Vec::new(),
             places: HashMap::new(),
             required: BTreeSet::new(),
             additional: Vec::new(),
             has_patterns: false,
+            is_closed: false,
             items: Vec::new(),
             is_tuple: false,
             format: None,
@@ -95,6 +106,20 @@ impl<'s> Facts<'s> {
             Some((_, schemas)) => schemas.push(at),
             None => self.properties.push((name, vec![at])),
         }
+    }
+
+    /// Whether an arm can be a member of a struct, or simple ones several.
+    fn has_one_type(&self) -> bool {
+        let kinds = self.kinds() & !kinds::NULL;
+        let is_one = kinds & !kinds::SIMPLE == 0 || kinds == kinds::ARRAY || kinds == kinds::OBJECT;
+        is_one && !self.is_anything
+    }
+
+    /// Whether more is said than which types it has.
+    pub fn has_parts(&self) -> bool {
+        !(self.properties.is_empty() && self.additional.is_empty() && self.items.is_empty())
+            || self.has_patterns
+            || self.is_tuple
     }
 
     /// Whether an arm of a choice only narrows what is known: `{"required": ["a"]}` beside properties.
@@ -164,7 +189,12 @@ impl<'s> Compiler<'s> {
     fn follow(&mut self, target: &'s str, at: At<'s>, facts: &mut Facts<'s>) -> Result<(), SchemaError> {
         let found = self.resolve(target, at.document)?;
         let is_in = |open: &[&Value]| open.iter().any(|open| std::ptr::eq(*open, found.schema));
-        if is_in(&facts.chain) || (!facts.is_arm && is_in(&self.open)) {
+        let is_again = !facts.is_arm && is_in(&self.open);
+        if is_again && self.recursion == Recursion::Json && !is_in(&facts.chain) {
+            facts.is_anything = true;
+            return Ok(());
+        }
+        if is_again || is_in(&facts.chain) {
             return Err(SchemaError::Recursive { path: self.path(), name: target.to_owned() });
         }
         // Said twice is said once.
@@ -204,7 +234,7 @@ impl<'s> Compiler<'s> {
     }
 
     /// Looks into the choices: one arm beside null is what the value is, arms of one simple type are that type, and
-    /// everything else is anything.
+    /// several types are a choice.
     pub(super) fn choose(&mut self, facts: &mut Facts<'s>) -> Result<(), SchemaError> {
         while let Some(choice) = facts.choices.pop() {
             let mut arms: Vec<(At<'s>, Facts<'s>)> = Vec::new();
@@ -225,9 +255,9 @@ impl<'s> Compiler<'s> {
                     facts.may_be_null |= has_null && can_be_null;
                     self.gather(*at, facts)?;
                 }
-                several => {
+                _ => {
                     facts.may_be_null |= has_null && can_be_null;
-                    join(several, facts);
+                    join(arms, facts);
                 }
             }
         }
@@ -236,16 +266,24 @@ impl<'s> Compiler<'s> {
 }
 
 /// Several arms besides null.
-fn join<'s>(arms: &[(At<'s>, Facts<'s>)], facts: &mut Facts<'s>) {
+fn join<'s>(arms: Vec<(At<'s>, Facts<'s>)>, facts: &mut Facts<'s>) {
     if arms.iter().all(|(_, arm)| facts.knows(arm)) {
         return;
     }
     let types = arms.iter().fold(0, |all, (_, arm)| all | arm.kinds());
-    let is_open = arms.iter().any(|(_, arm)| !arm.choices.is_empty());
     facts.types = facts.kinds() & types;
     let simple = [kinds::BOOLEAN, kinds::STRING, kinds::INTEGER, kinds::FRACTION, kinds::NUMBER];
-    if is_open || !simple.contains(&(facts.types & !kinds::NULL)) {
+    let is_open = arms.iter().any(|(_, arm)| !arm.choices.is_empty());
+    if is_open || !facts.arms.is_empty() {
         facts.is_anything = true;
+        return;
+    }
+    if !simple.contains(&(facts.types & !kinds::NULL)) {
+        if arms.iter().all(|(_, arm)| arm.has_one_type()) {
+            facts.arms = arms;
+        } else {
+            facts.is_anything = true;
+        }
         return;
     }
     let mut formats = arms.iter().map(|(_, arm)| arm.format);
@@ -273,6 +311,9 @@ fn gather_parts<'s>(map: &'s Map<String, Value>, at: At<'s>, facts: &mut Facts<'
     {
         facts.additional.push(at.inside(additional));
     }
+    facts.is_closed |= ["additionalProperties", "unevaluatedProperties"]
+        .iter()
+        .any(|keyword| map.get(*keyword) == Some(&Value::Bool(false)));
     match map.get("items") {
         Some(Value::Array(_)) => facts.is_tuple = true,
         Some(items) => facts.items.push(at.inside(items)),

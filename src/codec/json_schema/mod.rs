@@ -1,21 +1,27 @@
 //! JSON Schemas of the registry as types, drafts 4 to 2020-12: what of them says which type a value has. Constraints
-//! (`pattern`, `minimum`, `enum`, …) are not checked. `docs/types.md` has the table for users.
+//! (`pattern`, `minimum`, `enum`, …) are checked by [`Validation`] only. `docs/types.md` has the table for users.
 //!
 //! A value may be under several schemas at once (`allOf`, `$ref` beside others): all of them are gathered as facts, and
-//! the type is made of those. What has no one type is JSON text. Nothing is fetched: a `$ref` leads into the document, or
-//! to a reference that the registry has with it.
+//! the type is made of those. What has several types is a choice of them, what has none is JSON text. Nothing is
+//! fetched: a `$ref` leads into the document, or to a reference that the registry has with it.
 
+mod bounds;
+mod choice;
 mod facts;
 mod refs;
+mod validate;
 
 use serde_json::Value;
 
+use crate::config::plan::Recursion;
 use crate::model::Reference;
 
 use super::avro::node::{DEPTH_MAX, FIELDS_MAX, Field, Kind, Logical, Node, Record, SchemaError};
 
 use facts::{Facts, kinds};
 use refs::{At, Document};
+
+pub use validate::Validation;
 
 /// Schemas looked at for one type, each time it is met: `$ref`s can make a short text an endless one.
 const STEPS_MAX: usize = 100_000;
@@ -26,33 +32,39 @@ const NESTING_MAX: usize = 256;
 /// Bytes of all defaults together: a record of a few bytes may ask for each of them many times, in arrays.
 const DEFAULTS_BYTES_MAX: usize = 16 << 10;
 
-/// The type of a schema's values.
+/// The type of a schema's values. One that contains itself is refused.
 ///
 /// # Errors
 /// [`SchemaError`], naming the property.
 pub fn parse(text: &str, references: &[Reference]) -> Result<Node, SchemaError> {
-    let document = |text: &str| {
-        serde_json::from_str::<Value>(text).map_err(|error| SchemaError::InvalidJsonSchema(error.to_string()))
-    };
+    parse_with(text, references, Recursion::Refuse)
+}
+
+/// As [`parse`], with what becomes of a type that contains itself.
+///
+/// # Errors
+/// Likewise.
+pub fn parse_with(text: &str, references: &[Reference], recursion: Recursion) -> Result<Node, SchemaError> {
     let root = document(text)?;
-    let others = references.iter().map(|other| document(&other.text).map(|root| (other.name.as_str(), root)));
-    let others = others.collect::<Result<Vec<_>, SchemaError>>()?;
-    let mut compiler = Compiler {
-        references: &others,
-        path: Vec::new(),
-        open: vec![&root],
-        depth: 0,
-        steps: 0,
-        field_count: 0,
-        default_bytes: 0,
-    };
+    let others = documents(references)?;
+    let mut compiler = Compiler::new(&root, &others, recursion);
     let (node, _) = compiler.typed(&[Document::of(&root, "").whole()])?;
     Ok(node)
 }
 
+fn document(text: &str) -> Result<Value, SchemaError> {
+    serde_json::from_str(text).map_err(|error| SchemaError::InvalidJsonSchema(error.to_string()))
+}
+
+/// What a schema references, by name.
+fn documents(references: &[Reference]) -> Result<Vec<(String, Value)>, SchemaError> {
+    references.iter().map(|other| Ok((other.name.clone(), document(&other.text)?))).collect()
+}
+
 struct Compiler<'s> {
     /// What the schema references, by name.
-    references: &'s [(&'s str, Value)],
+    references: &'s [(String, Value)],
+    recursion: Recursion,
     /// Names of the properties around.
     path: Vec<String>,
     /// Where the `$ref`s around this value lead: one that leads there again has no end.
@@ -64,6 +76,19 @@ struct Compiler<'s> {
 }
 
 impl<'s> Compiler<'s> {
+    fn new(root: &'s Value, references: &'s [(String, Value)], recursion: Recursion) -> Self {
+        Self {
+            references,
+            recursion,
+            path: Vec::new(),
+            open: vec![root],
+            depth: 0,
+            steps: 0,
+            field_count: 0,
+            default_bytes: 0,
+        }
+    }
+
     fn path(&self) -> String {
         if self.path.is_empty() { "$".to_owned() } else { self.path.join(".") }
     }
@@ -112,18 +137,17 @@ impl<'s> Compiler<'s> {
         let is_nullable = all & kinds::NULL != 0 || facts.may_be_null;
         let node = match all & !kinds::NULL {
             _ if facts.is_anything => json(),
+            _ if !facts.arms.is_empty() => self.choice(facts)?,
             0 if is_nullable => return Ok(Node::plain(Kind::Null)),
             0 => return Err(self.unsupported("no value can be of all the types that it is said to have")),
             kinds::BOOLEAN => Node::plain(Kind::Boolean),
             kinds::STRING => string(facts),
             kinds::INTEGER => integer(facts),
-            kinds::FRACTION | kinds::NUMBER => match facts.connect_type {
-                Some("float32") => Node::plain(Kind::Float),
-                _ => Node::plain(Kind::Double),
-            },
+            kinds::FRACTION | kinds::NUMBER => number(facts),
             kinds::ARRAY => self.array(facts)?,
             kinds::OBJECT => self.object(facts)?,
-            _ => json(),
+            several if several == kinds::ALL & !kinds::NULL => json(),
+            several => self.types(several, facts)?,
         };
         Ok(if is_nullable { optional(node) } else { node })
     }
@@ -141,10 +165,7 @@ impl<'s> Compiler<'s> {
         // A property that must not be there has no column.
         let is_there = |schemas: &[At<'s>]| schemas.iter().all(|at| *at.schema != Value::Bool(false));
         let properties = || facts.properties.iter().filter(|(_, schemas)| is_there(schemas));
-        self.field_count += properties().count();
-        if self.field_count > FIELDS_MAX {
-            return Err(SchemaError::TooWide);
-        }
+        self.count_fields(properties().count())?;
         if properties().next().is_none() {
             if facts.additional.is_empty() || facts.has_patterns {
                 return Ok(json());
@@ -165,6 +186,11 @@ impl<'s> Compiler<'s> {
         let name =
             facts.title.or_else(|| self.path.last().map(String::as_str)).unwrap_or("object").to_owned();
         Ok(Node::plain(Kind::Record(Record { name, fields })))
+    }
+
+    fn count_fields(&mut self, count: usize) -> Result<(), SchemaError> {
+        self.field_count += count;
+        if self.field_count > FIELDS_MAX { Err(SchemaError::TooWide) } else { Ok(()) }
     }
 
     fn default(&mut self, default: Option<&Value>) -> Result<Option<Value>, SchemaError> {
@@ -201,6 +227,13 @@ fn string(facts: &Facts<'_>) -> Node {
         Some("date-time") => Node::logical(Kind::String, Logical::TimestampMicros),
         Some("uuid") => Node::logical(Kind::String, Logical::Uuid),
         _ => Node::plain(Kind::String),
+    }
+}
+
+fn number(facts: &Facts<'_>) -> Node {
+    match facts.connect_type {
+        Some("float32") => Node::plain(Kind::Float),
+        _ => Node::plain(Kind::Double),
     }
 }
 

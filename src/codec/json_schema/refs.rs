@@ -66,7 +66,7 @@ fn any_id(schema: &Value) -> Option<&str> {
 }
 
 /// The name a schema gives itself; one that begins with `#` is an anchor.
-fn id(schema: &Value) -> Option<&str> {
+pub fn id(schema: &Value) -> Option<&str> {
     any_id(schema).filter(|id| !id.is_empty() && !id.starts_with('#'))
 }
 
@@ -102,7 +102,7 @@ impl<'s> Compiler<'s> {
 }
 
 /// Whether two names mean one document for a schema that is called `base`: names may be relative to it.
-fn is_same(base: &str, one: &str, other: &str) -> bool {
+pub fn is_same(base: &str, one: &str, other: &str) -> bool {
     let full = |name: &str| join(base, name.trim_end_matches('#'));
     one == other || full(one) == full(other)
 }

@@ -87,13 +87,17 @@ fn types_are_found_wherever_they_are_said() {
         (json!({"type": "integer"}), "long"),
         (json!({"type": ["null", "integer"]}), "union of null, long"),
         (json!({"type": ["integer", "number"]}), "double"),
-        (json!({"type": ["integer", "string"]}), "string (Json)"),
+        (json!({"type": ["integer", "string"]}), "one of long, string"),
+        (
+            json!({"type": ["object", "array", "number", "null"], "properties": {"a": {"type": "string"}}}),
+            "union of null, one of double, array of union of null, string (Json), record `p`",
+        ),
         (json!({"type": "null"}), "null"),
         (json!({}), "union of null, string (Json)"),
         (json!(true), "union of null, string (Json)"),
         (json!({"enum": ["a", "b"]}), "string"),
         (json!({"enum": ["a", null]}), "union of null, string"),
-        (json!({"enum": ["a", 1]}), "string (Json)"),
+        (json!({"enum": ["a", 1]}), "one of long, string"),
         (json!({"enum": [1, 2]}), "long"),
         (json!({"const": 1.5}), "double"),
         (json!({"const": "x"}), "string"),
@@ -124,7 +128,7 @@ fn types_are_found_wherever_they_are_said() {
 }
 
 #[test]
-fn choices_with_null_are_nullable_and_others_are_text() {
+fn choices_with_null_are_nullable_and_others_are_one_of_several() {
     let object = json!({"title": "T", "type": "object", "properties": {"a": {"type": "integer"}}});
     for (schema, expected) in [
         (json!({"oneOf": [{"type": "null"}, {"type": "integer"}]}), "union of null, long"),
@@ -138,12 +142,27 @@ fn choices_with_null_are_nullable_and_others_are_text() {
         (json!({"oneOf": [{"type": "integer"}, {"type": "number"}]}), "double"),
         (json!({"oneOf": [{"const": "a"}, {"const": "b"}]}), "string"),
         (json!({"anyOf": [{"type": "string", "format": "date"}, {"type": "string"}]}), "string"),
-        (json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), "string (Json)"),
+        (json!({"anyOf": [{"type": "string"}, {"type": "integer"}]}), "one of string, long"),
         (
             json!({"anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "null"}]}),
+            "union of null, one of string, long",
+        ),
+        (json!({"oneOf": [object, {"properties": {"b": {}}}]}), "one of record `T`, record `object`"),
+        // All arms of a simple type are one member.
+        (
+            json!({"oneOf": [{"type": "integer"}, object, {"type": "number"}, {"type": "string", "format": "date"}]}),
+            "one of double, record `T`, string (Date)",
+        ),
+        // No types: anything, choices in choices, parts beside the choice, two choices.
+        (json!({"oneOf": [{"type": "string"}, {}]}), "union of null, string (Json)"),
+        (
+            json!({"oneOf": [{"type": "string"}, {"oneOf": [object, {"type": "integer"}]}]}),
             "union of null, string (Json)",
         ),
-        (json!({"oneOf": [object, {"properties": {"b": {}}}]}), "string (Json)"),
+        (
+            json!({"properties": {"a": {}}, "oneOf": [{"properties": {"b": {}}}, {"properties": {"c": {}}}]}),
+            "string (Json)",
+        ),
         // Arms that only narrow what stands beside them.
         (
             json!({"title": "T", "type": "object", "properties": {"a": {}, "b": {}},
@@ -290,4 +309,128 @@ fn what_is_no_schema_is_said() {
     };
     assert!(top(json!({"type": "object"})).contains("not any JSON"), "{}", top(json!({"type": "object"})));
     assert!(top(json!({"type": "string"})).contains("not a single value"));
+}
+
+#[test]
+fn members_have_names_of_their_own() {
+    let schema = json!({"properties": {"p": {"oneOf": [
+            {"type": "string"}, {"$ref": "#/$defs/Card"}, {"$ref": "cash.json"}, {"title": "Card", "type": "object"},
+            {"type": "array", "items": {"type": "integer"}}, {"type": "object"}, {"type": "boolean"}]}},
+        "$defs": {"Card": {"properties": {"number": {"type": "string"}}}}});
+    let cash = json!({"properties": {"cents": {"type": "integer"}}});
+    let node = compile(&schema, &[("cash.json", cash)]).unwrap();
+    let Kind::Record(record) = &node.kind else { panic!("no record") };
+    let (choice, is_nullable) = arrow_type::nullable(&record.fields[0].node).unwrap();
+    let Kind::Choice(arms) = &choice.kind else { panic!("no choice") };
+    let names: Vec<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+    assert_eq!(names, ["string", "Card", "cash", "Card_2", "array", "object", "boolean"]);
+    assert!(is_nullable);
+    let schema = arrow_type::schema(&node, false).unwrap();
+    let arrow::datatypes::DataType::Struct(members) = schema.field(0).data_type() else {
+        panic!("no struct")
+    };
+    assert!(members.iter().all(|member| member.is_nullable()));
+}
+
+#[test]
+fn recursion_is_json_text_on_request() {
+    let columns = |schema: &Value| {
+        let node = parse_with(&schema.to_string(), &[], Recursion::Json).unwrap();
+        let schema = arrow_type::schema(&node, false).unwrap();
+        let lines = schema.fields().iter().map(|field| format!("{}: {}", field.name(), field.data_type()));
+        lines.collect::<Vec<_>>()
+    };
+    let tree = json!({"type": "object", "properties": {
+        "left": {"oneOf": [{"type": "null"}, {"$ref": "#"}]}, "n": {"type": "integer"}}});
+    assert_eq!(columns(&tree), ["left: Utf8", "n: Int64"]);
+    let list = json!({"properties": {"all": {"$ref": "#/$defs/l"}}, "$defs": {
+        "l": {"type": "array", "items": {"$ref": "#/$defs/m"}}, "m": {"properties": {"n": {"$ref": "#/$defs/l"}}}}});
+    let found = columns(&list);
+    assert!(found[0].starts_with("all: List") && found[0].contains("Utf8"), "{found:?}");
+    // What has no end at all is still refused.
+    let circle = json!({"properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}});
+    assert!(parse_with(&circle.to_string(), &[], Recursion::Json).is_err());
+}
+
+fn validation(schema: &Value, references: &[(&str, Value)]) -> Result<Validation, SchemaError> {
+    let references =
+        references.iter().map(|(name, text)| Reference { name: (*name).to_owned(), text: text.to_string() });
+    Validation::new(&schema.to_string(), &references.collect::<Vec<_>>())
+}
+
+#[test]
+fn a_record_is_held_against_all_of_its_schema() {
+    let money = json!({"$id": "http://shop.example/money.json", "type": "object", "required": ["cents"],
+        "properties": {"cents": {"type": "integer", "minimum": 0}}});
+    let schema = json!({"type": "object", "required": ["id"], "additionalProperties": false, "properties": {
+        "id": {"type": "string", "pattern": "^[a-z]+[0-9]{2}$"},
+        "total": {"$ref": "http://shop.example/money.json"},
+        "also": {"$ref": "money.json"},
+        "counts": {"type": "object", "additionalProperties": {"maximum": 9}},
+        "lines": {"type": "array", "maxItems": 2, "items": {"oneOf": [{"type": "integer"}, {"minLength": 3, "type": "string"}]}}}});
+    let validation = validation(&schema, &[("money.json", money)]).unwrap();
+    let good = json!({"id": "ab12", "total": {"cents": 5}, "also": {"cents": 1}, "counts": {"k": 1}, "lines": [1, "abc"]});
+    assert_eq!(validation.check(&good), Ok(()));
+    for (place, value, expected) in [
+        ("id", json!("SECRET"), "field `id`: it does not keep to `pattern` of its schema"),
+        ("total", json!({"cents": -1}), "field `total.cents`: it does not keep to `minimum` of its schema"),
+        ("also", json!({}), "field `also`: it does not keep to `required` of its schema"),
+        ("lines", json!([1, 2, 3]), "field `lines`: it does not keep to `maxItems` of its schema"),
+        ("lines", json!([1, "x"]), "field `lines.1`: it does not keep to `oneOf` of its schema"),
+        // A key of a map is a value.
+        ("counts", json!({"SECRET": 10}), "field `counts.*`: it does not keep to `maximum` of its schema"),
+        ("SECRET", json!(1), "it does not keep to `additionalProperties` of its schema"),
+    ] {
+        let mut bad = good.clone();
+        bad[place] = value;
+        let unfit = validation.check(&bad).unwrap_err();
+        assert_eq!((unfit.code, unfit.message.as_str()), ("invalid", expected));
+    }
+}
+
+#[test]
+fn records_of_schemas_that_contain_themselves_are_validated_at_any_depth() {
+    let schema = json!({"$ref": "#/$defs/t", "$defs": {"t": {"type": "object", "required": ["n"], "properties": {
+        "n": {"type": "integer"},
+        "next": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/t"}, {"allOf": [{"$ref": "#/$defs/t"}, {"required": ["x"]}]}]}}}}});
+    let validation = validation(&schema, &[]).unwrap();
+    let chain = |levels: usize, end: Value| (0..levels).fold(end, |next, n| json!({"n": n, "next": next}));
+    for levels in [1, 20, 120] {
+        assert_eq!(validation.check(&chain(levels, json!(null))), Ok(()));
+        let unfit = validation.check(&chain(levels, json!({"n": "x"}))).unwrap_err();
+        assert_eq!(unfit.message, "it does not keep to its schema");
+    }
+}
+
+#[test]
+fn schemas_that_are_too_much_for_a_validator_are_refused() {
+    let refused = |schema: &Value| validation(schema, &[]).unwrap_err().to_string();
+    for target in ["http://169.254.169.254/latest", "file:///etc/passwd", "other.json"] {
+        let schema = json!({"properties": {"a": {"$ref": target}}});
+        assert!(refused(&schema).contains("nothing else is fetched"), "{}", refused(&schema));
+    }
+    let parts = |count: usize, part: &dyn Fn(usize) -> Value| {
+        let parts: Map<String, Value> = (0..count).map(|at| (format!("l{at}"), part(at))).collect();
+        json!({"$ref": "#/$defs/l0", "$defs": parts})
+    };
+    let to = |at: usize| json!({"$ref": format!("#/$defs/l{at}")});
+    // A way of thousands of steps; and one of few that doubles with each.
+    let last = |at: usize, count: usize, schema: Value| if at + 1 < count { schema } else { json!({}) };
+    assert!(
+        refused(&parts(5000, &|at| last(at, 5000, json!({"items": to(at + 1)}))))
+            .contains("too many schemas")
+    );
+    let doubling = |at: usize| last(at, 40, json!({"allOf": [to(at + 1), to(at + 1)]}));
+    assert!(refused(&parts(40, &doubling)).contains("too many schemas, with all"));
+    let patterns: Map<String, Value> =
+        (0..300).map(|at| (format!("p{at}"), json!({"pattern": format!("^x{at}")}))).collect();
+    assert!(refused(&json!({"properties": patterns})).contains("too many patterns"));
+    // Patterns whose time does not grow with the text alone, or whose size has no measure.
+    for pattern in ["(?<=a)b", r"(a)\1", "(((a{1,100}){1,100}){1,100})"] {
+        let schema = json!({"properties": {"a": {"pattern": pattern}}});
+        assert!(validation(&schema, &[]).is_err(), "{pattern}");
+    }
+    assert!(
+        refused(&json!({"properties": {"a": {"type": "no such"}}})).starts_with("not a valid JSON Schema")
+    );
 }

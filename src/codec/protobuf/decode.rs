@@ -4,10 +4,11 @@
 //! where they are, repeated ones go to their columns at once; then every column gets its value, in order.
 
 use std::collections::HashMap;
+use std::ops::{Deref, DerefMut};
 
-use super::json;
-use super::shape::{Absent, Field, Message, Op, Read};
+use super::shape::{Absent, Field, Message, Op, Read, Shape};
 use super::wire::{Kind, Raw, Wire, zigzag};
+use super::{json, tree};
 use crate::codec::columns::{Column, Data, Overflow, push_offset};
 
 /// Columns without a value on the wire that a record may fill for each of its bytes. A message of two bytes is a row of
@@ -17,18 +18,41 @@ const CELLS_PER_BYTE: usize = 256;
 /// However large the record: some tens of megabytes of columns.
 const CELLS_MAX: usize = 4 << 20;
 
+/// Entries of a map whose keys are compared with one another: so few cost less than a table of them.
+const PAIRS_MAX: usize = 16;
+
 /// What is wrong with a record's bytes. Codes are stable: they are in metrics and dead letters.
+///
+/// One word: it is in the result of every step, and almost never there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Bad {
+pub struct Bad(Box<Problem>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
     pub code: &'static str,
     pub message: String,
     /// Field names, from the top.
     pub path: Vec<String>,
 }
 
+impl Deref for Bad {
+    type Target = Problem;
+
+    fn deref(&self) -> &Problem {
+        &self.0
+    }
+}
+
+impl DerefMut for Bad {
+    fn deref_mut(&mut self) -> &mut Problem {
+        &mut self.0
+    }
+}
+
 impl Bad {
+    #[cold]
     pub fn new(code: &'static str, message: String) -> Self {
-        Self { code, message, path: Vec::new() }
+        Self(Box::new(Problem { code, message, path: Vec::new() }))
     }
 
     pub fn truncated() -> Self {
@@ -39,11 +63,15 @@ impl Bad {
         Self::new("overflow", "a number is longer than its type allows".to_owned())
     }
 
-    fn size() -> Self {
+    pub fn size() -> Self {
         Self::new("size", "the columns of the batch grew too large; set a smaller `batch:`".to_owned())
     }
 
-    fn at(mut self, field: &Field) -> Self {
+    pub fn depth() -> Self {
+        Self::new("depth", format!("a value nests deeper than {} levels", json::DEPTH_MAX))
+    }
+
+    pub fn at(mut self, field: &Field) -> Self {
         self.path.insert(0, field.name.clone());
         self
     }
@@ -55,13 +83,14 @@ impl From<Overflow> for Bad {
     }
 }
 
-type Result<T> = std::result::Result<T, Bad>;
+pub type Result<T> = std::result::Result<T, Bad>;
 
 /// What is noted of the messages that are open; kept between records for its memory.
 #[derive(Debug, Default)]
 pub struct Scratch {
     slots: Vec<Slot>,
     entries: Vec<Entry>,
+    pairs: Vec<(Raw, Raw)>,
 }
 
 /// What was found of a field that is not repeated, or which field of a oneof is present.
@@ -94,7 +123,7 @@ enum Key<'a> {
 /// # Errors
 /// What is wrong; then the columns hold parts of the record and have to be truncated.
 pub fn record(
-    message: &Message,
+    shape: &Shape,
     bytes: &[u8],
     start: usize,
     columns: &mut [Column],
@@ -102,13 +131,15 @@ pub fn record(
 ) -> Result<()> {
     scratch.slots.clear();
     scratch.entries.clear();
+    scratch.pairs.clear();
     let cells = bytes.len().saturating_mul(CELLS_PER_BYTE).min(CELLS_MAX);
-    let cells_left = message.width.saturating_add(cells);
-    let mut reader = Reader { bytes, cells_left, scratch };
-    reader.message(message, start, bytes.len(), columns)
+    let cells_left = shape.message.width.saturating_add(cells);
+    let mut reader = Reader { trees: &shape.trees, bytes, cells_left, scratch };
+    reader.message(&shape.message, start, bytes.len(), columns)
 }
 
 struct Reader<'a, 's> {
+    trees: &'a [Message],
     bytes: &'a [u8],
     cells_left: usize,
     scratch: &'s mut Scratch,
@@ -133,13 +164,19 @@ impl<'a> Reader<'a, '_> {
             raw.and_then(|raw| self.take(message, index, slots, kind, raw, &mut columns[index]))
                 .map_err(|bad| bad.at(field))?;
         }
-        // Stable: of two entries with one key the later one counts.
-        self.scratch.entries[entries..].sort_by_key(|entry| entry.field);
+        if self.scratch.entries.len() - entries > 1 {
+            // Stable: of two entries with one key the later one counts.
+            self.scratch.entries[entries..].sort_by_key(|entry| entry.field);
+        }
         let mut from = entries;
         for (index, (field, column)) in message.fields.iter().zip(columns).enumerate() {
-            let count = self.scratch.entries[from..].iter().take_while(|entry| entry.field == index).count();
-            self.close(field, slots + index, from..from + count, column).map_err(|bad| bad.at(field))?;
-            from += count;
+            let mut to = from;
+            if matches!(field.read, Read::Map { .. }) {
+                let own = self.scratch.entries[from..].iter().take_while(|entry| entry.field == index);
+                to += own.count();
+            }
+            self.close(field, slots + index, from..to, column).map_err(|bad| bad.at(field))?;
+            from = to;
         }
         self.scratch.slots.truncate(slots);
         self.scratch.entries.truncate(entries);
@@ -202,8 +239,13 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn note(&mut self, op: &Op, place: usize, raw: Raw) {
-        let is_message = matches!(op, Op::Message(_) | Op::Timestamp | Op::Wrapper(_) | Op::Json(_));
         let slot = &mut self.scratch.slots[place];
+        if matches!(slot, Slot::Absent) {
+            *slot = Slot::Raw(raw);
+            return;
+        }
+        let is_message =
+            matches!(op, Op::Message(_) | Op::Timestamp | Op::Wrapper(_) | Op::Json(_) | Op::Tree(_));
         *slot = match (std::mem::replace(slot, Slot::Absent), raw) {
             (Slot::Raw(Raw::Bytes { start, end }), Raw::Bytes { start: again, end: to }) if is_message => {
                 Slot::Joined([&self.bytes[start..end], &self.bytes[again..to]].concat())
@@ -229,8 +271,12 @@ impl<'a> Reader<'a, '_> {
                 Slot::Raw(raw) => self.value(op, raw, column),
                 Slot::Joined(joined) => {
                     let mut scratch = Scratch::default();
-                    let mut reader =
-                        Reader { bytes: &joined, cells_left: self.cells_left, scratch: &mut scratch };
+                    let mut reader = Reader {
+                        trees: self.trees,
+                        bytes: &joined,
+                        cells_left: self.cells_left,
+                        scratch: &mut scratch,
+                    };
                     let done = reader.value(op, Raw::Bytes { start: 0, end: joined.len() }, column);
                     self.cells_left = reader.cells_left;
                     done
@@ -278,24 +324,24 @@ impl<'a> Reader<'a, '_> {
         let Data::List { item, .. } = &mut column.data else {
             return Err(misfit());
         };
-        let parts = entries.map(|index| {
+        let before = self.scratch.pairs.len();
+        for index in entries {
             let Entry { start, end, .. } = self.scratch.entries[index];
-            pair(self.bytes, key, value, start, end)
-        });
-        let parts = parts.collect::<Result<Vec<_>>>()?;
-        let mut last = HashMap::new();
-        if parts.len() > 1 {
-            for (index, (raw, _)) in parts.iter().enumerate() {
-                last.insert(self.key(key, *raw), index);
-            }
+            self.scratch.pairs.push(pair(self.bytes, key, value, start, end)?);
         }
-        let last: Option<Vec<bool>> = (parts.len() > 1).then(|| {
-            let mut is_last = vec![false; parts.len()];
-            last.into_values().for_each(|index| is_last[index] = true);
-            is_last
-        });
-        for (index, (raw_key, raw_value)) in parts.into_iter().enumerate() {
-            if last.as_ref().is_some_and(|is_last| !is_last[index]) {
+        let count = self.scratch.pairs.len() - before;
+        let table = (count > PAIRS_MAX).then(|| self.last_of_keys(key, before));
+        for index in before..before + count {
+            let (raw_key, raw_value) = self.scratch.pairs[index];
+            let is_last = match &table {
+                Some(table) => table.get(&self.key(key, raw_key)) == Some(&index),
+                None => {
+                    let own = self.key(key, raw_key);
+                    let later = &self.scratch.pairs[index + 1..before + count];
+                    !later.iter().any(|(other, _)| self.key(key, *other) == own)
+                }
+            };
+            if !is_last {
                 continue;
             }
             let Data::Struct { len, fields } = &mut item.data else {
@@ -309,7 +355,14 @@ impl<'a> Reader<'a, '_> {
             *len += 1;
             item.mark_valid();
         }
+        self.scratch.pairs.truncate(before);
         Ok(())
+    }
+
+    /// Of each key, the pair that counts.
+    fn last_of_keys(&self, op: &Op, from: usize) -> HashMap<Key<'a>, usize> {
+        let pairs = self.scratch.pairs.iter().enumerate().skip(from);
+        pairs.map(|(index, (raw, _))| (self.key(op, *raw), index)).collect()
     }
 
     fn key(&self, op: &Op, raw: Raw) -> Key<'a> {
@@ -325,7 +378,7 @@ impl<'a> Reader<'a, '_> {
     /// Appends one value, which is there.
     fn value(&mut self, op: &Op, raw: Raw, column: &mut Column) -> Result<()> {
         if let Op::Wrapper(inner) = op {
-            let raw = self.wrapped(inner, raw)?;
+            let raw = wrapped(self.bytes, inner, raw)?;
             return self.value(inner, raw, column);
         }
         match (op, raw, &mut column.data) {
@@ -372,6 +425,11 @@ impl<'a> Reader<'a, '_> {
                 bytes.extend_from_slice(json::text(*kind, self.bytes, start, end)?.as_bytes());
                 push_offset(offsets, bytes.len())?;
             }
+            (Op::Tree(index), Raw::Bytes { start, end }, Data::Bytes { offsets, bytes }) => {
+                let text = tree::text(self.trees, *index, self.bytes, start..end, &mut self.cells_left)?;
+                bytes.extend_from_slice(text.as_bytes());
+                push_offset(offsets, bytes.len())?;
+            }
             (Op::Message(message), Raw::Bytes { start, end }, Data::Struct { len, fields }) => {
                 self.message(message, start, end, fields)?;
                 *len += 1;
@@ -381,19 +439,19 @@ impl<'a> Reader<'a, '_> {
         column.mark_valid();
         Ok(())
     }
+}
 
-    /// What is in a wrapper; nothing is the type's default.
-    fn wrapped(&self, inner: &Op, raw: Raw) -> Result<Raw> {
-        let Raw::Bytes { start, end } = raw else {
-            return Err(misfit());
-        };
-        let [value, _] = two(self.bytes, [Some(inner), None], start, end)?;
-        Ok(value.unwrap_or_else(|| default(inner)))
-    }
+/// What is in a wrapper; nothing is the type's default.
+pub fn wrapped(bytes: &[u8], inner: &Op, raw: Raw) -> Result<Raw> {
+    let Raw::Bytes { start, end } = raw else {
+        return Err(misfit());
+    };
+    let [value, _] = two(bytes, [Some(inner), None], start, end)?;
+    Ok(value.unwrap_or_else(|| default(inner)))
 }
 
 /// Key and value of a map's entry, either of which may be left out.
-fn pair(bytes: &[u8], key: &Op, value: &Op, start: usize, end: usize) -> Result<(Raw, Raw)> {
+pub fn pair(bytes: &[u8], key: &Op, value: &Op, start: usize, end: usize) -> Result<(Raw, Raw)> {
     let [raw_key, raw_value] = two(bytes, [Some(key), Some(value)], start, end)?;
     Ok((raw_key.unwrap_or_else(|| default(key)), raw_value.unwrap_or_else(|| default(value))))
 }
@@ -419,7 +477,7 @@ fn two(bytes: &[u8], ops: [Option<&Op>; 2], start: usize, end: usize) -> Result<
 }
 
 /// Microseconds since 1970; finer digits are cut off.
-fn timestamp(bytes: &[u8], start: usize, end: usize) -> Result<i64> {
+pub fn timestamp(bytes: &[u8], start: usize, end: usize) -> Result<i64> {
     let [seconds, nanos] = two(bytes, [Some(&Op::Int64), Some(&Op::Int32)], start, end)?;
     let number = |raw| if let Some(Raw::Varint(number)) = raw { number } else { 0 };
     let seconds = number(seconds) as i64;
@@ -433,12 +491,12 @@ fn timestamp(bytes: &[u8], start: usize, end: usize) -> Result<i64> {
 }
 
 /// Of a negative number all 64 bits are written.
-fn int32(number: u64) -> Result<i32> {
+pub fn int32(number: u64) -> Result<i32> {
     i32::try_from(number as i64).map_err(|_| Bad::overflow())
 }
 
 /// What is not written.
-fn default(op: &Op) -> Raw {
+pub fn default(op: &Op) -> Raw {
     match op.kind() {
         Kind::Varint => Raw::Varint(0),
         Kind::Bits64 => Raw::Bits64(0),
@@ -448,16 +506,17 @@ fn default(op: &Op) -> Raw {
 }
 
 /// Is the value written as its type is? Another version may have given the number to another type.
-fn expect(op: &Op, kind: Kind) -> Result<()> {
-    let is_group = kind == Kind::Group && matches!(op, Op::Message(_));
-    if op.kind() == kind || is_group { Ok(()) } else { Err(mismatch(kind)) }
+#[inline]
+pub fn expect(op: &Op, kind: Kind) -> Result<()> {
+    let is_group = || kind == Kind::Group && matches!(op, Op::Message(_) | Op::Tree(_));
+    if op.kind() == kind || is_group() { Ok(()) } else { Err(mismatch(kind)) }
 }
 
-fn mismatch(kind: Kind) -> Bad {
+pub fn mismatch(kind: Kind) -> Bad {
     Bad::new("type_mismatch", format!("it is written as {kind:?}, which is no way to write this field"))
 }
 
 /// A defect of ours.
-fn misfit() -> Bad {
+pub fn misfit() -> Bad {
     Bad::new("type_mismatch", "the column is of another type".to_owned())
 }

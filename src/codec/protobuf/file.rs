@@ -10,6 +10,7 @@ use protox::prost_reflect::prost::Message as _;
 use protox::prost_reflect::prost_types::FileDescriptorProto;
 use protox::prost_reflect::{FileDescriptor, MessageDescriptor};
 
+use crate::config::plan::Recursion;
 use crate::model::Reference;
 
 /// What the file itself is called: the registry does not say, and nobody imports it.
@@ -43,7 +44,10 @@ pub enum SchemaError {
     Empty,
     #[error("it has no message `{0}`")]
     NoMessage(String),
-    #[error("`{path}`: the message `{name}` contains itself, and Arrow has no recursive types")]
+    #[error(
+        "`{path}`: the message `{name}` contains itself, and Arrow has no recursive types (`recursive: json` makes text \
+         of it)"
+    )]
     Recursive { path: String, name: String },
     #[error("the message nests deeper than {0} levels")]
     TooDeep(usize),
@@ -53,7 +57,10 @@ pub enum SchemaError {
 
 /// A compiled file.
 #[derive(Debug)]
-pub struct File(FileDescriptor);
+pub struct File {
+    descriptor: FileDescriptor,
+    recursion: Recursion,
+}
 
 /// Compiles a schema and the schemas that it references. Nothing is read from disk.
 ///
@@ -68,19 +75,31 @@ pub fn parse(text: &str, references: &[Reference]) -> Result<File, SchemaError> 
     let mut compiler = Compiler::with_file_resolver(Texts { texts, google: GoogleFileResolver::new() });
     compiler.open_file(OWN_NAME).map_err(invalid)?;
     let file = compiler.descriptor_pool().get_file_by_name(OWN_NAME);
-    file.map(File).ok_or(SchemaError::Empty)
+    let file = file.map(|descriptor| File { descriptor, recursion: Recursion::Refuse });
+    file.ok_or(SchemaError::Empty)
 }
 
 impl File {
+    /// What becomes of its messages that contain themselves.
+    #[must_use]
+    pub fn recursive(mut self, recursion: Recursion) -> Self {
+        self.recursion = recursion;
+        self
+    }
+
+    pub fn recursion(&self) -> Recursion {
+        self.recursion
+    }
+
     /// A message by its full name, or by its name within the file's package; without a name the first one.
     ///
     /// # Errors
     /// If there is none.
     pub fn message(&self, name: Option<&str>) -> Result<MessageDescriptor, SchemaError> {
         let Some(name) = name else {
-            return self.0.messages().next().ok_or(SchemaError::Empty);
+            return self.descriptor.messages().next().ok_or(SchemaError::Empty);
         };
-        let in_package = format!("{}.{name}", self.0.package_name());
+        let in_package = format!("{}.{name}", self.descriptor.package_name());
         let mut all = self.all().into_iter().map(|(_, message)| message);
         all.find(|message| [name, &in_package].contains(&message.full_name()))
             .ok_or_else(|| SchemaError::NoMessage(name.to_owned()))
@@ -94,7 +113,7 @@ impl File {
     fn all(&self) -> Vec<(Vec<u64>, MessageDescriptor)> {
         let mut all = Vec::new();
         let mut open: Vec<(Vec<u64>, MessageDescriptor)> =
-            (0..).zip(self.0.messages()).map(|(index, message)| (vec![index], message)).collect();
+            (0..).zip(self.descriptor.messages()).map(|(index, message)| (vec![index], message)).collect();
         while let Some((path, message)) = open.pop() {
             // Entries of maps are messages that nobody wrote: Confluent's indexes do not count them.
             let children = message.child_messages().filter(|child| !child.is_map_entry());

@@ -7,19 +7,26 @@ use super::shape::Json;
 use super::wire::{Kind, Raw, Wire};
 
 /// Values within values, as Protobuf's own readers allow.
-const DEPTH_MAX: usize = 100;
+pub const DEPTH_MAX: usize = 100;
 
 /// The JSON text of a message.
 ///
 /// # Errors
 /// What is wrong with its bytes.
 pub fn text(kind: Json, bytes: &[u8], start: usize, end: usize) -> Result<String, Bad> {
-    let value = match kind {
-        Json::Struct => object(bytes, start, end, 0)?,
-        Json::Value => value(bytes, start, end, 0)?,
-        Json::List => list(bytes, start, end, 0)?,
-    };
-    Ok(value.to_string())
+    Ok(message(kind, bytes, start, end, 0)?.to_string())
+}
+
+/// The JSON of a message that has `depth` values around it.
+///
+/// # Errors
+/// What is wrong with its bytes.
+pub fn message(kind: Json, bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, Bad> {
+    match kind {
+        Json::Struct => object(bytes, start, end, depth),
+        Json::Value => value(bytes, start, end, depth),
+        Json::List => list(bytes, start, end, depth),
+    }
 }
 
 fn object(bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, Bad> {
@@ -47,7 +54,7 @@ fn list(bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, B
 /// `Value`: of its fields the last one counts; without one it is null.
 fn value(bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, Bad> {
     if depth > DEPTH_MAX {
-        return Err(Bad::new("depth", format!("a value nests deeper than {DEPTH_MAX} levels")));
+        return Err(Bad::depth());
     }
     let mut last = None;
     let mut wire = Wire::new(bytes, start, end);

@@ -7,6 +7,7 @@ mod decode;
 mod file;
 mod json;
 mod shape;
+mod tree;
 mod wire;
 
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use arrow::datatypes::SchemaRef;
 pub use decode::{Bad, Scratch};
 pub use file::{File, SchemaError, parse};
 
-use shape::Message;
+use shape::Shape;
 use wire::Wire;
 
 /// Deeper paths are refused: messages nest 32 levels at most in a file that compiles.
@@ -26,7 +27,7 @@ const INDEXES_MAX: u64 = 64;
 #[derive(Debug, Clone)]
 pub struct Reader {
     name: String,
-    message: Arc<Message>,
+    shape: Arc<Shape>,
     schema: SchemaRef,
 }
 
@@ -38,8 +39,8 @@ impl Reader {
     /// [`SchemaError`], naming the field that has no Arrow form.
     pub fn new(file: &File, name: Option<&str>, nullable: bool) -> Result<Self, SchemaError> {
         let descriptor = file.message(name)?;
-        let (message, schema) = shape::compile(&descriptor, nullable)?;
-        Ok(Self { name: descriptor.full_name().to_owned(), message: Arc::new(message), schema })
+        let (shape, schema) = shape::compile(&descriptor, nullable, file.recursion())?;
+        Ok(Self { name: descriptor.full_name().to_owned(), shape: Arc::new(shape), schema })
     }
 
     pub fn schema(&self) -> &SchemaRef {
@@ -80,11 +81,11 @@ impl Writer {
         scratch: &mut Scratch,
     ) -> Result<(), Bad> {
         if let Some(prefix) = self.prefixes.iter().find(|prefix| payload.starts_with(prefix)) {
-            return decode::record(&self.reader.message, payload, prefix.len(), columns, scratch);
+            return decode::record(&self.reader.shape, payload, prefix.len(), columns, scratch);
         }
         let mut wire = Wire::new(payload, 0, payload.len());
         self.check_path(&indexes(&mut wire)?)?;
-        decode::record(&self.reader.message, payload, wire.at(), columns, scratch)
+        decode::record(&self.reader.shape, payload, wire.at(), columns, scratch)
     }
 
     /// As [`Writer::decode`], with the message indexes of a header beside the message.
@@ -108,7 +109,7 @@ impl Writer {
                 ));
             }
         }
-        decode::record(&self.reader.message, payload, 0, columns, scratch)
+        decode::record(&self.reader.shape, payload, 0, columns, scratch)
     }
 
     /// Whether the message at a path of the writer's file is the reader's.

@@ -9,6 +9,7 @@ use protox::prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescri
 
 use super::file::SchemaError;
 use super::wire;
+use crate::config::plan::Recursion;
 
 /// Deeper messages are refused: decoding recurses once per level, and nobody writes them by hand.
 const DEPTH_MAX: usize = 64;
@@ -19,8 +20,19 @@ const FIELDS_MAX: usize = 10_000;
 /// Numbers up to this are found by their place.
 const DENSE_MAX: u32 = 1024;
 
+/// Likewise of an enum.
+const DENSE_SYMBOLS_MAX: i32 = 256;
+
 /// No field.
 const NONE: u16 = u16::MAX;
+
+/// How the records of a route are read.
+#[derive(Debug)]
+pub struct Shape {
+    pub message: Message,
+    /// Messages that contain themselves, and those in them, for [`Op::Tree`].
+    pub trees: Vec<Message>,
+}
 
 /// How a message is read: one field for each column, in the order of the file.
 #[derive(Debug)]
@@ -86,6 +98,8 @@ pub enum Op {
     Wrapper(Box<Op>),
     /// `google.protobuf.Struct`, `Value`, `ListValue`: recursive, as JSON text.
     Json(Json),
+    /// One of [`Shape::trees`], as JSON text.
+    Tree(usize),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,11 +111,19 @@ pub enum Json {
 
 /// Names of an enum's numbers. A number without one is kept as its digits, as Protobuf's JSON has it.
 #[derive(Debug)]
-pub struct Symbols(HashMap<i32, String>);
+pub struct Symbols {
+    /// Of the numbers from 0, empty where there is none: most enums have no others.
+    dense: Vec<String>,
+    others: HashMap<i32, String>,
+}
 
 impl Symbols {
     pub fn get(&self, number: i32) -> Option<&str> {
-        self.0.get(&number).map(String::as_str)
+        let dense = usize::try_from(number).ok().and_then(|number| self.dense.get(number));
+        match dense {
+            Some(name) => (!name.is_empty()).then_some(name),
+            None => self.others.get(&number).map(String::as_str),
+        }
     }
 }
 
@@ -123,7 +145,8 @@ impl Op {
             | Self::Message(_)
             | Self::Timestamp
             | Self::Wrapper(_)
-            | Self::Json(_) => wire::Kind::Bytes,
+            | Self::Json(_)
+            | Self::Tree(_) => wire::Kind::Bytes,
         }
     }
 
@@ -173,21 +196,38 @@ impl Message {
 ///
 /// # Errors
 /// [`SchemaError`] with the path of a field that has no Arrow form.
-pub fn compile(descriptor: &MessageDescriptor, nullable: bool) -> Result<(Message, SchemaRef), SchemaError> {
-    let mut compiler = Compiler { open: Vec::new(), path: Vec::new(), field_count: 0 };
+pub fn compile(
+    descriptor: &MessageDescriptor,
+    nullable: bool,
+    recursion: Recursion,
+) -> Result<(Shape, SchemaRef), SchemaError> {
+    let mut compiler = Compiler {
+        recursion,
+        is_tree: false,
+        wanted: Vec::new(),
+        open: Vec::new(),
+        path: Vec::new(),
+        field_count: 0,
+    };
     let (message, fields) = compiler.message(descriptor)?;
     if fields.is_empty() {
         return Err(SchemaError::Empty);
     }
+    let trees = compiler.trees()?;
     let fields: Fields = if nullable {
         fields.iter().map(|field| field.as_ref().clone().with_nullable(true)).collect()
     } else {
         fields
     };
-    Ok((message, Arc::new(Schema::new(fields))))
+    Ok((Shape { message, trees }, Arc::new(Schema::new(fields))))
 }
 
 struct Compiler {
+    recursion: Recursion,
+    /// Messages are compiled one by one, and point at one another.
+    is_tree: bool,
+    /// What trees are wanted of, in their order.
+    wanted: Vec<MessageDescriptor>,
     /// Full names of the messages around this one.
     open: Vec<String>,
     path: Vec<String>,
@@ -195,6 +235,25 @@ struct Compiler {
 }
 
 impl Compiler {
+    /// The trees that are wanted, and those that these want.
+    fn trees(&mut self) -> Result<Vec<Message>, SchemaError> {
+        self.is_tree = true;
+        let mut trees = Vec::new();
+        while let Some(descriptor) = self.wanted.get(trees.len()).cloned() {
+            trees.push(self.message(&descriptor)?.0);
+        }
+        Ok(trees)
+    }
+
+    fn tree(&mut self, descriptor: &MessageDescriptor) -> Op {
+        let known = self.wanted.iter().position(|wanted| wanted == descriptor);
+        let index = known.unwrap_or(self.wanted.len());
+        if known.is_none() {
+            self.wanted.push(descriptor.clone());
+        }
+        Op::Tree(index)
+    }
+
     fn message(&mut self, descriptor: &MessageDescriptor) -> Result<(Message, Fields), SchemaError> {
         let name = descriptor.full_name().to_owned();
         if self.open.contains(&name) {
@@ -291,6 +350,10 @@ impl Compiler {
                 if let Some(known) = self.well_known(descriptor)? {
                     return Ok(known);
                 }
+                let is_again = || self.open.iter().any(|open| open.as_str() == descriptor.full_name());
+                if self.is_tree || (self.recursion == Recursion::Json && is_again()) {
+                    return Ok((self.tree(descriptor), DataType::Utf8));
+                }
                 let (message, fields) = self.message(descriptor)?;
                 (Op::Message(message), DataType::Struct(fields))
             }
@@ -323,10 +386,12 @@ impl Compiler {
 }
 
 fn symbols(descriptor: &EnumDescriptor) -> Symbols {
-    let mut names = HashMap::new();
+    let mut others = HashMap::new();
     for value in descriptor.values() {
         // With aliases, the first name is the one.
-        names.entry(value.number()).or_insert_with(|| value.name().to_owned());
+        others.entry(value.number()).or_insert_with(|| value.name().to_owned());
     }
-    Symbols(names)
+    let largest = others.keys().copied().filter(|number| *number < DENSE_SYMBOLS_MAX).max();
+    let dense = (0..=largest.unwrap_or(-1)).map(|number| others.remove(&number).unwrap_or_default());
+    Symbols { dense: dense.collect(), others }
 }

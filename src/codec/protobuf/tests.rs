@@ -13,6 +13,7 @@ use serde_json::{Map, json};
 
 use super::*;
 use crate::codec::columns::Column;
+use crate::config::plan::Recursion;
 use crate::model::Reference;
 
 const ALL: &str = r#"
@@ -454,4 +455,98 @@ fn schemas_come_as_text_or_descriptors_and_bad_ones_are_told() {
     assert!(refused.contains("`children`: the message `T` contains itself"), "{refused}");
     let meta = "syntax = \"proto3\"; import \"confluent/meta.proto\"; message M { int32 a = 1 [(confluent.field_meta).doc = \"x\"]; }";
     assert!(parse(meta, &[]).is_ok(), "{}", error(meta));
+}
+
+const TREE: &str = "syntax = \"proto3\"; import \"google/protobuf/timestamp.proto\"; import \"google/protobuf/wrappers.proto\"; \
+    message T { enum E { A = 0; B = 7; } int32 n = 1; repeated T children = 2; T next = 3; map<string, T> by = 4; Leaf leaf = 5; \
+    oneof o { string s = 6; T t = 7; } google.protobuf.Timestamp at = 8; google.protobuf.Int64Value w = 9; bytes b = 10; \
+    float f = 11; E e = 12; repeated sint32 xs = 13; } message Leaf { uint64 u = 1; }";
+
+/// A message, whose parts are fields, each a number with its bytes.
+fn nested(number: u8, inner: &[u8]) -> Vec<u8> {
+    [&[number << 3 | 2][..], &length(inner.len()), inner].concat()
+}
+
+#[test]
+fn messages_that_contain_themselves_are_json_text_on_request() {
+    let tree = file(TREE).recursive(Recursion::Json);
+    let reader = Reader::new(&tree, None, false).unwrap();
+    let types: Vec<String> =
+        reader.schema().fields().iter().map(|field| field.data_type().to_string()).collect();
+    assert_eq!((types[0].as_str(), types[2].as_str(), types[6].as_str()), ("Int32", "Utf8", "Utf8"));
+    assert!(
+        types[1].starts_with("List") && types[3].starts_with("Map") && types[4].starts_with("Struct"),
+        "{types:?}"
+    );
+    let leaf = nested(5, &[8, 9]);
+    let inner = [
+        vec![8, 2],
+        nested(2, &[8, 3]),
+        leaf,
+        nested(6, b"gone"),
+        nested(7, &[8, 4]),
+        nested(8, &[8, 1]),
+        nested(9, &[8, 5]),
+        nested(10, &[0, 0xff]),
+        vec![11 << 3 | 5, 0xcd, 0xcc, 0xcc, 0x3d],
+        vec![12 << 3, 7],
+        nested(13, &[1, 2]),
+    ];
+    // In two parts: together they are the message.
+    let record = [
+        vec![8, 1],
+        nested(2, &inner.concat()),
+        nested(3, &[8, 5]),
+        nested(3, &nested(2, &[8, 6])),
+        nested(4, &[nested(1, b"k"), nested(2, &[8, 7])].concat()),
+    ];
+    let row = one(&tree, &record.concat()).unwrap();
+    let text = |value: &serde_json::Value| {
+        serde_json::from_str::<serde_json::Value>(value.as_str().unwrap()).unwrap()
+    };
+    let empty = |n: i32| {
+        json!({"n": n, "children": [], "next": null, "by": {}, "leaf": null, "s": null, "t": null,
+        "at": null, "w": null, "b": "", "f": 0.0, "e": "A", "xs": []})
+    };
+    let child = json!({"n": 2, "children": [empty(3)], "next": null, "by": {}, "leaf": {"u": 9}, "s": null, "t": empty(4),
+        "at": "1970-01-01T00:00:01.000000Z", "w": 5, "b": "AP8=", "f": 0.1, "e": "B", "xs": [-1, 1]});
+    assert_eq!(text(&row["children"][0]), child);
+    let mut next = empty(5);
+    next["children"] = json!([empty(6)]);
+    assert_eq!(text(&row["next"]), next);
+    assert_eq!(text(&row["by"]["k"]), empty(7));
+    assert_eq!(row["t"], json!(null));
+    // Refused without the request, with the path.
+    let refused = Reader::new(&file(TREE), None, false).unwrap_err().to_string();
+    assert!(refused.starts_with("`children`: the message `T` contains itself"), "{refused}");
+}
+
+#[test]
+fn trees_without_measure_are_bad() {
+    let tree = file(TREE).recursive(Recursion::Json);
+    let chain = |levels: usize| (0..levels).fold(vec![8, 1], |inner, _| nested(3, &inner));
+    assert!(one(&tree, &chain(60)).is_ok());
+    for levels in [150, 5_000] {
+        assert_eq!(one(&tree, &chain(levels)).unwrap_err().code, "depth");
+    }
+    // Two bytes are an object of thirteen fields.
+    let children = nested(2, &[18, 0].repeat(500_000));
+    assert_eq!(one(&tree, &children).unwrap_err().code, "size");
+    let bad = one(&tree, &nested(3, &nested(2, &[8]))).unwrap_err();
+    assert_eq!((bad.code, bad.path.join(".")), ("truncated", "next.children".to_owned()));
+}
+
+/// Many entries go another way than few.
+#[test]
+fn of_two_entries_with_one_key_the_later_counts_in_large_maps_too() {
+    let file = simple("map<int32, int32> m = 1;");
+    for count in [2_u8, 10, 16, 17, 80] {
+        let keys = (0..count).chain(0..count / 2);
+        let bytes: Vec<u8> =
+            keys.zip(0..).flat_map(|(key, at): (u8, u8)| nested(1, &[8, key, 16, at])).collect();
+        let expected: std::collections::BTreeMap<String, i32> = (0..count)
+            .map(|key| (key.to_string(), i32::from(if key < count / 2 { count + key } else { key })))
+            .collect();
+        assert_eq!(one(&file, &bytes).unwrap()["m"], json!(expected), "{count}");
+    }
 }

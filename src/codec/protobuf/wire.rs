@@ -28,9 +28,9 @@ pub enum Raw {
 /// Reads a range of a record.
 #[derive(Debug)]
 pub struct Wire<'a> {
+    /// Up to the end of the range.
     bytes: &'a [u8],
     at: usize,
-    end: usize,
 }
 
 pub fn zigzag(number: u64) -> i64 {
@@ -47,7 +47,7 @@ pub fn write_varint(mut number: u64, bytes: &mut Vec<u8>) {
 
 impl<'a> Wire<'a> {
     pub fn new(bytes: &'a [u8], start: usize, end: usize) -> Self {
-        Self { bytes, at: start, end: end.min(bytes.len()) }
+        Self { bytes: &bytes[..end.min(bytes.len())], at: start }
     }
 
     pub fn at(&self) -> usize {
@@ -55,13 +55,25 @@ impl<'a> Wire<'a> {
     }
 
     pub fn is_at_end(&self) -> bool {
-        self.at >= self.end
+        self.at >= self.bytes.len()
     }
 
+    #[inline]
     pub fn varint(&mut self) -> Result<u64, Bad> {
+        match self.bytes.get(self.at) {
+            // Most tags, lengths and numbers.
+            Some(byte) if *byte < 0x80 => {
+                self.at += 1;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_varint(),
+        }
+    }
+
+    fn long_varint(&mut self) -> Result<u64, Bad> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
-            let byte = *self.rest().first().ok_or_else(Bad::truncated)?;
+            let byte = *self.bytes.get(self.at).ok_or_else(Bad::truncated)?;
             self.at += 1;
             // The tenth byte has room for one bit.
             if shift == 63 && byte > 1 {
@@ -101,7 +113,7 @@ impl<'a> Wire<'a> {
             Kind::Bytes => {
                 let len = usize::try_from(self.varint()?).map_err(|_| Bad::truncated())?;
                 let start = self.at;
-                if len > self.end - start {
+                if len > self.bytes.len() - start {
                     return Err(Bad::truncated());
                 }
                 self.at += len;
@@ -115,12 +127,9 @@ impl<'a> Wire<'a> {
         })
     }
 
-    fn rest(&self) -> &'a [u8] {
-        &self.bytes[self.at.min(self.end)..self.end]
-    }
-
     fn array<const N: usize>(&mut self) -> Result<[u8; N], Bad> {
-        let array = self.rest().first_chunk::<N>().ok_or_else(Bad::truncated)?;
+        let rest = self.bytes.get(self.at..).ok_or_else(Bad::truncated)?;
+        let array = rest.first_chunk::<N>().ok_or_else(Bad::truncated)?;
         self.at += N;
         Ok(*array)
     }
@@ -132,7 +141,7 @@ impl<'a> Wire<'a> {
         }
         loop {
             let before = self.at;
-            let mut ahead = Wire { bytes: self.bytes, at: before, end: self.end };
+            let mut ahead = Wire { bytes: self.bytes, at: before };
             let tag = ahead.varint()?;
             if tag & 7 == 4 {
                 if tag >> 3 != u64::from(number) {

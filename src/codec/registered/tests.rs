@@ -146,7 +146,7 @@ fn json_that_does_not_fit_is_bad_alone() {
     for ((text, code, message), (_, own, said)) in bad.iter().zip(&rejected) {
         assert!(code == own && said.starts_with(message), "{text}: {own}: {said}");
     }
-    assert_eq!(rejected[bad.len()].1, "type_mismatch");
+    assert_eq!(rejected[bad.len()].1, "depth");
 }
 
 #[test]
@@ -274,6 +274,108 @@ fn keys_of_a_json_schema_are_of_any_type() {
         assert_eq!(rejected.len(), 1, "{rejected:?}");
         assert_eq!(rejected[0].1, "type_mismatch");
     }
+}
+
+#[test]
+fn a_choice_is_the_first_arm_that_a_record_fits() {
+    let schema = json!({"properties": {"by": {"oneOf": [
+        {"title": "Card", "type": "object", "required": ["number"], "additionalProperties": false,
+            "properties": {"kind": {"const": "card"}, "number": {"type": "string"}}},
+        {"title": "Cash", "type": "object", "properties": {"kind": {"const": "cash"}, "cents": {"type": "integer"}}},
+        {"title": "Other", "type": "object", "properties": {"kind": {"enum": ["a", "b"]}, "deep": {"type": "array",
+            "items": {"type": "integer"}}}},
+        {"type": ["string", "integer"]},
+        {"type": "null"}]}}});
+    let node = json_schema::parse(&schema.to_string(), &[]).unwrap();
+    let mut codec = Registered::json(node, Tombstones::Skip).unwrap();
+    codec.learn(id(1), learnt("JSON", &schema));
+    let values = [
+        json!({"kind": "card", "number": "1"}),
+        json!({"kind": "cash", "cents": 5}),
+        // Not closed, and no other kind.
+        json!({"number": "1", "more": true}),
+        json!({"kind": "b", "deep": [1, 2]}),
+        json!("text"),
+        json!(7),
+        json!(null),
+    ];
+    let records: Vec<Given> =
+        values.iter().map(|by| framed(1, json!({"by": by}).to_string().as_bytes())).collect();
+    let given = chunk(&records);
+    let decoded = codec.decode(&given.records().collect::<Vec<_>>()).unwrap();
+    assert_eq!(decoded.rejected, []);
+    let batch = RecordBatch::try_new(Arc::clone(codec.schema()), decoded.columns).unwrap();
+    let rows = crate::render::JsonRows::new(&batch).unwrap();
+    let member = |row: usize| {
+        let mut line = Vec::new();
+        rows.write(row, &mut line);
+        let line: Value = serde_json::from_slice(&line).unwrap();
+        let members = line["by"].as_object().into_iter().flatten();
+        members
+            .filter(|(_, value)| !value.is_null())
+            .map(|(name, _)| name.clone())
+            .collect::<Vec<_>>()
+            .join("+")
+    };
+    let found: Vec<String> = (0..values.len()).map(member).collect();
+    assert_eq!(found, ["Card", "Cash", "Cash", "Other", "string", "integer", ""]);
+    // What fits none is bad, and leaves nothing behind; where it is almost one, it is said what is wrong with that.
+    let bad = [json!({"kind": "b", "deep": [1, "x"]}), json!(1.5), json!({"kind": "none"})];
+    let records: Vec<Given> = [&values[0], &bad[0], &bad[1], &bad[2], &values[1]]
+        .map(|by| framed(1, json!({"by": by}).to_string().as_bytes()))
+        .into();
+    let (rows, rejected) = decode(&codec, &records);
+    let good = [&values[0], &values[1]].map(|by| framed(1, json!({"by": by}).to_string().as_bytes()));
+    assert_eq!(rows, decode(&codec, &good).0);
+    let messages: Vec<&str> = rejected.iter().map(|(_, _, message)| message.as_str()).collect();
+    assert_eq!(messages[0], "field `by.deep`: this text is not long");
+    assert!(messages[1].starts_with("field `by`: this number is not one of record `Card`"), "{messages:?}");
+    assert!(messages[2].starts_with("field `by`: an object is not one of"), "{messages:?}");
+}
+
+#[test]
+fn a_record_is_validated_by_the_schema_that_it_names() {
+    let schema = |maximum: i64| json!({"properties": {"id": {"type": "integer", "maximum": maximum}}});
+    let node = json_schema::parse(&schema(0).to_string(), &[]).unwrap();
+    let mut codec = Registered::json(node, Tombstones::Skip).unwrap().validated(true);
+    codec.learn(id(1), learnt("JSON", &schema(5)));
+    codec.learn(id(2), learnt("JSON", &schema(50)));
+    codec.learn(id(3), learnt("JSON", &json!({"properties": {"id": {"$ref": "http://example.com/x"}}})));
+    let record = |number: u32, text: &str| framed(number, text.as_bytes());
+    let records = [
+        record(1, r#"{"id": 5}"#),
+        record(1, r#"{"id": 6}"#),
+        record(2, r#"{"id": 6}"#),
+        record(2, r#"{"id": "x"}"#),
+        record(3, r#"{"id": 1}"#),
+    ];
+    let (rows, rejected) = decode(&codec, &records);
+    assert!(rows.contains("| 5 ") && rows.contains("| 6 "), "{rows}");
+    let codes: Vec<(usize, &str)> = rejected.iter().map(|(index, code, _)| (*index, *code)).collect();
+    assert_eq!(codes, [(1, "invalid"), (3, "invalid"), (4, "refused_schema")]);
+    assert_eq!(rejected[0].2, "field `id`: it does not keep to `maximum` of its schema");
+    // Without the option nobody looks.
+    let (_, rejected) = decode(&reader(), &[record(1, r#"{"id": 9000}"#)]);
+    assert_eq!(rejected, []);
+}
+
+#[test]
+fn writers_that_contain_themselves_are_read_if_the_route_says_so() {
+    let tree = |name: &str| {
+        json!({"type": "record", "name": "T", "fields": [
+        {"name": "n", "type": "int"}, {"name": name, "type": ["null", "T"]}]})
+    };
+    let reader = Node::parse_with(&tree("next").to_string(), &[], Recursion::Json).unwrap();
+    let codec = Registered::avro(reader, Tombstones::Skip).unwrap();
+    // n, then one below it.
+    let records = [framed(1, &[2, 2, 4, 0]), framed(2, &[2, 2, 4, 0])];
+    let mut codec = codec.recursive(Recursion::Json);
+    codec.learn(id(1), learnt("AVRO", &tree("next")));
+    codec.learn(id(2), learnt("AVRO", &tree("other")));
+    let (rows, rejected) = decode(&codec, &records);
+    assert!(rows.contains(r#"{"n":2,"next":null}"#), "{rows}");
+    // The reader's `next` has no default, and this writer has none.
+    assert_eq!((rejected.len(), rejected[0].1), (1, "refused_schema"));
 }
 
 /// A refusal names both schemas and the field, and is known before any record is decoded.

@@ -34,7 +34,7 @@ use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicN
 pub use accounts::{Account, Admission, Claim, Refusal};
 pub use avro::AvroFormat;
 pub use entry::Owner;
-pub use parquet::ParquetFormat;
+pub use parquet::{ParquetFormat, parquet_type};
 pub use partition::Partitioning;
 pub use survey::{Survey, reset};
 pub use text::{CsvFormat, JsonLinesFormat};

@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::io;
 
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowLeafColumn, ArrowRowGroupWriterFactory, compute_leaves,
 };
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
 use parquet::basic::Compression;
 use parquet::errors::ParquetError;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::printer::print_schema;
 
 use super::{Format, RowWriter};
 use crate::cores;
@@ -23,6 +24,23 @@ const GROUP_ROWS_MAX: usize = 1 << 20;
 /// `parquet:` of a sink. Snappy, as Spark writes by default.
 #[derive(Debug)]
 pub struct ParquetFormat;
+
+/// What a column is in a file, in Parquet's words: for the table of types.
+///
+/// # Errors
+/// If there is no such type in Parquet.
+pub fn parquet_type(column: &Field) -> io::Result<String> {
+    const NAME: &str = "x";
+    let column = column.clone().with_name(NAME);
+    let converted = ArrowSchemaConverter::new().convert(&Schema::new(vec![column]))?;
+    let mut text = Vec::new();
+    converted.root_schema().get_fields().iter().for_each(|column| print_schema(&mut text, column));
+    // `OPTIONAL INT64 x (TIMESTAMP(MILLIS,true));`, and of a group what is in it.
+    let text = String::from_utf8_lossy(&text);
+    let first = text.lines().next().unwrap_or_default().trim_end_matches([';', '{', ' ']);
+    let (_, without_repetition) = first.split_once(' ').unwrap_or_default();
+    Ok(without_repetition.replacen(&format!(" {NAME}"), "", 1))
+}
 
 impl Format for ParquetFormat {
     fn extension(&self) -> &'static str {
@@ -120,10 +138,26 @@ mod tests {
     use std::sync::Arc;
 
     use arrow::array::{ArrayRef, Int64Array, ListArray, StringArray};
-    use arrow::datatypes::{DataType, Field, Int64Type, Schema};
+    use arrow::datatypes::{DataType, Int64Type, TimeUnit};
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
     use super::*;
+
+    #[test]
+    fn types_have_parquets_names() {
+        for (data_type, expected) in [
+            (DataType::Int64, "INT64"),
+            (DataType::Utf8, "BYTE_ARRAY (STRING)"),
+            (
+                DataType::Timestamp(TimeUnit::Millisecond, Some("UTC".into())),
+                "INT64 (TIMESTAMP(MILLIS,true))",
+            ),
+        ] {
+            assert_eq!(parquet_type(&Field::new("name", data_type, true)).unwrap(), expected);
+        }
+        let list = Field::new_list("xs", Field::new_list_field(DataType::Int64, true), true);
+        assert_eq!(parquet_type(&list).unwrap(), "group (LIST)");
+    }
 
     /// Nested and flat columns over several row groups and batches of every size are read as they were written.
     #[test]

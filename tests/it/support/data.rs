@@ -78,6 +78,21 @@ pub fn delete_records(services: &Services, topic: &str, partition: i32, offset: 
     }
 }
 
+/// Says what the registry asks of new versions of a subject: `BACKWARD`, …
+pub fn set_compatibility(services: &Services, subject: &str, level: &str) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let answer = reqwest::Client::new()
+            .put(format!("{}/config/{subject}", services.registry))
+            .header("content-type", "application/vnd.schemaregistry.v1+json")
+            .body(json!({"compatibility": level}).to_string())
+            .send()
+            .await
+            .unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    });
+}
+
 pub fn delete_topic(services: &Services, topic: &str) {
     let admin: AdminClient<DefaultClientContext> = client(services).create().unwrap();
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));

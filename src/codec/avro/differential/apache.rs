@@ -22,14 +22,14 @@ const SEEDS: u64 = 300;
 /// Records for each pair of schemas.
 const ROWS: usize = 6;
 
-fn write(schema: &Schema, datum: &Datum) -> Vec<u8> {
+pub fn write(schema: &Schema, datum: &Datum) -> Vec<u8> {
     let writer = GenericDatumWriter::builder(schema).build().unwrap();
     let mut bytes = Vec::new();
     writer.write_value_ref(&mut bytes, datum).unwrap();
     bytes
 }
 
-fn read(writer: &Schema, reader: Option<&Schema>, bytes: &[u8]) -> Result<Cell, String> {
+pub fn read(writer: &Schema, reader: Option<&Schema>, bytes: &[u8]) -> Result<Cell, String> {
     let datum_reader = GenericDatumReader::builder(writer).maybe_reader_schema(reader).build().unwrap();
     let mut rest = bytes;
     let datum = datum_reader.read_value(&mut rest).map_err(|error| error.to_string())?;

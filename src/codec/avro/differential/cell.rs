@@ -12,6 +12,8 @@ use arrow::datatypes::{
 use arrow::record_batch::RecordBatch;
 
 use super::generate::RENAMED_FIELD;
+use crate::codec::avro::arrow_type;
+use crate::codec::avro::node::{Field, Kind, Node};
 
 /// A value. Times are their numbers, enums and uuids their text, unions the value of their branch.
 #[derive(Debug, Clone, PartialEq)]
@@ -67,10 +69,44 @@ impl Cell {
     }
 }
 
-/// The rows of a batch, each a record.
-pub fn of_batch(batch: &RecordBatch) -> Vec<Cell> {
+/// The rows of a batch that is of the schema `node`, each a record.
+pub fn of_rows(node: &Node, batch: &RecordBatch) -> Vec<Cell> {
     let rows = StructArray::from(batch.clone());
-    (0..rows.len()).map(|row| of_array(&rows, row)).collect()
+    (0..rows.len()).map(|row| of_node(node, &rows, row)).collect()
+}
+
+/// A value of a column of this codec. Of a union of several types, it is that of the one member that is not null.
+fn of_node(node: &Node, array: &dyn Array, row: usize) -> Cell {
+    if array.is_null(row) {
+        return Cell::Null;
+    }
+    let (node, _) = arrow_type::nullable(node).unwrap();
+    match (&node.kind, node.logical) {
+        (Kind::Union(arms), None) => {
+            let members = arrow_type::members(arms).zip(array.as_struct().columns());
+            let there: Vec<_> = members.filter(|(_, member)| member.is_valid(row)).collect();
+            assert_eq!(there.len(), 1, "members of a union that are not null");
+            of_node(there[0].0, there[0].1.as_ref(), row)
+        }
+        (Kind::Array(item), None) => {
+            let items = array.as_list::<i32>().value(row);
+            Cell::List((0..items.len()).map(|at| of_node(item, items.as_ref(), at)).collect())
+        }
+        (Kind::Map(value), None) => {
+            let entries = array.as_map().value(row);
+            let (keys, values) = (entries.column(0).as_string::<i32>(), entries.column(1));
+            let entry = |at| (keys.value(at).to_owned(), of_node(value, values.as_ref(), at));
+            Cell::Map((0..entries.len()).map(entry).collect())
+        }
+        (Kind::Record(record), None) => {
+            let fields = record.fields.iter().zip(array.as_struct().columns());
+            let cell = |(field, column): (&Field, &ArrayRef)| {
+                Cell::field(&field.name, of_node(&field.node, column.as_ref(), row))
+            };
+            Cell::Record(fields.map(cell).collect())
+        }
+        _ => of_array(array, row),
+    }
 }
 
 /// A value of an Arrow column as this codec makes them.

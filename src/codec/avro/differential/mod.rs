@@ -11,6 +11,7 @@ mod generate;
 mod refused;
 mod rules;
 mod text;
+mod unions;
 mod values;
 
 use ::arrow::record_batch::RecordBatch;
@@ -19,7 +20,7 @@ use super::decode::BadValue;
 use super::node::{Node, SchemaError};
 use super::{arrow_type, program};
 use crate::codec::columns::Column;
-use cell::{Cell, of_batch};
+use cell::{Cell, of_rows};
 
 /// Runs `check` for `count` seeds, or as the environment says.
 fn for_each_seed(count: u64, mut check: impl FnMut(u64)) {
@@ -78,6 +79,6 @@ fn decode(
     }
     let arrays = columns.into_iter().map(|column| column.finish().unwrap()).collect();
     let batch = RecordBatch::try_new(schema, arrays).unwrap();
-    let mut cells = of_batch(&batch).into_iter();
+    let mut cells = of_rows(reader, &batch).into_iter();
     Ok(results.into_iter().map(|result| result.map(|()| cells.next().unwrap())).collect())
 }

@@ -38,6 +38,7 @@ fn schema(node: &Node, seen: &mut HashSet<String>) -> Value {
         Kind::Bytes => ("bytes", json!({})),
         Kind::String => ("string", json!({})),
         Kind::Union(arms) => return arms.iter().map(|arm| schema(arm, seen)).collect(),
+        Kind::Choice(_) => panic!("no type of Avro"),
         Kind::Array(item) => ("array", json!({"items": schema(item, seen)})),
         Kind::Map(value) => ("map", json!({"values": schema(value, seen)})),
         Kind::Fixed { size, .. } => ("fixed", json!({"size": size})),

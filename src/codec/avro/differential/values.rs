@@ -76,6 +76,7 @@ impl Generator {
                 let index = self.random.choice(wanted).unwrap_or(0);
                 Datum::Union(index as u32, Box::new(self.datum(&arms[index])))
             }
+            (Kind::Choice(_), _) => panic!("no type of Avro"),
         }
     }
 
@@ -130,6 +131,7 @@ impl Generator {
                 let index = self.random.usize(..count);
                 self.json(&arms[index])
             }
+            (Kind::Choice(_), _) => panic!("no type of Avro"),
         }
     }
 
