@@ -13,8 +13,8 @@ use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
 use crate::config::plan::{
-    AllowIds, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, Recursion, RegistryForm,
-    Route, SchemaFormat, Sink, Target, ValueForm,
+    AllowIds, Envelope, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, Recursion,
+    RegistryForm, Route, SchemaFormat, Sink, Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
@@ -26,9 +26,11 @@ use crate::sink::file::{
     AvroFormat, Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
     Partitioning,
 };
-use crate::sink::kafka::{KafkaSink, KafkaSinkOptions, check_columns};
+use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
 use crate::status::Board;
+
+use super::changes;
 
 /// A reader schema that could not be had or used.
 #[derive(Debug, thiserror::Error)]
@@ -67,14 +69,14 @@ pub fn subject(route: &Route, side: Side, form: &RegistryForm) -> String {
 }
 
 /// A reader schema, parsed, and what it is called.
-struct ReadAs {
-    schema: Parsed,
-    name: String,
+pub struct ReadAs {
+    pub schema: Parsed,
+    pub name: String,
     /// As which it was asked for, if it was.
-    version: Option<SchemaVersion>,
+    pub version: Option<SchemaVersion>,
 }
 
-enum Parsed {
+pub enum Parsed {
     Avro(Node),
     Protobuf(protobuf::File),
     Json(Node),
@@ -122,7 +124,7 @@ async fn fetch(
 ///
 /// # Errors
 /// [`ReaderError`]
-async fn reader(
+pub async fn reader(
     route: &Route,
     side: Side,
     form: &RegistryForm,
@@ -163,7 +165,7 @@ async fn reader(
         return Err(unusable(what, format!("it is {}, and the route says {}", schema.kind, format.name())));
     }
     let parsed = match schema.kind.as_str() {
-        "AVRO" => Node::parse_with(&schema.text, &schema.references, form.recursion)
+        "AVRO" => changes::avro_node(route, &schema.text, &schema.references, form.recursion)
             .map(Parsed::Avro)
             .map_err(|error| unusable(what, error.to_string())),
         "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
@@ -185,9 +187,11 @@ fn file_text(route: &Route, path: &Path) -> Result<String, ReaderError> {
     })
 }
 
-fn schema_file(route: &Route, path: &Path, recursion: Recursion) -> Result<Node, ReaderError> {
+/// # Errors
+/// [`ReaderError`]
+pub fn schema_file(route: &Route, path: &Path, recursion: Recursion) -> Result<Node, ReaderError> {
     let text = file_text(route, path)?;
-    Node::parse_with(&text, &[], recursion).map_err(|error| ReaderError::Unusable {
+    changes::avro_node(route, &text, &[], recursion).map_err(|error| ReaderError::Unusable {
         route: route.name.clone(),
         what: format!("`{}`", path.display()),
         problem: error.to_string(),
@@ -217,7 +221,8 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
         KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
         KeyForm::Json(path) => {
             let node = schema_file(route, path, Recursion::Refuse)?;
-            Box::new(JsonKeys::new(node).map_err(unusable)?)
+            let keys = JsonKeys::new(node).map_err(unusable)?;
+            Box::new(if route.envelope == Envelope::None { keys } else { keys.wrapped() })
         }
         KeyForm::Registry(form) => {
             let ReadAs { schema, name, version } = reader(route, Side::Key, form, registry).await?;
@@ -241,6 +246,9 @@ async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
 }
 
 async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
+    if route.envelope == Envelope::Debezium {
+        return changes::codec(route, registry).await;
+    }
     let unusable = |error: SchemaError| ReaderError::Unusable {
         route: route.name.clone(),
         what: "its schema".to_owned(),
@@ -314,6 +322,11 @@ impl Bound {
             None => self.decoder.schema().clone(),
         }
     }
+
+    /// Is each row that a sink gets made of one record?
+    pub fn is_of_records(&self, sink: &Sink) -> bool {
+        sink.from.is_none_or(|view| self.views.is_of_records(view))
+    }
 }
 
 /// Binds a route to its reader schema.
@@ -342,9 +355,18 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
     })?;
     let decoder = decoder.with_meta(views.meta());
     let bound = Bound { decoder, views };
+    let bound = match changes::keeping(route, &bound) {
+        Some(tells_unavailable) => Bound { decoder: bound.decoder.with_deletes(tells_unavailable), ..bound },
+        None => bound,
+    };
     let partitions = route.sinks.iter().map(|sink| expressions(sink, &bound.schema(sink)));
     let mut problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
     for sink in &route.sinks {
+        if sink.target.is_upsert() && !bound.is_of_records(sink) {
+            let what = "its view does not make each row of one record, and rows would replace what was counted before";
+            let all = problem(format!("sink `{}`: {what}", sink.name)).into_iter();
+            problems.extend(all.map(|it| it.hint("aggregate where the rows are read, or append them")));
+        }
         if let Some(options) = kafka_options(sink)
             && let Err(wrong) = check_columns(&bound.schema(sink), &options)
         {
@@ -384,6 +406,7 @@ pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
         topic: topic.as_ref().map(ToString::to_string),
         key: key.clone(),
         value: value.clone(),
+        deletes: None,
     })
 }
 
@@ -461,11 +484,17 @@ pub fn claim(plan: &Sink, around: Surroundings<'_>) -> Claim {
     Claim { owner, adopt: plan.adopt.clone(), is_shared: plan.is_shared }
 }
 
-/// Builds a sink for rows of `schema`. The one place that names the kinds.
+/// Builds a sink for rows of `schema`, which writes keys that are gone as `deletes` says. The one place that names the
+/// kinds.
 ///
 /// # Errors
 /// If a client cannot be made.
-pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow::Result<Box<dyn sink::Sink>> {
+pub fn sink(
+    plan: &Sink,
+    schema: SchemaRef,
+    deletes: Option<DeleteKey>,
+    around: Surroundings<'_>,
+) -> anyhow::Result<Box<dyn sink::Sink>> {
     Ok(match &plan.target {
         Target::Files { format, path, partition_by, roll } => {
             let claim = claim(plan, around);
@@ -500,6 +529,7 @@ pub fn sink(plan: &Sink, schema: SchemaRef, around: Surroundings<'_>) -> anyhow:
         )),
         Target::Kafka { .. } => {
             let options = kafka_options(plan).ok_or_else(|| anyhow!("sink `{}` has no topic", plan.name))?;
+            let options = KafkaSinkOptions { deletes, ..options };
             let registry = around.registry.cloned();
             Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options, registry)?)
         }

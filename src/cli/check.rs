@@ -14,7 +14,7 @@ use crate::sink::kafka::examine;
 
 use super::build::Bound;
 use super::candidate::{self, Candidate};
-use super::{Failure, build, load};
+use super::{Failure, build, changes, load};
 
 #[derive(Debug, Args)]
 pub struct Options {
@@ -58,7 +58,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             continue;
         };
         let mut is_bound = true;
-        let mut subjects = Vec::new();
+        let (mut deletes, mut subjects) = (Vec::new(), Vec::new());
         for instance in &instances {
             let bound = runtime.block_on(async {
                 let decoder = build::decoder(instance, registry.as_deref()).await?;
@@ -66,6 +66,8 @@ pub fn check(options: &Options) -> Result<(), Failure> {
             });
             match bound {
                 Ok(Ok(bound)) => {
+                    // All instances have the same sinks.
+                    deletes = changes::lines(instance, &bound);
                     if let Some(registry) = registry.as_deref().filter(|_| !options.offline) {
                         let (lines, found) = runtime.block_on(written_subjects(instance, &bound, registry));
                         subjects.extend(lines);
@@ -80,6 +82,7 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         }
         if is_bound {
             print_route(route, &loaded.plan);
+            deletes.iter().for_each(|line| print_line(&format!("  {line}")));
             subjects.iter().for_each(|line| print_line(line));
         }
     }

@@ -22,8 +22,8 @@ use crate::registry::{Registry, RegistryError};
 use crate::sink::Settled;
 
 use super::build::{self, ReaderError};
-use super::follow;
 use super::load::Loaded;
+use super::{changes, follow};
 
 /// Routes that ask the registry at the same time: a pattern may match thousands of topics.
 const ASKING_MAX: usize = 16;
@@ -109,8 +109,8 @@ impl Factory {
             cluster: &self.cluster_id,
             registry: self.registry.as_ref(),
         };
-        let lane_sink = |sink: &Sink, feed, schema: SchemaRef| {
-            let built = build::sink(sink, SchemaRef::clone(&schema), around)?;
+        let lane_sink = |sink: &Sink, feed, schema: SchemaRef, deletes| {
+            let built = build::sink(sink, SchemaRef::clone(&schema), deletes, around)?;
             Ok(LaneSink {
                 name: sink.name.clone(),
                 identity: sink.identity.clone(),
@@ -123,10 +123,10 @@ impl Factory {
         };
         let outputs = route.sinks.iter().map(|sink| {
             let feed = sink.from.map_or(Feed::Fields, Feed::View);
-            lane_sink(sink, feed, bound.schema(sink))
+            lane_sink(sink, feed, bound.schema(sink), changes::delete_key(route, &bound, sink))
         });
         let letters =
-            route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema()));
+            route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema(), None));
         let sinks = outputs.chain(letters).collect::<anyhow::Result<Vec<_>>>().map_err(Failure::Sink)?;
         let evolution =
             follow::evolution(route, &bound.decoder, &self.loaded, self.registry.as_ref(), &self.cluster_id);

@@ -16,6 +16,7 @@ use crate::model::{Classify, ClusterId, Fault, SchemaId, SchemaKey};
 use crate::registry::{Newest, RegisteredSchema, Registry, RegistryError};
 
 use super::build::{self, Bound, ReaderError};
+use super::changes;
 use super::load::Loaded;
 
 /// Asking for subjects more often would cost the registry more than it tells.
@@ -76,15 +77,17 @@ impl Remake for Follower {
             registry: Some(&self.registry),
         };
         let mut sinks = Vec::new();
-        let outputs = self.route.sinks.iter().map(|sink| (sink, bound.schema(sink)));
-        let letters = self.route.dead_letters.iter().map(|sink| (sink, letters::schema()));
-        for (index, ((sink, schema), former)) in outputs.chain(letters).zip(rows).enumerate() {
+        let outputs = self.route.sinks.iter();
+        let outputs =
+            outputs.map(|sink| (sink, bound.schema(sink), changes::delete_key(&self.route, &bound, sink)));
+        let letters = self.route.dead_letters.iter().map(|sink| (sink, letters::schema(), None));
+        for (index, ((sink, schema, deletes), former)) in outputs.chain(letters).zip(rows).enumerate() {
             if schema == *former {
                 // It goes on, with the files it has open.
                 continue;
             }
             check_rows(&sink.name, former, &schema).map_err(|misfit| misfit.told(&self.loaded))?;
-            let built = build::sink(sink, schema.clone(), around);
+            let built = build::sink(sink, schema.clone(), deletes, around);
             let built = built.map_err(|error| RemakeError::Unfit(stop(format!("{error:#}"), None)))?;
             sinks.push(RemadeSink { index, rows: schema, sink: built });
         }

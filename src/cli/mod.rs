@@ -2,6 +2,7 @@
 
 mod build;
 mod candidate;
+mod changes;
 mod check;
 mod config_schema;
 mod datagen;

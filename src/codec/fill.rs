@@ -43,12 +43,13 @@ pub fn fill_side(
 ) -> Result<Decoded, ArrowError> {
     let mut columns = schema.fields().iter().map(Column::new).collect::<Result<Vec<_>, _>>()?;
     let mut rows = Vec::with_capacity(records.len());
-    let mut rejected = Vec::new();
+    let (mut deletes, mut rejected) = (Vec::new(), Vec::new());
     let mut dropped = 0;
     for (index, record) in records.iter().enumerate() {
         let Some(bytes) = side.bytes(record) else {
             match tombstones {
                 Tombstones::Skip => dropped += 1,
+                Tombstones::Delete => deletes.push(index as u32),
                 Tombstones::Keep => {
                     columns.iter_mut().for_each(Column::push_null);
                     rows.push(index as u32);
@@ -65,5 +66,6 @@ pub fn fill_side(
         }
     }
     let columns = columns.into_iter().map(Column::finish);
-    Ok(Decoded { columns: columns.collect::<Result<Vec<ArrayRef>, _>>()?, rows, rejected, dropped })
+    let columns = columns.collect::<Result<Vec<ArrayRef>, _>>()?;
+    Ok(Decoded { columns, rows, deletes, gone: Vec::new(), rejected, dropped })
 }

@@ -144,18 +144,10 @@ pub fn put_object(record: &Record, json: &Value, columns: &mut [Column]) -> Resu
     put_fields(record, json, columns).map_err(Unfit::from)
 }
 
-/// Appends one JSON text of any type to a column.
+/// Appends one JSON value of any type to a column.
 ///
 /// # Errors
 /// What does not fit; then the column may hold parts of it and has to be truncated.
-pub fn put_whole(node: &Node, text: &[u8], column: &mut Column) -> Result<(), Unfit> {
-    put_any(node, &parse(text)?, column)
-}
-
-/// As [`put_whole`], with a value that is parsed.
-///
-/// # Errors
-/// Likewise.
 pub fn put_any(node: &Node, json: &Value, column: &mut Column) -> Result<(), Unfit> {
     put(node, json, column).map_err(Unfit::from)
 }

@@ -8,8 +8,10 @@ use crate::model::RecordRef;
 
 use super::avro::arrow_type;
 use super::avro::node::{Field, Kind, Node, Record, SchemaError};
+use super::columns::Column;
+use super::debezium::unwrapped;
 use super::fill::{Rejection, fill_side};
-use super::json::put_whole;
+use super::json::{Unfit, parse, put_any};
 use super::meta::KEY;
 use super::{Codec, Decoded, Side};
 
@@ -25,13 +27,30 @@ pub fn as_field(node: Node) -> Node {
 pub struct JsonKeys {
     node: Node,
     schema: SchemaRef,
+    /// They may have their schemas with them: `{"schema": …, "payload": …}`.
+    is_wrapped: bool,
 }
 
 impl JsonKeys {
     /// # Errors
     /// [`SchemaError`] if the schema has no Arrow form.
     pub fn new(node: Node) -> Result<Self, SchemaError> {
-        Ok(Self { schema: arrow_type::schema(&as_field(node.clone()), true)?, node })
+        Ok(Self { schema: arrow_type::schema(&as_field(node.clone()), true)?, node, is_wrapped: false })
+    }
+
+    /// Of change events.
+    #[must_use]
+    pub fn wrapped(mut self) -> Self {
+        self.is_wrapped = true;
+        self
+    }
+
+    fn put(&self, key: &[u8], column: &mut Column) -> Result<(), Unfit> {
+        let mut json = parse(key)?;
+        if self.is_wrapped {
+            json = unwrapped(json).1;
+        }
+        put_any(&self.node, &json, column)
     }
 }
 
@@ -42,10 +61,11 @@ impl Codec for JsonKeys {
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
         fill_side(Side::Key, &self.schema, Tombstones::Keep, records, |_, key, columns| {
-            columns
-                .iter_mut()
-                .try_for_each(|column| put_whole(&self.node, key, column))
-                .map_err(|unfit| Rejection { code: unfit.code, message: unfit.message, schema_id: None })
+            columns.iter_mut().try_for_each(|column| self.put(key, column)).map_err(|unfit| Rejection {
+                code: unfit.code,
+                message: unfit.message,
+                schema_id: None,
+            })
         })
     }
 }

@@ -18,6 +18,9 @@ use super::{Side, frame};
 /// The column of keys.
 pub const KEY: &str = "_key";
 
+/// What a change did: `c`, `u`, `d`, `r`, `t`. Views that name it see all changes, also those that leave no row.
+pub const OP: &str = "_op";
+
 /// One of the `_` columns besides [`KEY`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MetaColumn {

@@ -6,6 +6,7 @@
 
 pub mod avro;
 pub mod columns;
+pub mod debezium;
 mod decoder;
 mod fill;
 pub mod frame;
@@ -20,7 +21,7 @@ mod registered;
 pub mod widen;
 
 use arrow::array::ArrayRef;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{Field, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::config::plan::Framing;
@@ -36,6 +37,18 @@ pub use registered::Registered;
 pub trait Codec: Send + Sync {
     /// The columns that [`Codec::decode`] fills, the same for every batch.
     fn schema(&self) -> &SchemaRef;
+
+    /// `_` columns that it could fill besides those of its schema.
+    fn offered(&self) -> Vec<Field> {
+        Vec::new()
+    }
+
+    /// Makes its schema end in these of the columns that are [offered](Codec::offered).
+    fn give(&mut self, _columns: &[Field]) {}
+
+    /// Some sink keeps the newest row of each key: a change that it cannot be told is a bad record. With
+    /// `tells_unavailable` such sinks know of columns whose values were not sent.
+    fn keep_newest(&mut self, _tells_unavailable: bool) {}
 
     /// How records name their schemas; where the column `_schema_id` has them from.
     fn framing(&self) -> Framing {
@@ -66,7 +79,7 @@ pub trait Codec: Send + Sync {
         None
     }
 
-    /// Decodes all of `records`; every index is in exactly one list of the answer.
+    /// Decodes all of `records`. Every one is a row, rejected, dropped, or a delete; a delete may be a row besides.
     ///
     /// # Errors
     /// Only for defects of ours: columns that do not fit together.
@@ -113,8 +126,12 @@ pub enum Learnt {
 pub struct Decoded {
     /// One array per field of the schema.
     pub columns: Vec<ArrayRef>,
-    /// For each row, the index of its record.
+    /// For each row, the index of its record, ascending.
     pub rows: Vec<u32>,
+    /// Indexes of records that say that their key is gone, ascending.
+    pub deletes: Vec<u32>,
+    /// Indexes of records whose row tells of a change that leaves none, ascending.
+    pub gone: Vec<u32>,
     pub rejected: Vec<Rejected>,
     /// Records dropped by an explicit rule (`tombstones: skip`).
     pub dropped: usize,

@@ -79,12 +79,19 @@ impl Codec for Raw {
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
         let (mut kept, mut rows, mut rejected) = (Vec::with_capacity(records.len()), Vec::new(), Vec::new());
-        let mut dropped = 0;
+        let (mut deletes, mut dropped) = (Vec::new(), 0);
         for (index, record) in records.iter().enumerate() {
             let bytes = self.side.bytes(record);
-            if bytes.is_none() && self.tombstones == Tombstones::Skip {
-                dropped += 1;
-                continue;
+            match (bytes, self.tombstones) {
+                (None, Tombstones::Skip) => {
+                    dropped += 1;
+                    continue;
+                }
+                (None, Tombstones::Delete) => {
+                    deletes.push(index as u32);
+                    continue;
+                }
+                _ => {}
             }
             match bytes.and_then(|bytes| self.problem(bytes)) {
                 Some((code, message)) => rejected.push(Rejected { index, code, message, schema_id: None }),
@@ -109,7 +116,7 @@ impl Codec for Raw {
                 Arc::new(column.finish())
             }
         };
-        Ok(Decoded { columns: vec![column], rows, rejected, dropped })
+        Ok(Decoded { columns: vec![column], rows, deletes, gone: Vec::new(), rejected, dropped })
     }
 }
 
@@ -150,5 +157,7 @@ mod tests {
             decode(RawForm::Json, Tombstones::Keep),
             (vec![0, 3], vec![(1, utf8), (2, mismatch), (4, utf8)], 0)
         );
+        let deleting = Raw::new(RawForm::Bytes, Tombstones::Delete).decode(&records).unwrap();
+        assert_eq!((deleting.rows, deleting.deletes, deleting.dropped), (vec![0, 1, 2, 4], vec![3], 0));
     }
 }

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
-use crate::config::plan::{Framing, Recursion, Tombstones};
+use crate::config::plan::{Framing, Recursion, SchemaFormat, Tombstones};
 use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
 
 use super::avro::arrow_type;
 use super::avro::node::{Kind, Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::{Column, Data};
+use super::debezium::{self, Changes, Event};
 use super::fill::{Rejection, fill_side};
 use super::frame::{Frame, FrameError};
 use super::json::{self, Unfit, put_any, put_object};
@@ -28,6 +29,9 @@ const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 /// Schemas remembered; refused ones are forgotten beyond it.
 const WRITERS_MAX: usize = 10_000;
+
+/// What would be a defect of ours.
+const MISMATCH: &str = "the route's columns are not those of its schema";
 
 /// Decodes records that name their schema into the columns of the reader schema.
 #[derive(Debug)]
@@ -53,6 +57,8 @@ enum Reader {
     Protobuf(protobuf::Reader),
     /// Of keys: of any type.
     Json(Node),
+    /// Change events, in Avro or JSON.
+    Changes(Changes),
 }
 
 impl Reader {
@@ -62,6 +68,7 @@ impl Reader {
             Self::Avro(_) => "AVRO",
             Self::Protobuf(_) => "PROTOBUF",
             Self::Json(_) => "JSON",
+            Self::Changes(changes) => changes.format().name(),
         }
     }
 }
@@ -70,6 +77,7 @@ impl Reader {
 enum Writer {
     Avro(Program),
     Protobuf(protobuf::Writer),
+    Changes(debezium::Writer),
     /// Fields of JSON have their names with them: the writer's schema is looked at only to validate.
     Json(Option<Box<Validation>>),
     Refused {
@@ -142,6 +150,12 @@ impl Registered {
         Ok(Self::of(Side::Key, Reader::Json(reader), schema, Tombstones::Keep))
     }
 
+    /// Change events of database tables.
+    pub fn changes(changes: Changes) -> Self {
+        let schema = changes.schema().clone();
+        Self::of(Side::Value, Reader::Changes(changes), schema, Tombstones::Skip)
+    }
+
     fn of(side: Side, reader: Reader, schema: SchemaRef, tombstones: Tombstones) -> Self {
         Self {
             side,
@@ -203,13 +217,18 @@ impl Registered {
                 let file = protobuf::parse(text, references);
                 file.map(|file| Writer::Protobuf(reader.writer(&file))).map_err(|error| error.to_string())
             }
-            (Reader::Json(_), "JSON") if self.is_validated => {
+            (Reader::Changes(changes), "AVRO") if changes.format() == SchemaFormat::Avro => {
+                let writer = Node::parse_with(text, references, self.recursion);
+                let writer = writer.and_then(|writer| changes.writer(&writer));
+                writer.map(Writer::Changes).map_err(|error| error.to_string())
+            }
+            (reader, "JSON") if reader.kind() == "JSON" && self.is_validated => {
                 let validation = Validation::new(text, references);
                 validation
                     .map(|validation| Writer::Json(Some(Box::new(validation))))
                     .map_err(|error| error.to_string())
             }
-            (Reader::Json(_), "JSON") => Ok(Writer::Json(None)),
+            (reader, "JSON") if reader.kind() == "JSON" => Ok(Writer::Json(None)),
             (reader, other) => {
                 let own = reader.kind();
                 let reader = self.reader_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
@@ -251,6 +270,7 @@ impl Registered {
                 .map_err(|bad| reject(bad.code, format!("{}{}", field(&bad.path.join(".")), bad.message))),
             Some(Writer::Refused { code, message, .. }) => Err(reject(code, message.clone())),
             None => Err(reject("unknown_id", format!("schema {} was never looked up", frame.schema))),
+            Some(Writer::Changes(_)) => Err(reject("type_mismatch", MISMATCH.to_owned())),
             // Only Protobuf has something to say there.
             Some(_) if frame.beside.is_some_and(|beside| !beside.is_empty()) => {
                 Err(reject(FrameError::CODE, "its header has bytes behind the schema's name".to_owned()))
@@ -265,6 +285,34 @@ impl Registered {
                 .read_json(validation.as_deref(), frame.payload, columns)
                 .map_err(|unfit| reject(unfit.code, unfit.message)),
         }
+    }
+
+    /// Takes a change event apart; what happened goes into `head`.
+    fn read_change<'w, 'b>(
+        &'w self,
+        record: &RecordRef<'b>,
+        bytes: &'b [u8],
+        head: &mut [Column],
+    ) -> Result<(Event<'w, 'b>, Option<SchemaKey>), Rejection> {
+        let frame = frame::parse(self.framing, self.side, record, bytes).map_err(|error| Rejection {
+            code: FrameError::CODE,
+            message: error.to_string(),
+            schema_id: None,
+        })?;
+        let id = Some(frame.schema);
+        let reject = |code, message| Rejection { code, message, schema_id: id };
+        let event = match self.writers.get(&frame.schema) {
+            Some(Writer::Changes(writer)) => writer.read(frame.payload, head),
+            Some(Writer::Refused { code, message, .. }) => return Err(reject(*code, message.clone())),
+            Some(Writer::Json(validation)) => json_change(validation.as_deref(), frame.payload, head),
+            Some(Writer::Avro(_) | Writer::Protobuf(_)) => {
+                return Err(reject("type_mismatch", MISMATCH.to_owned()));
+            }
+            None => {
+                return Err(reject("unknown_id", format!("schema {} was never looked up", frame.schema)));
+            }
+        };
+        Ok((event.map_err(|bad| bad.rejection(id))?, id))
     }
 
     fn read_json(
@@ -282,10 +330,7 @@ impl Registered {
             (Reader::Json(Node { kind: Kind::Record(record), .. }), columns) => {
                 put_object(record, &json, columns)
             }
-            _ => {
-                let message = "the route's columns are not those of its schema".to_owned();
-                Err(Unfit { code: "type_mismatch", message })
-            }
+            _ => Err(Unfit { code: "type_mismatch", message: MISMATCH.to_owned() }),
         }
     }
 
@@ -313,6 +358,19 @@ impl Registered {
     }
 }
 
+/// Takes a change event in JSON apart, if it keeps to its schema.
+fn json_change<'w, 'b>(
+    validation: Option<&Validation>,
+    payload: &[u8],
+    head: &mut [Column],
+) -> Result<Event<'w, 'b>, debezium::Bad> {
+    let json = json::parse(payload)?;
+    if let Some(validation) = validation {
+        validation.check(&json)?;
+    }
+    debezium::read_json(json, head)
+}
+
 fn refused(code: &'static str, message: String) -> Writer {
     Writer::Refused { code, message, at: Instant::now() }
 }
@@ -325,6 +383,26 @@ fn field(path: &str) -> String {
 impl Codec for Registered {
     fn schema(&self) -> &SchemaRef {
         &self.schema
+    }
+
+    fn offered(&self) -> Vec<Field> {
+        match &self.reader {
+            Reader::Changes(changes) => changes.offered(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn give(&mut self, columns: &[Field]) {
+        if let Reader::Changes(changes) = &mut self.reader {
+            changes.give(columns);
+            self.schema = changes.schema().clone();
+        }
+    }
+
+    fn keep_newest(&mut self, tells_unavailable: bool) {
+        if let Reader::Changes(changes) = &mut self.reader {
+            changes.keep_newest(tells_unavailable);
+        }
     }
 
     fn framing(&self) -> Framing {
@@ -379,13 +457,16 @@ impl Codec for Registered {
             // Not those just learnt, or a batch of garbage would be asked for again and again.
             self.writers.retain(|_, writer| match writer {
                 Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Json(_) => true,
+                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Changes(_) | Writer::Json(_) => true,
             });
         }
         self.writers.insert(name, writer);
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {
+        if let Reader::Changes(changes) = &self.reader {
+            return changes.fill(records, |record, bytes, head| self.read_change(record, bytes, head));
+        }
         let mut scratch = Scratch::default();
         fill_side(self.side, &self.schema, self.tombstones, records, |record, bytes, columns| {
             self.decode_one(record, bytes, columns, &mut scratch)

@@ -7,6 +7,7 @@
 //! [`keys`] is the one table of keys. The reader refuses what is not in it, and the JSON Schema and
 //! `docs/routes.md` are made from it.
 
+mod envelope;
 mod expand;
 mod form;
 mod kafka;

@@ -152,6 +152,7 @@ pub struct Route {
     pub start: Start,
     pub start_hash: StartHash,
     pub tombstones: Tombstones,
+    pub envelope: Envelope,
     pub batch: BatchLimits,
     pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
@@ -159,6 +160,13 @@ pub struct Route {
     pub dead_letters: Vec<Sink>,
     pub views: Vec<View>,
     pub sinks: Vec<Sink>,
+}
+
+impl Route {
+    /// May its records say that a key is gone?
+    pub fn has_deletes(&self) -> bool {
+        self.tombstones == Tombstones::Delete || self.envelope == Envelope::Debezium
+    }
 }
 
 /// `key:` of a route.
@@ -293,6 +301,16 @@ pub enum Tombstones {
     Keep,
     /// Nothing; counted.
     Skip,
+    /// Its key is gone: for sinks that update by key. Nothing for the others.
+    Delete,
+}
+
+/// `envelope:` of a route: what is around the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Envelope {
+    None,
+    /// Change events of database tables: before, after, what happened.
+    Debezium,
 }
 
 /// `bad_records:` of a route.
@@ -450,6 +468,13 @@ impl Target {
         match self {
             Self::Files { .. } => true,
             Self::Console { .. } | Self::Kafka { .. } => false,
+        }
+    }
+
+    /// Does a row replace the one that has its key? What is not one row for one record would replace too much.
+    pub fn is_upsert(&self) -> bool {
+        match self {
+            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } => false,
         }
     }
 

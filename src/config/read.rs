@@ -478,7 +478,7 @@ routes:
   orders:
     topics: [shop.orders, shop.orders]
     start: newest
-    tombstones: delete
+    tombstones: erase
     reader_schema: {version: 0}
     views:
       batch: SELECT 1
@@ -508,7 +508,7 @@ routes:
             "routes.yaml:8:8: `utf16` is not a known value here",
             "routes.yaml:11:27: topic `shop.orders` is named twice",
             "routes.yaml:12:12: `newest` is not a start",
-            "routes.yaml:13:17: `delete` is not a known value here",
+            "routes.yaml:13:17: `erase` is not a known value here",
             "routes.yaml:14:30: `0` is not a whole number from 1",
             "routes.yaml:16:7: `batch` is the name of the decoded records",
             "routes.yaml:19:17: `payd` is not a known view here",

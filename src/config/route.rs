@@ -12,7 +12,7 @@ use super::plan::{
 };
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
-use super::{Problem, sink, subject, template, topics, values};
+use super::{Problem, envelope, sink, subject, template, topics, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 
 /// A route and the places that checks of several routes speak of.
@@ -45,6 +45,7 @@ pub fn read(
     let key = key(&mapping, subjects.key, context);
     let tombstones = match mapping.choice("tombstones", context).as_str() {
         "skip" => Tombstones::Skip,
+        "delete" => Tombstones::Delete,
         _ => Tombstones::Keep,
     };
     let on_data_loss = match mapping.choice("on_data_loss", context).as_str() {
@@ -58,6 +59,7 @@ pub fn read(
     };
     let (bad_records, dead_letters) = bad_records(&owner, &mapping, letters, context);
     let value = value(&mapping, subjects.value, context);
+    let envelope = envelope::read(&mapping, value.as_ref(), context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
     mapping.require("sinks", context);
@@ -87,6 +89,7 @@ pub fn read(
             on_new_schema,
             start,
             tombstones,
+            envelope,
             batch: batch?,
             bad_records,
             dead_letters,

@@ -12,13 +12,15 @@ use arrow::compute::{cast, concat_batches};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
+use datafusion::catalog::TableProvider;
 use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::config::Dialect;
+use datafusion::datasource::provider_as_source;
 use datafusion::error::DataFusionError;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::{SendableRecordBatchStream, SessionState, SessionStateBuilder, TaskContext};
-use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
+use datafusion::logical_expr::{Expr, LogicalPlan, TableSource, Volatility};
 use datafusion::optimizer::simplify_expressions::SimplifyExpressions;
 use datafusion::optimizer::{Optimizer, OptimizerContext};
 use datafusion::physical_plan::collect;
@@ -28,10 +30,11 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast;
 
+use crate::codec::meta::OP;
 use crate::config::plan::View;
 
 use super::masked::masked;
-use super::{BATCH, Handler, functions, rewrite};
+use super::{BATCH, Handler, Input, Traced, functions, origins, rewrite};
 
 /// Rows of DataFusion's pieces; ours come as one batch and need not be cut.
 const PIECE_ROWS: usize = 1 << 16;
@@ -59,7 +62,10 @@ pub struct ViewError {
 pub struct Views {
     state: SessionState,
     task: Arc<TaskContext>,
-    batch: Slot,
+    /// `batch` of the views that name `_op`.
+    all: Table,
+    /// `batch` of the others.
+    live: Table,
     views: Vec<Bound>,
     /// `_` columns some view names, in the order of `meta` at [`Views::bind`].
     meta: Vec<Field>,
@@ -68,12 +74,42 @@ pub struct Views {
 struct Bound {
     name: String,
     plan: LogicalPlan,
+    /// The same with the origins of its rows, if they are made of one record each.
+    carried: Option<LogicalPlan>,
     /// `now()` and its like are constants of a batch, not of the plan.
     has_time: bool,
     schema: SchemaRef,
-    slot: Slot,
+    table: Table,
     /// Views it reads, itself not included.
     reads: Vec<usize>,
+}
+
+/// Rows that plans read: as they are, and with their origins.
+struct Table {
+    plain: Slot,
+    carried: Slot,
+}
+
+impl Table {
+    fn new(schema: SchemaRef) -> Self {
+        Self { carried: Slot::new(origins::schema(&schema)), plain: Slot::new(schema) }
+    }
+
+    fn put(&self, traced: &Traced) -> Result<(), DataFusionError> {
+        self.carried.put(origins::join(traced, &self.carried.schema)?);
+        self.plain.put(Some(traced.rows.clone()));
+        Ok(())
+    }
+
+    fn clear(&self) {
+        self.plain.put(None);
+        self.carried.put(None);
+    }
+
+    /// What a plan that carries origins reads.
+    fn source(&self) -> Option<Arc<dyn TableSource>> {
+        Some(provider_as_source(self.carried.provider().ok()?))
+    }
 }
 
 /// Holds the rows that a table of the session consists of.
@@ -94,6 +130,11 @@ impl Slot {
 
     fn get(&self) -> Option<RecordBatch> {
         self.rows.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn provider(&self) -> Result<Arc<dyn TableProvider>, DataFusionError> {
+        let stream: Arc<dyn PartitionStream> = Arc::new(self.clone());
+        Ok(Arc::new(StreamingTable::try_new(self.schema.clone(), vec![stream])?))
     }
 }
 
@@ -122,8 +163,10 @@ impl Views {
         for (view, source) in views.iter().enumerate() {
             match parse(&state, &source.sql) {
                 Ok(query) => {
-                    named.extend(rewrite::named_meta(&query, &meta_names));
-                    queries.push(Some(query));
+                    let own = rewrite::named_meta(&query, &meta_names);
+                    let is_of_changes = own.contains(OP);
+                    named.extend(own);
+                    queries.push(Some((query, is_of_changes)));
                 }
                 Err((message, place)) => {
                     errors.push(BindError { view, message, place });
@@ -133,19 +176,21 @@ impl Views {
         }
         let meta: Vec<Field> = meta.iter().filter(|field| named.contains(field.name())).cloned().collect();
         let fields = value.fields().iter().map(|field| field.as_ref().clone());
-        let batch = Slot::new(Arc::new(Schema::new(fields.chain(meta.iter().cloned()).collect::<Vec<_>>())));
+        let batch = Arc::new(Schema::new(fields.chain(meta.iter().cloned()).collect::<Vec<_>>()));
+        let (all, live) = (Table::new(batch.clone()), Table::new(batch));
         let hidden: Vec<String> = meta.iter().map(|field| field.name().clone()).collect();
         let context = SessionContext::new_with_state(state.clone());
-        register(&context, BATCH, &batch).map_err(|error| vec![bind_error(0, &error)])?;
         let mut bound: Vec<Bound> = Vec::new();
         for (view, (source, query)) in views.iter().zip(queries).enumerate() {
-            let Some(query) = query else {
+            let Some((query, is_of_changes)) = query else {
                 break;
             };
-            match bind_one(&mut state, source, query, &hidden, &bound).await {
+            let batch = if is_of_changes { &all } else { &live };
+            let failed = |error: DataFusionError| vec![bind_error(view, &error)];
+            register(&context, BATCH, &batch.plain).map_err(failed)?;
+            match bind_one(&mut state, source, query, &hidden, batch, &bound).await {
                 Ok(one) => {
-                    register(&context, &source.name, &one.slot)
-                        .map_err(|error| vec![bind_error(view, &error)])?;
+                    register(&context, &source.name, &one.table.plain).map_err(failed)?;
                     bound.push(one);
                 }
                 Err(error) => {
@@ -157,12 +202,17 @@ impl Views {
         if !errors.is_empty() {
             return Err(errors);
         }
-        Ok(Self { task: state.task_ctx(), state, batch, views: bound, meta })
+        Ok(Self { task: state.task_ctx(), state, all, live, views: bound, meta })
     }
 
     /// The schema of a view's rows.
     pub fn schema(&self, view: usize) -> &SchemaRef {
         &self.views[view].schema
+    }
+
+    /// Is every row of this view made of one record, in the order of the records?
+    pub fn is_of_records(&self, view: usize) -> bool {
+        self.views[view].carried.is_some()
     }
 
     fn needed(&self, wanted: &BTreeSet<usize>) -> BTreeSet<usize> {
@@ -176,24 +226,30 @@ impl Views {
         needed
     }
 
-    async fn compute(&self, bound: &Bound) -> Result<RecordBatch, DataFusionError> {
+    async fn compute(&self, bound: &Bound, is_traced: bool) -> Result<Traced, DataFusionError> {
+        let carried = bound.carried.as_ref().filter(|_| is_traced);
+        let (plan, schema) = match carried {
+            Some(plan) => (plan, &bound.table.carried.schema),
+            None => (&bound.plan, &bound.schema),
+        };
         let timed;
         let plan = if bound.has_time {
             let now = OptimizerContext::new_with_config_options(self.state.config_options().clone());
             let rules = Optimizer::with_rules(vec![Arc::new(SimplifyExpressions::new())]);
-            timed = rules.optimize(bound.plan.clone(), &now, |_, _| {})?;
+            timed = rules.optimize(plan.clone(), &now, |_, _| {})?;
             &timed
         } else {
-            &bound.plan
+            plan
         };
         let physical = self.state.query_planner().create_physical_plan(plan, &self.state).await?;
         let pieces = collect(physical, self.task.clone()).await?;
         let pieces: Vec<RecordBatch> =
-            pieces.iter().map(|piece| conform(piece, &bound.schema)).collect::<Result<_, _>>()?;
-        match pieces.as_slice() {
-            [one] => Ok(one.clone()),
-            many => Ok(concat_batches(&bound.schema, many)?),
-        }
+            pieces.iter().map(|piece| conform(piece, schema)).collect::<Result<_, _>>()?;
+        let rows = match pieces.as_slice() {
+            [one] => one.clone(),
+            many => concat_batches(schema, many)?,
+        };
+        Ok(if carried.is_some() { origins::split(&rows, &bound.schema)? } else { Traced::of(rows) })
     }
 }
 
@@ -203,25 +259,25 @@ impl Handler for Views {
         &self.meta
     }
 
-    async fn run(
-        &self,
-        batch: RecordBatch,
-        wanted: &BTreeSet<usize>,
-    ) -> Result<Vec<Option<RecordBatch>>, ViewError> {
+    async fn run(&self, batch: Input, wanted: &BTreeSet<usize>) -> Result<Vec<Option<Traced>>, ViewError> {
         let needed = self.needed(wanted);
-        self.batch.put(Some(batch));
+        let failed = |name: &str, error| ViewError { view: name.to_owned(), problem: masked(&error) };
+        let is_traced = batch.all.origins.is_some();
+        self.all.put(&batch.all).map_err(|error| failed(BATCH, error))?;
+        self.live.put(batch.live.as_ref().unwrap_or(&batch.all)).map_err(|error| failed(BATCH, error))?;
         let mut rows = vec![None; self.views.len()];
         for view in needed {
             let bound = &self.views[view];
-            let failed = |error| ViewError { view: bound.name.clone(), problem: masked(&error) };
-            let computed = self.compute(bound).await.map_err(failed)?;
-            bound.slot.put(Some(computed.clone()));
+            let computed = self.compute(bound, is_traced).await;
+            let computed = computed.map_err(|error| failed(&bound.name, error))?;
+            bound.table.put(&computed).map_err(|error| failed(&bound.name, error))?;
             rows[view] = Some(computed);
         }
         // The slots hold memory that the lane no longer counts.
-        self.batch.put(None);
+        self.all.clear();
+        self.live.clear();
         for bound in &self.views {
-            bound.slot.put(None);
+            bound.table.clear();
         }
         Ok(rows)
     }
@@ -252,12 +308,12 @@ pub(super) fn session() -> SessionState {
     state
 }
 
+/// Makes `slot` the table of this name, whatever was before.
 fn register(context: &SessionContext, name: &str, slot: &Slot) -> Result<(), DataFusionError> {
-    let stream: Arc<dyn PartitionStream> = Arc::new(slot.clone());
-    let table = StreamingTable::try_new(slot.schema.clone(), vec![stream])?;
     // Quoted: view names keep their case.
     let name = datafusion::common::TableReference::bare(name.to_owned());
-    context.register_table(name, Arc::new(table))?;
+    context.deregister_table(name.clone())?;
+    context.register_table(name, slot.provider()?)?;
     Ok(())
 }
 
@@ -285,6 +341,7 @@ async fn bind_one(
     source: &View,
     mut query: Box<ast::Query>,
     hidden: &[String],
+    batch: &Table,
     before: &[Bound],
 ) -> Result<Bound, BindError> {
     rewrite::hide(&mut query, hidden).map_err(|message| BindError { view: 0, message, place: None })?;
@@ -300,6 +357,17 @@ async fn bind_one(
     let plan = state.statement_to_plan(statement).await.map_err(explain)?;
     let allowed = SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
     allowed.verify_plan(&plan).map_err(explain)?;
+    let carried = origins::carried(&plan, &|name| {
+        let is_of_records = |view: &&Bound| view.name == name && view.carried.is_some();
+        let table = if name == BATCH {
+            Some(batch)
+        } else {
+            before.iter().find(is_of_records).map(|view| &view.table)
+        };
+        table?.source()
+    });
+    // What could be planned without it can be planned with it.
+    let carried = carried.and_then(|plan| state.optimize(&plan).ok());
     let plan = state.optimize(&plan).map_err(explain)?;
     let has_time = has_time(&plan).map_err(explain)?;
     // The physical schema is the exact one; with time functions it is not known before they are replaced.
@@ -310,7 +378,8 @@ async fn bind_one(
         physical.map_err(explain)?.schema()
     };
     let schema = without_views(&schema);
-    Ok(Bound { name: source.name.clone(), plan, has_time, slot: Slot::new(schema.clone()), schema, reads })
+    let table = Table::new(schema.clone());
+    Ok(Bound { name: source.name.clone(), plan, carried, has_time, schema, table, reads })
 }
 
 fn has_time(plan: &LogicalPlan) -> Result<bool, DataFusionError> {

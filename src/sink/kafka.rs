@@ -2,7 +2,8 @@
 //!
 //! Columns named `key`, `value`, `topic`, `headers`, `partition` are used as Spark's Kafka sink does, where the
 //! sink does not say otherwise; without a `value` the value is the JSON of all columns. The broker has
-//! every record before a position moves; positions are kept beside the group's offsets.
+//! every record before a position moves; positions are kept beside the group's offsets. A delete is a null value under
+//! its key, where the key of the rows is the one of the records.
 
 mod formats;
 
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use arrow::array::{Array, AsArray, Int32Array};
+use arrow::array::{Array, ArrayRef, AsArray, Int32Array};
 use arrow::datatypes::{DataType, Int32Type};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
@@ -57,6 +58,16 @@ pub struct KafkaSinkOptions {
     pub key: Option<Written>,
     /// What the value is made of, if not of the column `value` or as the JSON of all.
     pub value: Option<Written>,
+    /// How the keys of deletes are made, if rows have such keys. Only with a `topic`.
+    pub deletes: Option<DeleteKey>,
+}
+
+/// What of a record's decoded key is the key column of rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeleteKey {
+    Whole,
+    /// The only field of a struct.
+    Field,
 }
 
 /// A sink that writes to Kafka topics.
@@ -145,12 +156,16 @@ impl KafkaSink {
         })
     }
 
-    fn send_all(&mut self, batch: &Batch) -> Result<(), SinkError> {
+    fn send_all(&mut self, batch: &Batch, deleted: Option<&RecordBatch>) -> Result<(), SinkError> {
         let mut rest = batch.rows.clone();
         if rest.num_rows() > 0 {
             failpoint::hit("kafka.send.begun");
         }
         let half = rest.num_rows().div_ceil(2);
+        let deletes =
+            deleted.map_or(Ok(Vec::new()), |keys| render_deletes(keys, &self.options, &self.schemas));
+        let deletes = deletes.map_err(|wrong| self.unwritten(wrong, &batch.moves))?;
+        let mut deletes = batch.deletes.origins.iter().copied().zip(deletes).peekable();
         let mut sent = 0;
         while rest.num_rows() > 0 {
             // Rendered side by side where cores are free, sent in order. What is rendered ahead stays small.
@@ -164,6 +179,12 @@ impl KafkaSink {
             for slice in slices {
                 let records = slice.map_err(|wrong| self.unwritten(wrong, &batch.moves))?;
                 for record in records {
+                    // What is deleted before the row is written.
+                    if let Some(origin) = batch.origins.as_ref().and_then(|origins| origins.get(sent)) {
+                        while let Some((_, delete)) = deletes.next_if(|(number, _)| number < origin) {
+                            self.send(delete, &batch.moves)?;
+                        }
+                    }
                     self.send(record, &batch.moves)?;
                     sent += 1;
                     if sent == half {
@@ -171,6 +192,10 @@ impl KafkaSink {
                     }
                 }
             }
+        }
+        for (_, delete) in deletes {
+            self.send(delete, &batch.moves)?;
+            sent += 1;
         }
         if sent > 0 {
             SinkError::point("kafka.send.done")?;
@@ -305,6 +330,38 @@ fn cut_front(rest: &mut RecordBatch, count: usize) -> Option<RecordBatch> {
     (count > 0).then_some(front)
 }
 
+/// The keys that are gone, as the column that rows have their keys in.
+fn deleted(options: &KafkaSinkOptions, batch: &Batch) -> Result<Option<RecordBatch>, String> {
+    let (Some(part), Some(keys)) = (options.deletes, &batch.deletes.keys) else {
+        return Ok(None);
+    };
+    if batch.origins.is_none() {
+        return Err("rows that are not made of one record each have no order with deletes".to_owned());
+    }
+    let column = match (part, keys.as_struct_opt()) {
+        (DeleteKey::Whole, _) => Some(keys),
+        (DeleteKey::Field, parts) => parts.and_then(|parts| parts.columns().first()),
+    };
+    let column = column.ok_or_else(|| "a key has no field".to_owned())?;
+    let name = options.key.as_ref().and_then(|written| written.column.as_deref()).unwrap_or("key");
+    let keys = RecordBatch::try_from_iter([(name, column.clone())]);
+    keys.map(Some).map_err(|error| error.to_string())
+}
+
+/// Null values under these keys.
+fn render_deletes(
+    keys: &RecordBatch,
+    options: &KafkaSinkOptions,
+    schemas: &Schemas,
+) -> Result<Vec<Rendered>, Wrong> {
+    let source = Source::new(Part::Key, keys, options, schemas)?;
+    let render = |row| -> Result<Rendered, Wrong> {
+        let key = source.to_bytes(row, None)?;
+        Ok(Rendered { topic: None, key, value: None, partition: None, headers: None })
+    };
+    (0..keys.num_rows()).map(render).collect()
+}
+
 /// A row as the record it becomes.
 struct Rendered {
     /// Of the row's `topic` column.
@@ -329,6 +386,41 @@ enum Source {
 }
 
 impl Source {
+    fn new(
+        part: Part,
+        batch: &RecordBatch,
+        options: &KafkaSinkOptions,
+        schemas: &Schemas,
+    ) -> Result<Self, Wrong> {
+        let values = |name: &str| match batch.column_by_name(name) {
+            Some(column) => Values::new(column).map(Some).map_err(|error| error.to_string()),
+            None => Ok(None),
+        };
+        let named = |name: &str| values(name)?.ok_or_else(|| format!("there is no column `{name}`"));
+        let all = || JsonRows::new(batch).map(Self::Row).map_err(|error| error.to_string());
+        let written = match part {
+            Part::Key => &options.key,
+            Part::Value => &options.value,
+        };
+        let Some(written) = written else {
+            return Ok(match part {
+                Part::Key => values("key")?.map_or(Self::None, Self::Column),
+                Part::Value => match values("value")? {
+                    Some(values) => Self::Column(values),
+                    None => all()?,
+                },
+            });
+        };
+        Ok(match (&written.form, &written.column) {
+            (WrittenForm::Registered(wanted), _) => {
+                Self::Encoded(schemas.bind(part, written, wanted, options, batch)?)
+            }
+            (WrittenForm::Json, Some(name)) => Self::Json(named(name)?),
+            (WrittenForm::Text, Some(name)) => Self::Column(named(name)?),
+            (WrittenForm::Json | WrittenForm::Text, None) => all()?,
+        })
+    }
+
     fn to_bytes(&self, row: usize, topic: Option<&str>) -> Result<Option<Vec<u8>>, Misfit> {
         let mut json = Vec::new();
         match self {
@@ -350,7 +442,7 @@ struct Rows {
     key: Source,
     value: Source,
     partition: Option<Int32Array>,
-    headers: Option<arrow::array::ArrayRef>,
+    headers: Option<ArrayRef>,
 }
 
 impl Rows {
@@ -360,29 +452,8 @@ impl Rows {
             Some(column) => Values::new(column).map(Some).map_err(|error| error.to_string()),
             None => Ok(None),
         };
-        let named = |name: &str| values(name)?.ok_or_else(|| format!("there is no column `{name}`"));
-        let all = || JsonRows::new(batch).map(Source::Row).map_err(|error| error.to_string());
-        let source = |part: Part, written: &Written| -> Result<Source, Wrong> {
-            Ok(match (&written.form, &written.column) {
-                (WrittenForm::Registered(wanted), _) => {
-                    Source::Encoded(schemas.bind(part, written, wanted, options, batch)?)
-                }
-                (WrittenForm::Json, Some(name)) => Source::Json(named(name)?),
-                (WrittenForm::Text, Some(name)) => Source::Column(named(name)?),
-                (WrittenForm::Json | WrittenForm::Text, None) => all()?,
-            })
-        };
-        let key = match &options.key {
-            Some(written) => source(Part::Key, written)?,
-            None => values("key")?.map_or(Source::None, Source::Column),
-        };
-        let value = match &options.value {
-            Some(written) => source(Part::Value, written)?,
-            None => match values("value")? {
-                Some(values) => Source::Column(values),
-                None => all()?,
-            },
-        };
+        let key = Source::new(Part::Key, batch, options, schemas)?;
+        let value = Source::new(Part::Value, batch, options, schemas)?;
         let topic = if options.topic.is_some() { None } else { values("topic")? };
         if options.topic.is_none() && topic.is_none() {
             return Err("neither the sink nor a column says the topic".to_owned().into());
@@ -457,7 +528,14 @@ impl Sink for KafkaSink {
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
         self.schemas.prepare(&self.options, &batch.rows).await?;
-        block_in_place(|| self.send_all(batch))
+        let deleted = deleted(&self.options, batch)
+            .map_err(|problem| self.unwritten(Wrong::Columns(problem), &batch.moves))?;
+        if let Some(keys) = &deleted {
+            // They have no values, whose schema would be another one without the columns of rows.
+            let options = KafkaSinkOptions { value: None, ..self.options.clone() };
+            self.schemas.prepare(&options, keys).await?;
+        }
+        block_in_place(|| self.send_all(batch, deleted.as_ref()))
     }
 
     fn flush_due(&self) -> Option<Instant> {
@@ -489,11 +567,17 @@ impl Sink for KafkaSink {
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position) {
         self.positions.restore(key, topic, position);
     }
+
+    fn takes_deletes(&self) -> bool {
+        self.options.deletes.is_some()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{ArrayRef, BinaryBuilder, ListBuilder, StringArray, StringBuilder, StructBuilder};
+    use arrow::array::{
+        BinaryBuilder, Int64Array, ListBuilder, StringArray, StringBuilder, StructArray, StructBuilder,
+    };
     use arrow::datatypes::Fields;
     use rdkafka::message::Headers;
 
@@ -529,7 +613,7 @@ mod tests {
 
     /// Everything of a record, in order.
     fn shown(batch: &RecordBatch) -> Vec<String> {
-        let options = KafkaSinkOptions { identity: String::new(), topic: None, key: None, value: None };
+        let options = options(None, None);
         let rows = Rows::new(batch, &options, &Schemas::default()).unwrap();
         let records = rows.render().unwrap();
         let show = |record: &Rendered| {
@@ -556,5 +640,48 @@ mod tests {
             assert!(slices.iter().all(|slice| slice.num_rows() <= size));
             assert_eq!(slices.iter().flat_map(shown).collect::<Vec<_>>(), shown(&whole), "{size}");
         }
+    }
+
+    fn options(key: Option<Written>, deletes: Option<DeleteKey>) -> KafkaSinkOptions {
+        KafkaSinkOptions { identity: String::new(), topic: None, key, value: None, deletes }
+    }
+
+    #[test]
+    fn a_delete_has_the_key_of_its_row_and_no_value() {
+        let field = Arc::new(arrow::datatypes::Field::new("id", DataType::Int64, false));
+        let numbers: ArrayRef = Arc::new(Int64Array::from(vec![7, 8]));
+        let keys: ArrayRef = Arc::new(StructArray::from(vec![(field, numbers.clone())]));
+        let texts: ArrayRef = Arc::new(StringArray::from(vec!["a", "b"]));
+        let written = |form| Some(Written { column: Some("k".to_owned()), form });
+        let batch = |keys: &ArrayRef| Batch {
+            moves: Vec::new(),
+            rows: RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty())),
+            origins: Some(Arc::default()),
+            deletes: crate::model::Deletes { origins: vec![0, 1], keys: Some(keys.clone()) },
+        };
+        for (part, of, key, expected) in [
+            (DeleteKey::Whole, &numbers, None, ["7", "8"]),
+            (DeleteKey::Whole, &keys, written(WrittenForm::Text), ["{\"id\":7}", "{\"id\":8}"]),
+            (DeleteKey::Field, &keys, written(WrittenForm::Json), ["7", "8"]),
+            (DeleteKey::Whole, &texts, written(WrittenForm::Text), ["a", "b"]),
+            (DeleteKey::Whole, &texts, written(WrittenForm::Json), ["\"a\"", "\"b\""]),
+        ] {
+            let options = KafkaSinkOptions { topic: Some("t".to_owned()), ..options(key, Some(part)) };
+            let keys = deleted(&options, &batch(of)).unwrap().unwrap();
+            let deletes = render_deletes(&keys, &options, &Schemas::default()).unwrap();
+            let shown: Vec<_> = deletes
+                .iter()
+                .map(|delete| (String::from_utf8(delete.key.clone().unwrap()).unwrap(), delete.value.clone()))
+                .collect();
+            assert_eq!(shown, expected.map(|key| (key.to_owned(), None)));
+            // As a row's.
+            let rows = Rows::new(&keys, &options, &Schemas::default()).unwrap();
+            let rendered: Vec<_> = rows.render().unwrap().into_iter().map(|row| row.key).collect();
+            assert_eq!(rendered, deletes.into_iter().map(|delete| delete.key).collect::<Vec<_>>());
+        }
+        assert!(deleted(&options(None, Some(DeleteKey::Field)), &batch(&numbers)).is_err());
+        assert!(deleted(&options(None, None), &batch(&numbers)).unwrap().is_none());
+        let lost = Batch { origins: None, ..batch(&numbers) };
+        assert!(deleted(&options(None, Some(DeleteKey::Whole)), &lost).is_err());
     }
 }

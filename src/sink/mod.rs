@@ -56,6 +56,11 @@ pub trait Sink: Send {
     /// Takes a position that the group keeps for a sink of [`Store::Group`]; it replaces what was known.
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position);
 
+    /// Does it take the keys that are gone? Then batches have them, and the origins of their rows.
+    fn takes_deletes(&self) -> bool {
+        false
+    }
+
     /// The commit log this sink writes to and its last entry, if it keeps one.
     fn log(&self) -> Option<(String, u64)> {
         None

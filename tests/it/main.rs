@@ -35,6 +35,12 @@ mod tidy;
 /// JSON taken apart, and records landed raw.
 mod nest;
 
+/// Keys that are deleted, in order with rows.
+mod changes;
+
+/// Changes of a real database, by Debezium.
+mod debezium;
+
 /// Protobuf from the registry.
 mod protobuf;
 

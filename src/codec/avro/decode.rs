@@ -60,6 +60,8 @@ pub enum Problem {
     Decimal,
     #[error("a uuid has {0} bytes instead of 16")]
     Uuid(usize),
+    #[error("a text is no time with an offset, of the years 1 to 9999")]
+    Time,
     #[error("the columns of the batch grew beyond 2 GiB; set a smaller `batch:`")]
     Size,
     #[error("it fills more columns, or becomes more text, than a record of its size may")]
@@ -89,7 +91,8 @@ impl Problem {
             | Self::EnumSymbol(_)
             | Self::UnknownSymbol(_)
             | Self::Refused(_)
-            | Self::Uuid(_) => "type_mismatch",
+            | Self::Uuid(_)
+            | Self::Time => "type_mismatch",
         }
     }
 }
@@ -127,6 +130,37 @@ impl Program {
             0 => Ok(()),
             left => Err(Problem::Trailing(left).into()),
         }
+    }
+
+    /// Shows the bytes of the writer's first `count` fields, by their places, none of which this program reads.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn pass_over<'b>(
+        &self,
+        bytes: &'b [u8],
+        count: usize,
+        mut see: impl FnMut(usize, &'b [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let mut cursor = Cursor { bytes, program: self, budget: Budget::of(bytes.len()), levels: 0 };
+        for (place, step) in self.record.steps.iter().take(count).enumerate() {
+            let start = bytes.len() - cursor.bytes.len();
+            if let Step::Skip(skip) = step {
+                cursor.skip(skip)?;
+            }
+            see(place, &bytes[start..bytes.len() - cursor.bytes.len()])?;
+        }
+        Ok(())
+    }
+
+    /// The number of a union's branch, and the bytes of its value.
+    ///
+    /// # Errors
+    /// If there is no number.
+    pub fn take_branch<'b>(&self, bytes: &'b [u8]) -> Result<(i64, &'b [u8])> {
+        let mut cursor = Cursor { bytes, program: self, budget: Budget::of(bytes.len()), levels: 0 };
+        let branch = cursor.long()?;
+        Ok((branch, &bytes[bytes.len() - cursor.bytes.len()..]))
     }
 }
 
@@ -330,6 +364,11 @@ impl<'a> Cursor<'a> {
                 let uuid = self.uuid(*is_fixed)?;
                 bytes.extend_from_slice(uuid.hyphenated().encode_lower(&mut text).as_bytes());
                 push_offset(offsets, bytes.len())?;
+            }
+            (ValueOp::TextToMicros, Data::I64(values)) => {
+                let text = std::str::from_utf8(self.sized()?).map_err(|_| Problem::Utf8)?;
+                let time = text.parse::<jiff::Timestamp>().map_err(|_| Problem::Time)?;
+                values.push(time.as_microsecond());
             }
             (ValueOp::Json(index), Data::Bytes { offsets, bytes }) => {
                 self.json(*index, bytes)?;

@@ -76,6 +76,8 @@ pub enum ValueOp {
         is_fixed: bool,
     },
     Duration,
+    /// RFC 3339.
+    TextToMicros,
     /// The reader's symbol for each of the writer's.
     Enum(Vec<Option<Arc<str>>>),
     List(Box<Op>),
@@ -318,6 +320,12 @@ impl<'s> Compiler<'s> {
             (Kind::Record(from), Kind::Record(into)) if reader.is_again() => return self.text(from, into),
             (_, Kind::Record(_)) if reader.is_again() => return Err(self.incompatible(writer, reader)),
             _ => {}
+        }
+        // Of change events only: Avro's own times are numbers.
+        if let (Kind::String, Some(Logical::TimestampMicros)) = (&reader.kind, reader.logical)
+            && writer.kind == Kind::String
+        {
+            return Ok(ValueOp::TextToMicros);
         }
         if let Some(logical) = reader.logical {
             return logical_value(writer, logical).ok_or_else(|| self.incompatible(writer, reader));

@@ -117,7 +117,7 @@ impl Cursor<'_> {
             ValueOp::FloatToF32 => put_f32(f32::from_le_bytes(self.array()?), out),
             ValueOp::FloatToF64 => put_f64(f64::from(f32::from_le_bytes(self.array()?)), out),
             ValueOp::DoubleToF64 => put_f64(f64::from_le_bytes(self.array()?), out),
-            ValueOp::Text => render::put_text(self.text()?, out),
+            ValueOp::Text | ValueOp::TextToMicros => render::put_text(self.text()?, out),
             ValueOp::Bytes => render::put_bytes(self.sized()?, out),
             ValueOp::Fixed(size) | ValueOp::FixedToBytes(size) => render::put_bytes(self.take(*size)?, out),
             ValueOp::Enum(symbols) => render::put_text(self.symbol(symbols)?, out),

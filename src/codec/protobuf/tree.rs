@@ -154,7 +154,10 @@ impl Reader<'_, '_> {
 
     fn value(&mut self, op: &Op, raw: Raw, depth: usize) -> Result<Value> {
         match (op, raw) {
-            (Op::Tree(index), Raw::Bytes { start, end }) => self.message(*index, &[start..end], depth),
+            (Op::Tree(index), Raw::Bytes { start, end }) => {
+                let part = start..end;
+                self.message(*index, std::slice::from_ref(&part), depth)
+            }
             (op, raw) => plain(op, raw, self.bytes, depth),
         }
     }

@@ -11,6 +11,7 @@
 mod account;
 pub mod begin;
 mod behind;
+mod changes;
 mod evolve;
 mod faults;
 mod inbox;

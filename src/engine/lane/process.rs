@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use arrow::datatypes::Schema;
+use arrow::array::Array;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 use tokio::task::block_in_place;
@@ -19,19 +19,26 @@ use crate::engine::chain;
 use crate::engine::message::Place;
 use crate::engine::tally::Outcome;
 use crate::failpoint;
+use crate::handler::Traced;
 use crate::model::{
-    Batch, Classify, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
+    Classify, Deletes, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
 };
 
-use super::{Feed, Lane, State};
+use super::{Feed, Lane, State, changes};
 use crate::sink::SinkError;
 use crate::status::Stage;
 
 /// A decoded batch: all columns of `batch` in SQL, and what was set aside.
 struct Ready {
     rows: RecordBatch,
+    /// For each row, the number of its record.
+    origins: Arc<[u32]>,
+    /// Numbers of records whose rows are there only for views that ask what happened.
+    gone: Vec<u32>,
+    deletes: Deletes,
     records: u64,
-    dropped: u64,
+    /// Records that are left out by a rule: of which part of the batch, and where in it.
+    dropped: Vec<(usize, Offset)>,
     bad: Vec<Bad>,
     /// The rows of `bad`, if a sink wants them.
     letters: Option<RecordBatch>,
@@ -47,14 +54,10 @@ impl Ready {
             *outcome.bad.entry(bad.rejected.code).or_default() += 1;
             set_aside.insert(bad.offset().get());
         }
-        let records = || taken.parts[part].records().filter(move |record| is_within(record.offset()));
-        let good = (records().count() as u64).saturating_sub(set_aside.len() as u64);
-        if self.dropped > 0 {
-            // Tombstones are what the one rule of dropping is about.
-            let is_dropped =
-                |record: &RecordRef<'_>| record.value().is_none() && !set_aside.contains(&record.offset());
-            outcome.dropped = records().filter(is_dropped).count() as u64;
-        }
+        let records = taken.parts[part].records().filter(|record| is_within(record.offset()));
+        let good = (records.count() as u64).saturating_sub(set_aside.len() as u64);
+        let is_dropped = |(of, offset): &&(usize, Offset)| *of == part && is_within(offset.get());
+        outcome.dropped = self.dropped.iter().filter(is_dropped).count() as u64;
         outcome.rows = good.saturating_sub(outcome.dropped);
         outcome
     }
@@ -97,16 +100,25 @@ fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<
     }
     let mut batches = Vec::with_capacity(parts.len());
     let (mut rejected, mut dropped) = (Vec::new(), 0);
+    let (mut origins, mut gone, mut deletes, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (number, part) in parts.into_iter().enumerate() {
         let part = part?;
         let before = number * size;
         let moved = part.rejected.into_iter().map(|bad| Rejected { index: before + bad.index, ..bad });
         rejected.extend(moved);
+        let shift = |number: u32| before as u32 + number;
+        origins.extend(part.origins.into_iter().map(shift));
+        gone.extend(part.gone.into_iter().map(shift));
+        deletes.extend(part.deletes.origins.into_iter().map(shift));
+        keys.extend(part.deletes.keys);
         dropped += part.dropped;
         batches.push(part.rows);
     }
     let rows = arrow::compute::concat_batches(decoder.batch_schema(), &batches)?;
-    Ok(DecodedBatch { rows, rejected, dropped })
+    let keys: Vec<&dyn Array> = keys.iter().map(AsRef::as_ref).collect();
+    let keys = if keys.is_empty() { None } else { Some(arrow::compute::concat(&keys)?) };
+    let deletes = Deletes { origins: deletes, keys };
+    Ok(DecodedBatch { rows, origins, deletes, gone, rejected, dropped })
 }
 
 impl Lane {
@@ -182,14 +194,14 @@ impl Lane {
             self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
             self.summary.records += ready.records;
             self.summary.bad += ready.bad.len() as u64;
-            self.summary.dropped += ready.dropped;
+            self.summary.dropped += ready.dropped.len() as u64;
         }
     }
 
     /// Counts a batch that all its sinks have taken. A record counts when the last sink of the lane has it: what one that
     /// is behind reads again is let go here, and counted then.
     fn count_accepted(&mut self, taken: &Taken, ready: &Ready) {
-        let good = ready.records.saturating_sub(ready.bad.len() as u64 + ready.dropped);
+        let good = ready.records.saturating_sub((ready.bad.len() + ready.dropped.len()) as u64);
         self.account.batch_taken(taken, good);
         for (place, part) in taken.parts.iter().enumerate() {
             let mut start = part.start;
@@ -215,7 +227,7 @@ impl Lane {
                     if self.write(&prefix, &ready).await {
                         self.count_accepted(&prefix, &ready);
                         self.summary.records += ready.records;
-                        self.summary.dropped += ready.dropped;
+                        self.summary.dropped += ready.dropped.len() as u64;
                     }
                 }
                 Err(error) => {
@@ -268,7 +280,22 @@ impl Lane {
 
     fn decode(&self, taken: &Taken) -> Result<Ready, ArrowError> {
         let records: Vec<RecordRef<'_>> = taken.records().collect();
-        let DecodedBatch { rows, rejected, dropped } = decode_on_free_cores(&self.parts.decoder, &records)?;
+        let decoded = decode_on_free_cores(&self.parts.decoder, &records)?;
+        let dropped = match decoded.dropped {
+            0 => Vec::new(),
+            _ => changes::left_out(records.len(), &decoded),
+        };
+        let ends = taken.parts.iter().scan(0, |end, part| {
+            *end += part.records().count();
+            Some(*end)
+        });
+        let ends: Vec<usize> = ends.collect();
+        let place = |number: usize| {
+            let part = ends.partition_point(|end| *end <= number);
+            Some((part, Offset::new(records[number].offset())?))
+        };
+        let dropped = dropped.into_iter().filter_map(place).collect();
+        let DecodedBatch { rows, origins, deletes, gone, rejected, .. } = decoded;
         let has_sink = self.parts.sinks.iter().any(|sink| sink.feed == Feed::DeadLetters);
         let letters = if has_sink && !rejected.is_empty() {
             let letters: Vec<_> =
@@ -284,12 +311,18 @@ impl Lane {
                 Bad { part: taken.part_of(rejected.index), rejected, place: place_of(record) }
             })
             .collect();
-        Ok(Ready { rows, records: records.len() as u64, dropped: dropped as u64, bad, letters })
+        let origins = origins.into();
+        Ok(Ready { rows, origins, gone, deletes, records: records.len() as u64, dropped, bad, letters })
     }
 
     /// Writes to every sink of the batch; `true` if all of them took it.
     async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
         let moves = self.moves(taken);
+        let is_traced = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_deletes());
+        let input = match changes::input(&ready.rows, &ready.origins, &ready.gone, is_traced) {
+            Ok(input) => input,
+            Err(error) => return self.misfit(&error).await,
+        };
         let wanted: BTreeSet<usize> = taken
             .sinks
             .iter()
@@ -302,7 +335,7 @@ impl Lane {
             Vec::new()
         } else {
             let begun = Instant::now();
-            let run = self.parts.handler.run(ready.rows.clone(), &wanted).await;
+            let run = self.parts.handler.run(input.clone(), &wanted).await;
             self.account.took(Stage::Views, begun.elapsed());
             match run {
                 Ok(views) => views,
@@ -327,12 +360,17 @@ impl Lane {
                 continue;
             }
             let rows = match self.parts.sinks[index].feed {
-                Feed::View(view) => views.get(view).cloned().flatten(),
-                Feed::DeadLetters => ready.letters.clone(),
-                Feed::Fields => ready.rows.project(&(0..value_count).collect::<Vec<_>>()).ok(),
+                Feed::View(view) => Ok(views.get(view).cloned().flatten()),
+                Feed::DeadLetters => Ok(ready.letters.clone().map(Traced::of)),
+                Feed::Fields => changes::fields(&input, value_count).map(Some),
             };
-            let rows = rows.unwrap_or_else(|| RecordBatch::new_empty(Arc::new(Schema::empty())));
-            let batch = Batch::of_rows(moves.clone(), rows);
+            let takes_deletes = self.parts.sinks[index].sink.takes_deletes();
+            let batch =
+                rows.and_then(|rows| changes::batch(moves.clone(), rows, &ready.deletes, takes_deletes));
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => return self.misfit(&error).await,
+            };
             failpoint::hit("lane.sink.writing");
             let begun = Instant::now();
             let written = self.parts.sinks[index].sink.write(&batch).await;
@@ -360,6 +398,13 @@ impl Lane {
         }
         self.account.took(Stage::Write, writing);
         is_taken
+    }
+
+    /// Stops for columns that do not fit together: a defect of ours. `false`, as nothing was written.
+    async fn misfit(&mut self, error: &ArrowError) -> bool {
+        let message = format!("failed to build a batch: {}", chain(error));
+        self.stop(message, None, None).await;
+        false
     }
 
     fn moves(&self, taken: &Taken) -> Vec<Move> {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
 use arrow::datatypes::{Field, Int64Type};
-use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
@@ -17,7 +16,7 @@ use super::*;
 use crate::codec::Raw;
 use crate::config::plan::{RawForm, Tombstones};
 use crate::engine::message::{Assigned, LaneId, Reading};
-use crate::handler::ViewError;
+use crate::handler::{Input, Traced, ViewError};
 use crate::kafka::{Budget, ClusterError, TopicInfo};
 use crate::model::{
     Batch, ChunkBuilder, ClusterId, Incoming, Move, Partition, Position, TimestampType, TopicId,
@@ -103,7 +102,7 @@ impl Handler for NoViews {
         &[]
     }
 
-    async fn run(&self, _: RecordBatch, _: &BTreeSet<usize>) -> Result<Vec<Option<RecordBatch>>, ViewError> {
+    async fn run(&self, _: Input, _: &BTreeSet<usize>) -> Result<Vec<Option<Traced>>, ViewError> {
         Ok(Vec::new())
     }
 }

@@ -20,7 +20,7 @@ use crate::codec::{Decoder, Raw};
 use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss, RawForm, Tombstones};
 use crate::config::{Environment, read};
 use crate::engine::lane::{Feed, LaneParts, LaneSink};
-use crate::handler::{Handler, ViewError};
+use crate::handler::{Handler, Input, Traced, ViewError};
 use crate::kafka::TopicInfo;
 use crate::model::{
     Batch, ClusterId, Move, Partition, Position, PositionKey, Positions, Start, StartHash, TopicId,
@@ -356,7 +356,7 @@ impl Handler for NoViews {
         &[]
     }
 
-    async fn run(&self, _: RecordBatch, _: &BTreeSet<usize>) -> Result<Vec<Option<RecordBatch>>, ViewError> {
+    async fn run(&self, _: Input, _: &BTreeSet<usize>) -> Result<Vec<Option<Traced>>, ViewError> {
         Ok(Vec::new())
     }
 }

@@ -7,7 +7,7 @@ use arrow::util::pretty::pretty_format_batches;
 
 use super::*;
 use crate::config::plan::View;
-use crate::handler::{Handler, Views};
+use crate::handler::{Handler, Input, Views};
 
 /// A batch of raw values.
 fn batch(values: &[Option<&str>]) -> RecordBatch {
@@ -29,8 +29,8 @@ fn views(queries: &[&str]) -> Vec<View> {
 async fn run(batch: RecordBatch, queries: &[&str]) -> RecordBatch {
     let views = Views::bind(&batch.schema(), &[], &views(queries)).await.unwrap();
     let last = queries.len() - 1;
-    let mut answer = views.run(batch, &BTreeSet::from([last])).await.unwrap();
-    answer.swap_remove(last).unwrap()
+    let mut answer = views.run(Input::of(batch), &BTreeSet::from([last])).await.unwrap();
+    answer.swap_remove(last).unwrap().rows
 }
 
 /// The texts of the first column of `query`.

@@ -1,7 +1,9 @@
 //! Starts what tests need and speaks to it with clients that share no code with the program.
 
+mod connect;
 pub mod data;
 mod docker;
+mod postgres;
 mod probe;
 pub mod program;
 #[expect(dead_code, reason = "tests/auditor also starts clusters, and freezes brokers")]
@@ -12,7 +14,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use probe::Stoppable;
+pub use connect::{Connect, Converter};
+pub use postgres::Postgres;
+pub use probe::Stoppable;
 
 /// Where the real services are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +109,28 @@ pub fn own_services(test: &str) -> Option<(Owned, Owned, Services)> {
             let Own { kafka, registry } = started.own?;
             Some((kafka, registry, started.services))
         }
+    }
+}
+
+/// A PostgreSQL of a test's own.
+pub fn own_postgres(test: &str) -> Option<Postgres> {
+    match postgres::are_there() {
+        Ok(()) => Some(Postgres::start().unwrap()),
+        Err(why) => skip(test, &why),
+    }
+}
+
+/// Kafka Connect that carries the changes of a PostgreSQL into topics `<prefix>.<schema>.<table>`.
+pub fn own_connect(
+    test: &str,
+    services: &Services,
+    postgres: &Postgres,
+    converter: Converter,
+    prefix: &str,
+) -> Option<Connect> {
+    match connect::are_there(services) {
+        Ok(()) => Some(Connect::start(services, postgres, converter, prefix).unwrap()),
+        Err(why) => skip(test, &why),
     }
 }
 

@@ -24,7 +24,8 @@ use std::{
 
 use super::probe::{Stoppable, kafka_is_ready, registry_is_ready};
 
-const SCRIPT: &str = "scripts/fetch-test-services";
+/// What fetches them.
+pub const SCRIPT: &str = "scripts/fetch-test-services";
 const KAFKA: &str = "kafka-4.3.1";
 const REGISTRY: &str = "apicurio-2.6.13.Final";
 const REGISTRY_JAR: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
@@ -379,7 +380,7 @@ impl Installation {
 }
 
 /// As in the script.
-fn services_folder() -> Result<PathBuf, String> {
+pub fn services_folder() -> Result<PathBuf, String> {
     let set = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     if let Some(folder) = set("SIDESTREAM_SERVICES") {
         return Ok(folder);
@@ -393,7 +394,8 @@ fn services_folder() -> Result<PathBuf, String> {
     }
 }
 
-fn check_java() -> Result<(), String> {
+/// Whether there is a Java that runs them.
+pub fn check_java() -> Result<(), String> {
     let remedy = format!("install a JDK of version 17 or later, then run {SCRIPT}");
     let output = Command::new("java")
         .arg("-version")
@@ -411,7 +413,7 @@ fn check_java() -> Result<(), String> {
 }
 
 /// A `java` that starts fast, and dies with this process where that is possible.
-fn java(archive: &Path) -> Command {
+pub fn java(archive: &Path) -> Command {
     let mut command = mortal("java");
     command.args(["-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
     if archive.is_file() {
@@ -473,7 +475,7 @@ pub fn signal(process: u32, name: &str) -> bool {
 }
 
 /// A process with its folder.
-struct Service {
+pub struct Service {
     name: &'static str,
     child: Option<Child>,
     runs: u32,
@@ -481,13 +483,30 @@ struct Service {
 }
 
 impl Service {
-    fn new(name: &'static str) -> Result<Service, String> {
+    pub fn new(name: &'static str) -> Result<Service, String> {
         let folder = Folder::new(name)?;
         Ok(Service { name, child: None, runs: 0, folder })
     }
 
+    /// Of its own, removed with it.
+    pub fn folder(&self) -> &Path {
+        &self.folder.path
+    }
+
+    /// The id of its process, if it was started.
+    pub fn process(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Waits until its process has ended by itself, at most so long.
+    pub fn await_end(&mut self, deadline: Instant) {
+        if let Some(child) = &mut self.child {
+            wait_until(deadline, || !matches!(child.try_wait(), Ok(None)));
+        }
+    }
+
     /// Starts the process and waits until it is ready, of which `ready` judges by the log so far and by asking.
-    fn run(&mut self, command: Command, ready: impl Fn(&str) -> bool) -> Result<(), String> {
+    pub fn run(&mut self, command: Command, ready: impl Fn(&str) -> bool) -> Result<(), String> {
         self.launch(command)?;
         self.await_ready(ready)
     }
@@ -534,16 +553,16 @@ impl Service {
         Err(format!("{} {what}; the end of its log:\n{}", self.name, tail(&log)))
     }
 
-    fn stop(&mut self) {
-        if let Some(child) = &mut self.child
-            && signal(child.id(), "TERM")
+    pub fn stop(&mut self) {
+        if let Some(process) = self.process()
+            && signal(process, "TERM")
         {
-            wait_until(Instant::now() + STOP_LIMIT, || !matches!(child.try_wait(), Ok(None)));
+            self.await_end(Instant::now() + STOP_LIMIT);
         }
         self.kill();
     }
 
-    fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             // Both fail only if it has ended already.
             child.kill().ok();

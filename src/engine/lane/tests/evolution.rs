@@ -133,6 +133,8 @@ impl Codec for Digits {
         Ok(Decoded {
             rows: (0..u32::try_from(rows.len()).unwrap()).collect(),
             columns: vec![Arc::new(StringArray::from(rows)), Arc::new(nulls)],
+            deletes: Vec::new(),
+            gone: Vec::new(),
             rejected: Vec::new(),
             dropped: 0,
         })

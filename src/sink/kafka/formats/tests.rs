@@ -30,6 +30,7 @@ fn options(topic: Option<&str>, column: Option<&str>, schema: WriterSchema) -> K
         topic: topic.map(str::to_owned),
         key: None,
         value: Some(Written { column, form: WrittenForm::Registered(schema) }),
+        deletes: None,
     }
 }
 
