@@ -26,11 +26,12 @@ use crate::sink::file::{
     AvroFormat, Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
     Partitioning,
 };
+use crate::sink::http::HttpSink;
 use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions, check_columns};
 use crate::sink::{self, SinkError};
 use crate::status::Board;
 
-use super::changes;
+use super::{changes, targets};
 
 /// A reader schema that could not be had or used.
 #[derive(Debug, thiserror::Error)]
@@ -367,12 +368,15 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
             let all = problem(format!("sink `{}`: {what}", sink.name)).into_iter();
             problems.extend(all.map(|it| it.hint("aggregate where the rows are read, or append them")));
         }
+        if let Err(wrong) = targets::check_columns(&sink.target, &bound.schema(sink)) {
+            problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
+        }
         if let Some(options) = kafka_options(sink)
             && let Err(wrong) = check_columns(&bound.schema(sink), &options)
         {
             problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
         }
-        if matches!(&sink.target, Target::Files { format: FileFormat::Parquet, .. })
+        if matches!(&sink.target, Target::Files { format: FileFormat::Parquet(_), .. })
             && let Some((path, what)) = unfit_for_parquet(bound.schema(sink).fields())
         {
             let message = format!("sink `{}`: column `{path}` is {what}", sink.name);
@@ -513,9 +517,9 @@ pub fn sink(
             });
             let options = FileSinkOptions { root: path.clone(), claim, schema, roll: *roll, partitioning };
             let format: Box<dyn Format> = match format {
-                FileFormat::Parquet => Box::new(ParquetFormat),
-                FileFormat::JsonLines => Box::new(JsonLinesFormat),
-                FileFormat::Csv => Box::new(CsvFormat),
+                FileFormat::Parquet(options) => Box::new(ParquetFormat { options: options.clone() }),
+                FileFormat::JsonLines(compression) => Box::new(JsonLinesFormat { compression: *compression }),
+                FileFormat::Csv(compression) => Box::new(CsvFormat { compression: *compression }),
                 FileFormat::Avro { codec, record_name } => {
                     Box::new(AvroFormat { codec: *codec, record_name: record_name.clone() })
                 }
@@ -533,6 +537,7 @@ pub fn sink(
             let registry = around.registry.cloned();
             Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options, registry)?)
         }
+        Target::Http(options) => Box::new(HttpSink::new(plan.identity.clone(), options)?),
     })
 }
 

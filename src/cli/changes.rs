@@ -85,7 +85,7 @@ impl Taking {
 /// What a sink does with deletes if there are any.
 pub fn taking(bound: &Bound, sink: &Sink) -> Taking {
     match &sink.target {
-        Target::Files { .. } | Target::Console { .. } => Taking::LeftOut("it only appends"),
+        Target::Files { .. } | Target::Console { .. } | Target::Http(_) => Taking::LeftOut("it only appends"),
         Target::Kafka { topic: None, .. } => Taking::LeftOut("its rows name their topics"),
         Target::Kafka { .. } if !bound.is_of_records(sink) => {
             Taking::LeftOut("its view does not make each row of one record")

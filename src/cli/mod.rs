@@ -18,6 +18,7 @@ mod replay;
 mod run;
 mod standing;
 mod table;
+mod targets;
 mod types;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

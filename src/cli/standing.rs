@@ -104,7 +104,7 @@ impl Place {
             Self::Log { admission: Err(refusal), .. } => {
                 let path = match &seat.sink.target {
                     Target::Files { path, .. } => path.display().to_string(),
-                    Target::Console { .. } | Target::Kafka { .. } => String::new(),
+                    Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => String::new(),
                 };
                 Some((format!("`{path}` {refusal}"), Some(refusal.remedy(&seat.claim))))
             }
@@ -232,7 +232,7 @@ impl Ground {
                     hint: error.hint().map(|hint| hint.into_owned()),
                 },
             },
-            Target::Console { .. } | Target::Kafka { .. } => Place::Group,
+            Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => Place::Group,
         };
         let positions = match &place {
             Place::Group => self.group_positions(sink, group, topics),

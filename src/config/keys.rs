@@ -3,6 +3,10 @@
 //! A key that is not here does not exist: the reader refuses it, the JSON Schema does not offer it, and
 //! `docs/routes.md` does not list it. What does not work yet is therefore not here.
 
+mod targets;
+
+pub use targets::{AVRO_FILES, DEAD_LETTER_FILES, FILES, HTTP, PARQUET, PARQUET_COLUMN, ROLL, ROW_GROUP};
+
 /// A mapping with fixed keys.
 #[derive(Debug)]
 pub struct Scope {
@@ -187,7 +191,7 @@ pub static SCHEMA_REGISTRY: Scope = Scope {
 };
 
 pub static BASIC_AUTH: Scope = Scope {
-    name: "schema_registry.basic_auth",
+    name: "basic_auth",
     about: "HTTP basic authentication. Take the password from `${VAR}` or `${file:path}`.",
     keys: &[
         required("username", Kind::Text, "The user, or an API key."),
@@ -345,9 +349,15 @@ pub static SINK: Scope = Scope {
             "",
             "Where this sink begins, as a route's `start:`. For a sink that is added to a route: without it, it begins where the others stand; with it, it catches up beside them. Afterwards its stored position decides.",
         ),
-        key("parquet", Kind::Scope(&FILES), "", "Parquet files (Snappy) in a directory, exactly once."),
+        key("parquet", Kind::Scope(&PARQUET), "", "Parquet files in a directory, exactly once."),
         key("console", Kind::Scope(&CONSOLE), "", "The first rows of every batch on the screen."),
         key("kafka", Kind::Scope(&KAFKA_SINK), "", "Records of a Kafka topic, at least once."),
+        key(
+            "http",
+            Kind::Scope(&HTTP),
+            "",
+            "Requests to a server, at least once, each row with a key that stays the same.",
+        ),
         key("jsonl", Kind::Scope(&FILES), "", "JSON Lines files in a directory, exactly once."),
         key(
             "csv",
@@ -454,65 +464,6 @@ pub static WRITTEN: Scope = Scope {
             Kind::Choice(&["true", "false"]),
             "false",
             "Write with the newest schema of the subject, as it is at the start; columns are matched by name. Nothing is registered.",
-        ),
-    ],
-};
-
-const PARTITION_BY: Key = key(
-    "partition_by",
-    Kind::Sql,
-    "",
-    "Directories by value below `path`, as Hive names them: `{day: \"to_date(created_at)\", country: country}` gives `day=2026-11-01/country=CH/`. One to eight names, outermost first, each with an SQL expression over a row. A column with the name of a partition is left out of the files: readers take it from the directory.",
-);
-
-macro_rules! file_keys {
-    ($($own:expr),* $(,)?) => {
-        &[
-            required("path", Kind::Text, "The directory, relative to the working directory."),
-            $($own,)*
-            key("roll", Kind::Scope(&ROLL), "", "When open files are closed and committed: whichever limit is reached first."),
-        ]
-    };
-}
-
-pub static FILES: Scope = Scope {
-    name: "parquet, jsonl, csv",
-    about: "Files of one format in a directory. Readers glob `path/**/*.parquet` (`.jsonl`, `.csv`); `_sidestream/` holds the commit log.",
-    keys: file_keys!(PARTITION_BY),
-};
-
-pub static AVRO_FILES: Scope = Scope {
-    name: "avro",
-    about: "Avro object container files in a directory, with a schema that is made of the columns. Readers glob `path/**/*.avro`; `_sidestream/` holds the commit log.",
-    keys: file_keys!(
-        key(
-            "codec",
-            Kind::Choice(&["none", "deflate", "snappy", "zstd"]),
-            "snappy",
-            "How blocks are compressed.",
-        ),
-        key("record_name", Kind::Text, "Value", "The name of the record, with its namespace: `shop.Order`."),
-        PARTITION_BY,
-    ),
-};
-
-pub static DEAD_LETTER_FILES: Scope = Scope {
-    name: "dead_letters.<name>.jsonl",
-    about: "JSON Lines files for dead letters.",
-    keys: file_keys!(),
-};
-
-pub static ROLL: Scope = Scope {
-    name: "roll",
-    about: "Limits of a file. Reaching one closes and commits all open files of the sink.",
-    keys: &[
-        key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
-        key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),
-        key(
-            "max_age",
-            Kind::Duration,
-            "5m",
-            "How long rows stay out of sight, and lag stays above 0, at most.",
         ),
     ],
 };

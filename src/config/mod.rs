@@ -9,7 +9,9 @@
 
 mod envelope;
 mod expand;
+mod file_format;
 mod form;
+mod http;
 mod kafka;
 mod kafka_sink;
 pub mod keys;

@@ -1,5 +1,7 @@
 //! What the engine runs: validated, complete, without options where a default exists.
 
+mod target;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,6 +11,11 @@ use crate::model::{Start, StartHash, TopicName};
 
 use super::topics::Topics;
 use super::tree::Content;
+
+pub use target::{
+    Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Statistics,
+    TextCompression,
+};
 
 /// The whole file.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +42,7 @@ impl Plan {
         for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
                 Target::Files { path, .. } => *path = root.join(path.as_path()),
-                Target::Kafka { .. } | Target::Console { .. } => {}
+                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => {}
             }
         }
     }
@@ -375,6 +382,8 @@ pub enum Target {
     Console { rows_max: usize },
     /// Records of a topic; a `topic` column says which where this does not.
     Kafka { topic: Option<TopicName>, key: Option<Written>, value: Option<Written> },
+    /// Requests to a server.
+    Http(Http),
 }
 
 /// What a record's key or value is made of, where a kafka sink says so.
@@ -429,9 +438,9 @@ pub enum SchemaSource {
 /// How rows become bytes of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileFormat {
-    Parquet,
-    JsonLines,
-    Csv,
+    Parquet(ParquetOptions),
+    JsonLines(TextCompression),
+    Csv(TextCompression),
     Avro { codec: AvroCodec, record_name: String },
 }
 
@@ -467,14 +476,14 @@ impl Target {
     pub fn has_own_store(&self) -> bool {
         match self {
             Self::Files { .. } => true,
-            Self::Console { .. } | Self::Kafka { .. } => false,
+            Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
         }
     }
 
     /// Does a row replace the one that has its key? What is not one row for one record would replace too much.
     pub fn is_upsert(&self) -> bool {
         match self {
-            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } => false,
+            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
         }
     }
 
@@ -483,7 +492,7 @@ impl Target {
         let is_registered = |written: &Written| matches!(written.form, WrittenForm::Registered(_));
         match self {
             Self::Kafka { key, value, .. } => key.iter().chain(value).any(is_registered),
-            Self::Files { .. } | Self::Console { .. } => false,
+            Self::Files { .. } | Self::Console { .. } | Self::Http(_) => false,
         }
     }
 
@@ -493,6 +502,9 @@ impl Target {
             Self::Console { .. } => "a convenience: rows may be shown again",
             Self::Kafka { .. } => {
                 "at least once: every row is with the broker before the position moves; rows come again after a crash"
+            }
+            Self::Http(_) => {
+                "at least once: every row is answered with 2xx before the position moves; rows come again under the same keys"
             }
             Self::Files { .. } => {
                 "exactly once: files and positions are one entry of the directory's commit log"

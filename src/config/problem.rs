@@ -46,7 +46,7 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
 
 /// A line as it may be shown: values of keys that hold secrets are left out.
 fn redact(line: &str) -> String {
-    const SECRET: [&str; 6] = ["password", "secret", "token", "sasl.", "key.pem", "_auth"];
+    const SECRET: [&str; 7] = ["password", "secret", "token", "sasl.", "key.pem", "_auth", "headers:"];
     let lower = line.to_ascii_lowercase();
     // `https://user:password@host`.
     let authority = lower.split_once("://").and_then(|(_, rest)| rest.split(['/', ' ']).next());

@@ -219,7 +219,7 @@ fn context_path(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Stri
     Some(format!("/contexts/:.{name}:"))
 }
 
-fn login(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login> {
+pub fn login(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login> {
     let basic = basic_auth(mapping, context);
     let token = mapping.secret("bearer_token", context);
     let place = mapping.place("bearer_token");
@@ -243,7 +243,7 @@ fn basic_auth(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Login>
     Some(Login::Basic { username: username?, password: password? })
 }
 
-fn client_certificate(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ClientCertificate> {
+pub fn client_certificate(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ClientCertificate> {
     let names = ["client_cert_file", "client_key_file"];
     let [certificate, key] = names.map(|name| input_file(name, mapping, context));
     for (name, other) in [(names[0], names[1]), (names[1], names[0])] {
@@ -255,7 +255,7 @@ fn client_certificate(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Optio
 }
 
 /// A file that is read, relative to `routes.yaml`. What is in it is looked at by who needs it.
-fn input_file(name: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<PathBuf> {
+pub fn input_file(name: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<PathBuf> {
     let given = mapping.text(name, context)?;
     let path = context.environment.root().join(given);
     if !path.is_file() {

@@ -128,7 +128,9 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
         let (what, place) = match &sink.target {
             Target::Files { path, .. } => ("path", path.display().to_string()),
             Target::Kafka { topic: Some(topic), .. } => ("topic", topic.to_string()),
-            Target::Kafka { topic: None, .. } | Target::Console { .. } => ("topic", String::new()),
+            Target::Kafka { topic: None, .. } | Target::Console { .. } | Target::Http(_) => {
+                ("topic", String::new())
+            }
         };
         let adopt = sink.adopt.as_deref().map(template::placeholders).unwrap_or_default();
         let used = template::placeholders(&place).into_iter().chain(template::placeholders(&sink.identity));
@@ -491,7 +493,7 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                         format!("topic `{topic}` is read by a route: what is written would come back");
                     context.problem(span, message);
                 }
-                Target::Kafka { .. } | Target::Console { .. } => {}
+                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => {}
             }
             if let Some(other) = identities.insert(&sink.identity, own) {
                 let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);

@@ -2,12 +2,11 @@
 
 use std::path::PathBuf;
 
-use super::Problem;
-use super::kafka_sink;
 use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
-use super::plan::{AvroCodec, FileFormat, PartitionBy, Roll, Sink, Target, View};
+use super::plan::{AvroCodec, FileFormat, PartitionBy, Roll, Sink, Target, TextCompression, View};
 use super::route::{check_name, start};
+use super::{Problem, file_format, http, kafka_sink};
 use crate::model::{StartHash, TopicName};
 
 use super::tree::{Key, Node, Span, Value};
@@ -51,7 +50,8 @@ fn read(
     let adopt = mapping.text("adopt", context);
     let is_shared = mapping.choice("shared", context) == "true";
     let start = start(&mapping, context);
-    let target = target(key, &mapping, context);
+    let view = from.flatten().map_or("batch", |view| views[view].name.as_str());
+    let target = target(key, view, &mapping, context);
     if let Some(target) = &target {
         check_owner_keys(key, &mapping, target, context);
     }
@@ -144,12 +144,13 @@ fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
 fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let files = mapping.nested("jsonl", &keys::DEAD_LETTER_FILES, context)?;
     let (path, roll) = directory(&files, context)?;
-    Some(Target::Files { format: FileFormat::JsonLines, path, partition_by: Vec::new(), roll })
+    let format = FileFormat::JsonLines(TextCompression::None);
+    Some(Target::Files { format, path, partition_by: Vec::new(), roll })
 }
 
 /// The one kind of target that is given.
-fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    const KINDS: [&str; 6] = ["console", "jsonl", "csv", "avro", "parquet", "kafka"];
+fn target(key: &Key, view: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    const KINDS: [&str; 7] = ["console", "jsonl", "csv", "avro", "parquet", "kafka", "http"];
     let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.names(name)).collect();
     let name = match given.as_slice() {
         [one] => *one,
@@ -165,24 +166,29 @@ fn target(key: &Key, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
         }
     };
     match name {
-        "parquet" => files(name, FileFormat::Parquet, mapping, context),
-        "jsonl" => files(name, FileFormat::JsonLines, mapping, context),
-        "csv" => files(name, FileFormat::Csv, mapping, context),
+        "parquet" | "jsonl" | "csv" => files(name, mapping, context),
         "avro" => avro_files(mapping, context),
         "console" => {
             let console = mapping.nested(name, &keys::CONSOLE, context)?;
             let rows_max = usize::try_from(console.integer("max_rows", context)?).ok()?;
             Some(Target::Console { rows_max })
         }
+        "http" => http::read(mapping, view, context).map(Target::Http),
         _ => kafka(mapping, context),
     }
 }
 
-fn files(name: &str, format: FileFormat, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    let files = mapping.nested(name, &keys::FILES, context)?;
+fn files(name: &'static str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let scope = if name == "parquet" { &keys::PARQUET } else { &keys::FILES };
+    let files = mapping.nested(name, scope, context)?;
     let partition_by = partition_by(&files, context);
+    let format = match name {
+        "parquet" => file_format::parquet(&files, context).map(FileFormat::Parquet),
+        "jsonl" => file_format::text(&files, context).map(FileFormat::JsonLines),
+        _ => file_format::text(&files, context).map(FileFormat::Csv),
+    };
     let (path, roll) = directory(&files, context)?;
-    Some(Target::Files { format, path, partition_by, roll })
+    Some(Target::Files { format: format?, path, partition_by, roll })
 }
 
 fn avro_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {

@@ -121,7 +121,7 @@ impl Route {
         sinks
             .filter_map(|sink| match &sink.target {
                 Target::Kafka { topic, .. } => topic.clone(),
-                Target::Files { .. } | Target::Console { .. } => None,
+                Target::Files { .. } | Target::Console { .. } | Target::Http(_) => None,
             })
             .collect()
     }
@@ -179,7 +179,7 @@ impl Filler<'_> {
                 }
                 *topic = TopicName::new(&filled);
             }
-            Target::Kafka { topic: None, .. } | Target::Console { .. } => {}
+            Target::Kafka { topic: None, .. } | Target::Console { .. } | Target::Http(_) => {}
         }
         Ok(())
     }

@@ -19,6 +19,9 @@ pub struct Batch {
     /// For each row, the number of its record among those of the batch, ascending. `None` where rows are not
     /// made of one record each (an aggregate), or nobody asked.
     pub origins: Option<Arc<[u32]>>,
+    /// The offset of each record of the batch, in the order of the moves, of which each has its number of them. `None`
+    /// if nobody asked.
+    pub offsets: Option<Arc<[i64]>>,
     /// Keys that are gone, for sinks that update by key; the others have nothing to do with them.
     pub deletes: Deletes,
 }
@@ -26,7 +29,7 @@ pub struct Batch {
 impl Batch {
     /// Rows that nobody has to take apart.
     pub fn of_rows(moves: Vec<Move>, rows: RecordBatch) -> Self {
-        Self { moves, rows, origins: None, deletes: Deletes::default() }
+        Self { moves, rows, origins: None, offsets: None, deletes: Deletes::default() }
     }
 }
 

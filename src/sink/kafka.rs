@@ -657,6 +657,7 @@ mod tests {
             moves: Vec::new(),
             rows: RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty())),
             origins: Some(Arc::default()),
+            offsets: None,
             deletes: crate::model::Deletes { origins: vec![0, 1], keys: Some(keys.clone()) },
         };
         for (part, of, key, expected) in [

@@ -6,6 +6,7 @@
 pub mod console;
 mod error;
 pub mod file;
+pub mod http;
 pub mod kafka;
 mod pending;
 
@@ -58,6 +59,12 @@ pub trait Sink: Send {
 
     /// Does it take the keys that are gone? Then batches have them, and the origins of their rows.
     fn takes_deletes(&self) -> bool {
+        false
+    }
+
+    /// Does it tell rows apart by the places of their records? Then batches have the origins of rows and the offsets of
+    /// records. It does not take deletes.
+    fn takes_places(&self) -> bool {
         false
     }
 

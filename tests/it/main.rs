@@ -47,6 +47,9 @@ mod protobuf;
 /// JSON Schemas from the registry, and schemas named by headers.
 mod json_schema;
 
+/// Rows in requests to a server.
+mod http;
+
 /// Types without an Arrow form, and validation.
 mod types;
 

@@ -353,6 +353,7 @@ fn consequences(steps: &[Step<'_>]) -> Vec<String> {
                 Target::Files { .. } => "files that are there stay, so their rows will be there twice",
                 Target::Kafka { .. } => "their rows are written to the topic again",
                 Target::Console { .. } => "their rows are shown again",
+                Target::Http(_) => "their rows are sent again, under the same keys",
             };
             told.push(format!("{route}, sink {sink}: {again} offsets are read again; {what}\n"));
         }

@@ -56,7 +56,17 @@ pub fn batch(
         return Ok(Batch::of_rows(moves, rows.rows));
     }
     let rows = rows.only(|origin| deletes.origins.binary_search(&origin).is_err())?;
-    Ok(Batch { moves, rows: rows.rows, origins: rows.origins, deletes: deletes.clone() })
+    Ok(Batch { moves, rows: rows.rows, origins: rows.origins, offsets: None, deletes: deletes.clone() })
+}
+
+/// What a sink is given that tells rows apart by their records; `offsets` are those of all records of the batch.
+pub fn placed(moves: Vec<Move>, rows: Option<Traced>, offsets: &Arc<[i64]>) -> Batch {
+    match rows {
+        Some(Traced { rows, origins }) => {
+            Batch { moves, rows, origins, offsets: Some(offsets.clone()), deletes: Deletes::default() }
+        }
+        None => Batch::of_rows(moves, RecordBatch::new_empty(Arc::new(Schema::empty()))),
+    }
 }
 
 /// The records of a batch of `count` that became nothing: no row, no delete, no bad record.
@@ -117,6 +127,15 @@ mod tests {
         assert!(appends.deletes.keys.is_none());
         let empty = batch(Vec::new(), None, &deletes, true).unwrap();
         assert_eq!((empty.rows.num_rows(), empty.deletes.origins.len()), (0, 1));
+    }
+
+    #[test]
+    fn rows_are_told_apart_by_their_records() {
+        let offsets: Arc<[i64]> = [10, 12, 13].into();
+        let traced = Traced { rows: rows(2), origins: Some([0, 2].into()) };
+        let batch = placed(Vec::new(), Some(traced), &offsets);
+        assert_eq!((batch.origins.as_deref(), batch.offsets), (Some(&[0, 2][..]), Some(offsets.clone())));
+        assert_eq!(placed(Vec::new(), None, &offsets).rows.num_rows(), 0);
     }
 
     #[test]

@@ -318,7 +318,13 @@ impl Lane {
     /// Writes to every sink of the batch; `true` if all of them took it.
     async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
         let moves = self.moves(taken);
-        let is_traced = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_deletes());
+        let takes_deletes = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_deletes());
+        let takes_places = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_places());
+        let is_traced = takes_deletes || takes_places;
+        let offsets: Arc<[i64]> = match takes_places {
+            true => taken.records().map(|record| record.offset()).collect(),
+            false => Arc::default(),
+        };
         let input = match changes::input(&ready.rows, &ready.origins, &ready.gone, is_traced) {
             Ok(input) => input,
             Err(error) => return self.misfit(&error).await,
@@ -365,8 +371,13 @@ impl Lane {
                 Feed::Fields => changes::fields(&input, value_count).map(Some),
             };
             let takes_deletes = self.parts.sinks[index].sink.takes_deletes();
-            let batch =
-                rows.and_then(|rows| changes::batch(moves.clone(), rows, &ready.deletes, takes_deletes));
+            let takes_places = self.parts.sinks[index].sink.takes_places();
+            let batch = rows.and_then(|rows| {
+                if takes_places {
+                    return Ok(changes::placed(moves.clone(), rows, &offsets));
+                }
+                changes::batch(moves.clone(), rows, &ready.deletes, takes_deletes)
+            });
             let batch = match batch {
                 Ok(batch) => batch,
                 Err(error) => return self.misfit(&error).await,

@@ -58,6 +58,10 @@ impl Format for AvroFormat {
         "avro"
     }
 
+    fn open_bytes(&self) -> usize {
+        BUFFER_BYTES
+    }
+
     fn begin(&self, file: File, schema: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
         let (text, writer) = Self::writer(schema, &self.record_name).map_err(io::Error::other)?;
         let sync = Uuid::new_v4().into_bytes();

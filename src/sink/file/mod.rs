@@ -34,7 +34,7 @@ use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicN
 pub use accounts::{Account, Admission, Claim, Refusal};
 pub use avro::AvroFormat;
 pub use entry::Owner;
-pub use parquet::{ParquetFormat, parquet_type};
+pub use parquet::{ParquetFormat, check_columns, parquet_type};
 pub use partition::Partitioning;
 pub use survey::{Survey, reset};
 pub use text::{CsvFormat, JsonLinesFormat};
@@ -49,6 +49,8 @@ use partition::PartitionError;
 pub trait Format: Send + std::fmt::Debug {
     /// File name extension, without the dot.
     fn extension(&self) -> &'static str;
+    /// Bytes that an open file holds in memory and that nothing [relieves](RowWriter::relieve), roughly.
+    fn open_bytes(&self) -> usize;
     /// # Errors
     /// If the schema has a type the format cannot hold, or the file cannot be written.
     fn begin(&self, file: File, schema: &SchemaRef) -> io::Result<Box<dyn RowWriter>>;

@@ -21,6 +21,8 @@ use super::{Format, RowWriter, names};
 const LIMITS: Limits = Limits {
     // Each is a file handle, of which a process often has 1024, and buffers: 256 KiB for text.
     open: 64,
+    // One file that is compressed well takes 18 MiB, and there should be some.
+    open_bytes: 64 << 20,
     // A commit links and syncs each of them, and all are one entry of the log.
     finished: 1000,
     // One row group of a single Parquet file: readers fetch it as a whole.
@@ -31,6 +33,8 @@ const LIMITS: Limits = Limits {
 struct Limits {
     /// Open files. One that was not written to for the longest time makes room for another.
     open: usize,
+    /// Bytes that open files take by being open: fewer of them where each takes much, but always one.
+    open_bytes: usize,
     /// Finished files: a commit is due from here on. The batch that gets there is written as a whole.
     finished: usize,
     /// Bytes that formats hold back, of all open files together.
@@ -66,12 +70,13 @@ struct OpenFile {
 impl OpenFiles {
     /// Files of `format` with rows of `schema`.
     pub fn new(root: PathBuf, format: Box<dyn Format>, schema: SchemaRef, roll: Roll) -> Self {
+        let open = (LIMITS.open_bytes / format.open_bytes().max(1)).clamp(1, LIMITS.open);
         Self {
             root,
             format,
             schema,
             roll,
-            limits: LIMITS,
+            limits: Limits { open, ..LIMITS },
             mark: None,
             open: BTreeMap::new(),
             finished: Vec::new(),
@@ -232,7 +237,11 @@ mod tests {
     #[derive(Debug, Clone, Default)]
     struct Holding {
         relieved: Arc<Mutex<Vec<usize>>>,
+        open_bytes: usize,
     }
+
+    const UNLIMITED: Limits =
+        Limits { open: usize::MAX, open_bytes: usize::MAX, finished: usize::MAX, held_bytes: usize::MAX };
 
     struct HoldingWriter {
         file: File,
@@ -243,6 +252,10 @@ mod tests {
     impl Format for Holding {
         fn extension(&self) -> &'static str {
             "txt"
+        }
+
+        fn open_bytes(&self) -> usize {
+            self.open_bytes
         }
 
         fn begin(&self, file: File, _: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
@@ -318,7 +331,7 @@ mod tests {
 
     #[test]
     fn the_file_that_rested_longest_makes_room_and_many_finished_ones_are_due() {
-        let mut bench = bench(Limits { open: 2, finished: 3, held_bytes: usize::MAX }, None);
+        let mut bench = bench(Limits { open: 2, finished: 3, ..UNLIMITED }, None);
         let files = &mut bench.files;
         for directory in ["p=a", "p=b", "p=a", "p=c"] {
             write(files, directory, 1);
@@ -337,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_full_file_is_due_also_when_it_had_to_make_room() {
-        let mut bench = bench(Limits { open: 1, finished: 9, held_bytes: usize::MAX }, Some(4));
+        let mut bench = bench(Limits { open: 1, finished: 9, ..UNLIMITED }, Some(4));
         let files = &mut bench.files;
         write(files, "p=a", 3);
         assert!(!files.is_due());
@@ -352,8 +365,18 @@ mod tests {
     }
 
     #[test]
+    fn fewer_files_are_open_where_each_takes_much() {
+        for (open_bytes, expected) in [(0, 64), (1 << 20, 64), (20 << 20, 3), (1 << 30, 1)] {
+            let format = Holding { open_bytes, ..Holding::default() };
+            let roll = Roll { bytes_max: 1, rows_max: None, age_max: Duration::from_secs(1) };
+            let files = OpenFiles::new(PathBuf::new(), Box::new(format), rows(0).schema(), roll);
+            assert_eq!(files.limits.open, expected, "{open_bytes}");
+        }
+    }
+
+    #[test]
     fn what_all_files_hold_back_is_bounded_and_the_fullest_gives_way() {
-        let mut bench = bench(Limits { open: 9, finished: 9, held_bytes: 10 }, None);
+        let mut bench = bench(Limits { open: 9, finished: 9, held_bytes: 10, ..UNLIMITED }, None);
         for (directory, count) in [("p=a", 4), ("p=b", 5), ("p=a", 1), ("p=c", 3), ("p=c", 2)] {
             write(&mut bench.files, directory, count);
         }

@@ -3,27 +3,106 @@
 use std::fs::File;
 use std::io;
 
-use arrow::datatypes::{Field, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowLeafColumn, ArrowRowGroupWriterFactory, compute_leaves,
 };
 use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
-use parquet::basic::Compression;
+use parquet::basic::{Compression, GzipLevel, Type, ZstdLevel};
 use parquet::errors::ParquetError;
-use parquet::file::properties::WriterProperties;
+use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::printer::print_schema;
 
 use super::{Format, RowWriter};
+use crate::config::plan::{ParquetCompression, ParquetOptions, Statistics};
 use crate::cores;
 
-/// Readers skip and spread work by row groups; this is what Arrow's own writer ends them at.
-const GROUP_ROWS_MAX: usize = 1 << 20;
-
-/// `parquet:` of a sink. Snappy, as Spark writes by default.
+/// `parquet:` of a sink.
 #[derive(Debug)]
-pub struct ParquetFormat;
+pub struct ParquetFormat {
+    pub options: ParquetOptions,
+}
+
+/// What is wrong with the columns that the options name, if anything. `partitions` are those that are not in the files.
+///
+/// # Errors
+/// The problem, for the reader of the file.
+pub fn check_columns(schema: &Schema, partitions: &[&str], options: &ParquetOptions) -> Result<(), String> {
+    for (name, column) in &options.columns {
+        let Ok(field) = schema.field_with_name(name) else {
+            return Err(format!("`columns` names `{name}`, and there is no such column"));
+        };
+        if partitions.contains(&name.as_str()) {
+            return Err(format!("`columns` names `{name}`, which is a partition and not in the files"));
+        }
+        if column.has_bloom_filter && !may_filter(field.data_type()) {
+            return Err(format!("column `{name}` holds only booleans, for which there is no bloom filter"));
+        }
+    }
+    Ok(())
+}
+
+/// Is there anything in a column that a bloom filter can be made of?
+fn may_filter(data_type: &DataType) -> bool {
+    match data_type {
+        DataType::Boolean | DataType::Null => false,
+        DataType::Struct(fields) => fields.iter().any(|field| may_filter(field.data_type())),
+        DataType::List(item) | DataType::LargeList(item) | DataType::Map(item, _) => {
+            may_filter(item.data_type())
+        }
+        _ => true,
+    }
+}
+
+fn compression(compression: ParquetCompression) -> Result<Compression, ParquetError> {
+    Ok(match compression {
+        ParquetCompression::None => Compression::UNCOMPRESSED,
+        ParquetCompression::Snappy => Compression::SNAPPY,
+        // What the format first called LZ4 was never the same in two implementations.
+        ParquetCompression::Lz4 => Compression::LZ4_RAW,
+        ParquetCompression::Gzip(level) => Compression::GZIP(GzipLevel::try_new(level)?),
+        ParquetCompression::Zstd(level) => Compression::ZSTD(ZstdLevel::try_new(level)?),
+    })
+}
+
+fn statistics(statistics: Statistics) -> EnabledStatistics {
+    match statistics {
+        Statistics::None => EnabledStatistics::None,
+        Statistics::Group => EnabledStatistics::Chunk,
+        Statistics::Page => EnabledStatistics::Page,
+    }
+}
+
+fn properties(options: &ParquetOptions, schema: &Schema) -> Result<WriterProperties, ParquetError> {
+    let mut properties = WriterProperties::builder()
+        .set_compression(compression(options.compression)?)
+        .set_dictionary_enabled(options.has_dictionary)
+        .set_statistics_enabled(statistics(options.statistics))
+        // Row groups are ended below; filters are made for this number of values.
+        .set_max_row_group_row_count(Some(options.group_rows_max))
+        .set_created_by(concat!("sidestream ", env!("CARGO_PKG_VERSION")).to_owned());
+    if options.columns.is_empty() {
+        return Ok(properties.build());
+    }
+    for leaf in ArrowSchemaConverter::new().convert(schema)?.columns() {
+        let path = leaf.path();
+        let Some(column) = path.parts().first().and_then(|name| options.columns.get(name)) else {
+            continue;
+        };
+        if let Some(has_dictionary) = column.has_dictionary {
+            properties = properties.set_column_dictionary_enabled(path.clone(), has_dictionary);
+        }
+        if let Some(level) = column.statistics {
+            properties = properties.set_column_statistics_enabled(path.clone(), statistics(level));
+        }
+        if column.has_bloom_filter && leaf.physical_type() != Type::BOOLEAN {
+            properties = properties.set_column_bloom_filter_enabled(path.clone(), true);
+        }
+    }
+    Ok(properties.build())
+}
 
 /// What a column is in a file, in Parquet's words: for the table of types.
 ///
@@ -47,15 +126,25 @@ impl Format for ParquetFormat {
         "parquet"
     }
 
+    /// Filters are as large from the beginning as they may have to be: at most two bytes for each row.
+    fn open_bytes(&self) -> usize {
+        let filters = self.options.columns.values().filter(|column| column.has_bloom_filter).count();
+        (256 << 10) + filters.saturating_mul(self.options.group_rows_max).saturating_mul(2)
+    }
+
     fn begin(&self, file: File, schema: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
-        let properties = WriterProperties::builder()
-            .set_compression(Compression::SNAPPY)
-            .set_created_by(concat!("sidestream ", env!("CARGO_PKG_VERSION")).to_owned())
-            .build();
+        let properties = properties(&self.options, schema)?;
         // It also puts the Arrow schema into the file.
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties))?;
         let (writer, factory) = writer.into_serialized_writer()?;
-        Ok(Box::new(ParquetWriter { writer, factory, schema: schema.clone(), columns: Vec::new(), rows: 0 }))
+        Ok(Box::new(ParquetWriter {
+            writer,
+            factory,
+            schema: schema.clone(),
+            group_rows_max: self.options.group_rows_max,
+            columns: Vec::new(),
+            rows: 0,
+        }))
     }
 }
 
@@ -63,6 +152,7 @@ struct ParquetWriter {
     writer: SerializedFileWriter<File>,
     factory: ArrowRowGroupWriterFactory,
     schema: SchemaRef,
+    group_rows_max: usize,
     /// The leaf columns of the open row group; none if there is none.
     columns: Vec<ArrowColumnWriter>,
     /// Of the open row group.
@@ -104,10 +194,10 @@ impl RowWriter for ParquetWriter {
     fn write(&mut self, rows: &RecordBatch) -> io::Result<()> {
         let mut at = 0;
         while at < rows.num_rows() {
-            let count = (rows.num_rows() - at).min(GROUP_ROWS_MAX - self.rows);
+            let count = (rows.num_rows() - at).min(self.group_rows_max - self.rows);
             self.append(&rows.slice(at, count))?;
             at += count;
-            if self.rows >= GROUP_ROWS_MAX {
+            if self.rows >= self.group_rows_max {
                 self.close_group()?;
             }
         }
@@ -135,13 +225,143 @@ impl RowWriter for ParquetWriter {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
-    use arrow::array::{ArrayRef, Int64Array, ListArray, StringArray};
-    use arrow::datatypes::{DataType, Int64Type, TimeUnit};
+    use arrow::array::{ArrayRef, BooleanBuilder, Int64Array, ListArray, ListBuilder, StringArray};
+    use arrow::datatypes::{Int64Type, TimeUnit};
     use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+    use parquet::file::properties::ReaderProperties;
+    use parquet::file::reader::{FileReader, SerializedFileReader};
+    use parquet::file::serialized_reader::ReadOptionsBuilder;
 
     use super::*;
+    use crate::config::plan::ParquetColumn;
+
+    fn options() -> ParquetOptions {
+        ParquetOptions {
+            compression: ParquetCompression::Snappy,
+            group_rows_max: 1 << 20,
+            has_dictionary: true,
+            statistics: Statistics::Page,
+            columns: BTreeMap::new(),
+        }
+    }
+
+    /// A file of `options` with 2,500 rows, in two batches.
+    fn written(options: ParquetOptions, dir: &tempfile::TempDir) -> SerializedFileReader<File> {
+        let item = Field::new_list_field(DataType::Boolean, true);
+        let schema = Arc::new(Schema::new(vec![
+            Field::new("id", DataType::Int64, false),
+            Field::new("name", DataType::Utf8, true),
+            Field::new_list("flags", item, true),
+        ]));
+        let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..2500));
+        let names: ArrayRef =
+            Arc::new((0..2500).map(|id| Some(format!("n{}", id % 9))).collect::<StringArray>());
+        let mut flags = ListBuilder::new(BooleanBuilder::new());
+        for id in 0..2500 {
+            flags.values().append_value(id % 2 == 0);
+            flags.append(true);
+        }
+        let columns: Vec<ArrayRef> = vec![ids, names, Arc::new(flags.finish())];
+        let rows = RecordBatch::try_new(schema.clone(), columns).unwrap();
+        let path = dir.path().join("x.parquet");
+        let format = ParquetFormat { options };
+        let mut writer = format.begin(File::create(&path).unwrap(), &schema).unwrap();
+        writer.write(&rows.slice(0, 700)).unwrap();
+        writer.write(&rows.slice(700, 1800)).unwrap();
+        writer.finish().unwrap();
+        let read = ParquetRecordBatchReaderBuilder::try_new(File::open(&path).unwrap()).unwrap();
+        let read: Vec<RecordBatch> = read.build().unwrap().map(Result::unwrap).collect();
+        assert_eq!(arrow::compute::concat_batches(&schema, &read).unwrap(), rows);
+        let properties = ReaderProperties::builder().set_read_bloom_filter(true).build();
+        let options = ReadOptionsBuilder::new().with_reader_properties(properties).build();
+        SerializedFileReader::new_with_options(File::open(&path).unwrap(), options).unwrap()
+    }
+
+    #[test]
+    fn every_codec_is_in_the_file_and_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        for (codec, expected) in [
+            (ParquetCompression::None, "UNCOMPRESSED"),
+            (ParquetCompression::Snappy, "SNAPPY"),
+            (ParquetCompression::Lz4, "LZ4_RAW"),
+            (ParquetCompression::Gzip(9), "GZIP"),
+            (ParquetCompression::Zstd(1), "ZSTD"),
+        ] {
+            let reader = written(ParquetOptions { compression: codec, ..options() }, &dir);
+            for column in reader.metadata().row_group(0).columns() {
+                let shown = format!("{:?}", column.compression_codec());
+                assert!(shown.starts_with(expected), "{codec:?}: {shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn columns_have_the_options_that_name_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let filtered = ParquetColumn { has_dictionary: None, statistics: None, has_bloom_filter: true };
+        let bare = ParquetColumn {
+            has_dictionary: Some(false),
+            statistics: Some(Statistics::None),
+            has_bloom_filter: false,
+        };
+        let columns = BTreeMap::from([("id".to_owned(), filtered), ("flags".to_owned(), bare)]);
+        let chosen = ParquetOptions { group_rows_max: 1000, columns, ..options() };
+        let reader = written(chosen, &dir);
+        let groups = reader.metadata().row_groups();
+        assert_eq!(groups.iter().map(|group| group.num_rows()).collect::<Vec<_>>(), [1000, 1000, 500]);
+        for (number, group) in groups.iter().enumerate() {
+            let [id, name, flags] = group.columns() else { panic!() };
+            assert!(id.bloom_filter_offset().is_some() && name.bloom_filter_offset().is_none());
+            assert!(id.statistics().is_some() && name.statistics().is_some() && flags.statistics().is_none());
+            assert!(name.dictionary_page_offset().is_some() && flags.dictionary_page_offset().is_none());
+            let of_group = reader.get_row_group(number).unwrap();
+            let filter = of_group.get_column_bloom_filter(0).unwrap();
+            let first = number as i64 * 1000;
+            assert!(filter.check(&first) && filter.check(&(first + 499)));
+            // One in twenty of the others may seem to be there.
+            let seen = (10_000..11_000_i64).filter(|other| filter.check(other)).count();
+            assert!(seen < 200, "{seen}");
+        }
+        let plain = written(
+            ParquetOptions { has_dictionary: false, statistics: Statistics::Group, ..options() },
+            &dir,
+        );
+        for column in plain.metadata().row_group(0).columns() {
+            assert!(column.dictionary_page_offset().is_none() && column.statistics().is_some());
+            assert!(column.column_index_offset().is_none());
+        }
+        let default = written(options(), &dir);
+        assert!(default.metadata().row_group(0).column(0).column_index_offset().is_some());
+    }
+
+    #[test]
+    fn named_columns_have_to_be_there() {
+        let schema = Schema::new(vec![
+            Field::new("id", DataType::Int64, false),
+            Field::new("is_new", DataType::Boolean, false),
+        ]);
+        let problem = |name: &str, partitions: &[&str]| {
+            let column = ParquetColumn { has_dictionary: None, statistics: None, has_bloom_filter: true };
+            let columns = BTreeMap::from([(name.to_owned(), column)]);
+            check_columns(&schema, partitions, &ParquetOptions { columns, ..options() })
+        };
+        assert_eq!(problem("id", &[]), Ok(()));
+        assert!(problem("idd", &[]).unwrap_err().contains("there is no such column"));
+        assert!(problem("id", &["id"]).unwrap_err().contains("is a partition"));
+        assert!(problem("is_new", &[]).unwrap_err().contains("no bloom filter"));
+    }
+
+    #[test]
+    fn filters_count_as_memory_of_open_files() {
+        let filtered = ParquetColumn { has_dictionary: None, statistics: None, has_bloom_filter: true };
+        let columns = BTreeMap::from([("a".to_owned(), filtered), ("b".to_owned(), filtered)]);
+        let many = ParquetFormat { options: ParquetOptions { columns, ..options() } };
+        assert!(many.open_bytes() > 4 << 20);
+        assert!(ParquetFormat { options: options() }.open_bytes() < 1 << 20);
+    }
 
     #[test]
     fn types_have_parquets_names() {
@@ -177,7 +397,8 @@ mod tests {
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.parquet");
-        let mut writer = ParquetFormat.begin(File::create_new(&path).unwrap(), &schema).unwrap();
+        let format = ParquetFormat { options: options() };
+        let mut writer = format.begin(File::create_new(&path).unwrap(), &schema).unwrap();
         writer.write(&batch(0, 10)).unwrap();
         writer.write(&batch(10, 10)).unwrap();
         writer.relieve().unwrap();

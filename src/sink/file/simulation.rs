@@ -63,7 +63,7 @@ impl Instance {
             roll: Roll { bytes_max: u64::MAX, rows_max: None, age_max: Duration::from_secs(1) },
             partitioning: None,
         };
-        let mut sink = FileSink::new(options, Box::new(JsonLinesFormat));
+        let mut sink = FileSink::new(options, Box::new(JsonLinesFormat::default()));
         sink.intervals = Intervals { entries: 3, files: 5 };
         Self { sink, accepted: None, is_open: false }
     }

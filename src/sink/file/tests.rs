@@ -126,13 +126,17 @@ impl Drop for One {
 
 impl Format for Counting {
     fn extension(&self) -> &'static str {
-        JsonLinesFormat.extension()
+        JsonLinesFormat::default().extension()
+    }
+
+    fn open_bytes(&self) -> usize {
+        JsonLinesFormat::default().open_bytes()
     }
 
     fn begin(&self, file: File, schema: &SchemaRef) -> io::Result<Box<dyn RowWriter>> {
         let open = self.open.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(open, Ordering::SeqCst);
-        let inner = JsonLinesFormat.begin(file, schema)?;
+        let inner = JsonLinesFormat::default().begin(file, schema)?;
         Ok(Box::new(Counted { inner, _one: One(self.open.clone()) }))
     }
 }
@@ -174,7 +178,7 @@ fn two_hundred_partitions_come_once_with_few_files_open() {
 #[test]
 fn rows_of_a_partition_keep_their_order_and_leave_its_column_out() {
     let root = tempfile::tempdir().unwrap();
-    let mut sink = sink(root.path(), Box::new(JsonLinesFormat));
+    let mut sink = sink(root.path(), Box::new(JsonLinesFormat::default()));
     for ids in [0..3, 3..5] {
         sink.accept(&batch(ids, |id| if id % 2 == 0 { "even".to_owned() } else { String::new() })).unwrap();
     }
@@ -192,7 +196,7 @@ fn a_restart_brings_files_into_sight_in_their_directories() {
     let root = tempfile::tempdir().unwrap();
     let root = root.path();
     let part = |id: i64| if id % 2 == 0 { "CH".to_owned() } else { "a/b".to_owned() };
-    let mut first = sink(root, Box::new(JsonLinesFormat));
+    let mut first = sink(root, Box::new(JsonLinesFormat::default()));
     first.accept(&batch(0..10, part)).unwrap();
     first.commit().unwrap();
     drop(first);
@@ -208,7 +212,7 @@ fn a_restart_brings_files_into_sight_in_their_directories() {
     }
     fs::remove_dir(root.join("part=CH")).unwrap();
     assert!(ids(root).is_empty());
-    let mut again = sink(root, Box::new(JsonLinesFormat));
+    let mut again = sink(root, Box::new(JsonLinesFormat::default()));
     assert_eq!((ids(root), staged_count(root)), (before, 0));
     again.accept(&batch(10..12, part)).unwrap();
     again.commit().unwrap();
@@ -218,7 +222,7 @@ fn a_restart_brings_files_into_sight_in_their_directories() {
 #[test]
 fn what_is_abandoned_leaves_nothing() {
     let root = tempfile::tempdir().unwrap();
-    let mut sink = sink(root.path(), Box::new(JsonLinesFormat));
+    let mut sink = sink(root.path(), Box::new(JsonLinesFormat::default()));
     sink.accept(&batch(0..100, |id| id.to_string())).unwrap();
     assert_eq!(staged_count(root.path()), 100);
     sink.drop_pending();
@@ -229,13 +233,14 @@ fn what_is_abandoned_leaves_nothing() {
 #[test]
 fn values_that_are_no_directory_stop_the_route() {
     let root = tempfile::tempdir().unwrap();
-    let mut long = sink(root.path(), Box::new(JsonLinesFormat));
+    let mut long = sink(root.path(), Box::new(JsonLinesFormat::default()));
     let error = long.accept(&batch(0..2, |_| "x".repeat(300))).unwrap_err();
     assert_eq!(error.fault(), Fault::Refused);
     assert_eq!(error.to_string(), "failed to partition the rows of t/0 [0, 2) in sink `r/s`");
     let source = error.source().unwrap().to_string();
     assert!(source.contains("partition `part` makes a directory name of 305 bytes"), "{source}");
-    let mut failing = sink_by(root.path(), Box::new(JsonLinesFormat), |_| Err("no such day".into()));
+    let mut failing =
+        sink_by(root.path(), Box::new(JsonLinesFormat::default()), |_| Err("no such day".into()));
     let error = failing.accept(&batch(0..2, |_| String::new())).unwrap_err();
     assert_eq!(
         (error.fault(), error.source().unwrap().to_string()),

@@ -1,0 +1,179 @@
+//! Keys of targets that files and requests go to: part of the one table.
+
+use super::{BASIC_AUTH, Key, Kind, Scope, key, required};
+
+pub static HTTP: Scope = Scope {
+    name: "http",
+    about: "Rows as JSON in requests to a server, at least once. Answers of 2xx settle them; 408, 425, 429, 5xx and no answer are tried again. `docs/sinks/http.md` has the forms and the keys of rows.",
+    keys: &[
+        required("url", Kind::Text, "Where to: `https://…`, without a user. Never shown whole."),
+        key("method", Kind::Choice(&["POST", "PUT", "PATCH"]), "POST", "The method."),
+        key(
+            "format",
+            Kind::Choice(&["ndjson", "array", "row"]),
+            "ndjson",
+            "The body: an object per line, an array of objects, or one object per request.",
+        ),
+        key(
+            "headers",
+            Kind::TextMap,
+            "",
+            "Headers of every request. Values are never shown; take secrets from `${VAR}` or `${file:path}`.",
+        ),
+        key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
+        key("bearer_token", Kind::Text, "", "A token instead of `basic_auth`. Never shown."),
+        key("ca_file", Kind::Text, "", "As `schema_registry.ca_file`."),
+        key("client_cert_file", Kind::Text, "", "As `schema_registry.client_cert_file`."),
+        key("client_key_file", Kind::Text, "", "As `schema_registry.client_key_file`."),
+        key("timeout", Kind::Duration, "30s", "For one request, connecting included."),
+        key("max_rows", Kind::Integer, "100", "Rows of a request; more than 100 need `key_field`."),
+        key("max_bytes", Kind::Bytes, "1MiB", "Bytes of a body; a row that is larger goes alone."),
+        key(
+            "concurrency",
+            Kind::Integer,
+            "1",
+            "Requests under way at the same time, up to 64. With more than one, rows do not arrive in order.",
+        ),
+        key(
+            "key_field",
+            Kind::Text,
+            "",
+            "A field put into every object, with the key of its row; then `Idempotency-Keys` is not sent.",
+        ),
+    ],
+};
+
+macro_rules! file_keys {
+    ($($own:expr),* $(,)?) => {
+        &[
+            required("path", Kind::Text, "The directory, relative to the working directory."),
+            $($own,)*
+            key("roll", Kind::Scope(&ROLL), "", "When open files are closed and committed: whichever limit is reached first."),
+        ]
+    };
+}
+
+const PARTITION_BY: Key = key(
+    "partition_by",
+    Kind::Sql,
+    "",
+    "Directories by value below `path`, as Hive names them: `{day: \"to_date(created_at)\", country: country}` gives `day=2026-11-01/country=CH/`. One to eight names, outermost first, each with an SQL expression over a row. A column with the name of a partition is left out of the files: readers take it from the directory.",
+);
+
+pub static FILES: Scope = Scope {
+    name: "jsonl, csv",
+    about: "Files of text in a directory. Readers glob `path/**/*.jsonl` (`.csv`; compressed `.jsonl.gz`, `.jsonl.zst`); `_sidestream/` holds the commit log.",
+    keys: file_keys!(
+        PARTITION_BY,
+        key(
+            "compression",
+            Kind::Choice(&["none", "gzip", "zstd"]),
+            "none",
+            "How files are compressed. It is in their names: `.gz`, `.zst`.",
+        ),
+        key(
+            "compression_level",
+            Kind::Integer,
+            "",
+            "From 1 (fast) to 9 (small). `gzip` takes 6 unless told, `zstd` 3.",
+        ),
+    ),
+};
+
+pub static PARQUET: Scope = Scope {
+    name: "parquet",
+    about: "Parquet files in a directory. Readers glob `path/**/*.parquet`; `_sidestream/` holds the commit log.",
+    keys: file_keys!(
+        PARTITION_BY,
+        key(
+            "compression",
+            Kind::Choice(&["snappy", "zstd", "lz4", "gzip", "none"]),
+            "snappy",
+            "How pages are compressed; `lz4` is what the format calls LZ4_RAW.",
+        ),
+        key(
+            "compression_level",
+            Kind::Integer,
+            "",
+            "Of `gzip` from 1 to 9 (6 unless told), of `zstd` from 1 to 22 (3). The others have none.",
+        ),
+        key("row_group", Kind::Scope(&ROW_GROUP), "", "When a row group ends."),
+        key(
+            "dictionary",
+            Kind::Choice(&["true", "false"]),
+            "true",
+            "Write each value once per row group, until there are too many different ones.",
+        ),
+        key(
+            "statistics",
+            Kind::Choice(STATISTICS),
+            "page",
+            "Lowest and highest value and nulls, by which readers skip: of each row group (`group`), of each page too (`page`), or `none`.",
+        ),
+        key(
+            "columns",
+            Kind::Named(&PARQUET_COLUMN),
+            "",
+            "What is different for some columns, by name: `{id: {bloom_filter: true}, body: {statistics: none}}`. A name stands for everything nested in its column.",
+        ),
+    ),
+};
+
+const STATISTICS: &[&str] = &["none", "group", "page"];
+
+pub static ROW_GROUP: Scope = Scope {
+    name: "parquet.row_group",
+    about: "A row group also ends with its file, and when the open files of a sink hold 32 MiB.",
+    keys: &[key("max_rows", Kind::Integer, "1048576", "Rows of a row group.")],
+};
+
+pub static PARQUET_COLUMN: Scope = Scope {
+    name: "parquet.columns.<column>",
+    about: "What is different for one column; what is missing is as in the others.",
+    keys: &[
+        key("dictionary", Kind::Choice(&["true", "false"]), "", "As `parquet.dictionary`."),
+        key("statistics", Kind::Choice(STATISTICS), "", "As `parquet.statistics`."),
+        key(
+            "bloom_filter",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "A filter per row group, by which readers that look for one value skip. Not for booleans.",
+        ),
+    ],
+};
+
+pub static AVRO_FILES: Scope = Scope {
+    name: "avro",
+    about: "Avro object container files in a directory, with a schema that is made of the columns. Readers glob `path/**/*.avro`; `_sidestream/` holds the commit log.",
+    keys: file_keys!(
+        key(
+            "codec",
+            Kind::Choice(&["none", "deflate", "snappy", "zstd"]),
+            "snappy",
+            "How blocks are compressed.",
+        ),
+        key("record_name", Kind::Text, "Value", "The name of the record, with its namespace: `shop.Order`."),
+        PARTITION_BY,
+    ),
+};
+
+pub static DEAD_LETTER_FILES: Scope = Scope {
+    name: "dead_letters.<name>.jsonl",
+    about: "JSON Lines files for dead letters.",
+    keys: file_keys!(),
+};
+
+pub static ROLL: Scope = Scope {
+    name: "roll",
+    about: "Limits of a file. Reaching one closes and commits all open files of the sink.",
+    keys: &[
+        key("max_bytes", Kind::Bytes, "128MiB", "Size of a file, roughly: a batch is never cut."),
+        key("max_rows", Kind::Integer, "", "Rows of a file; no limit unless given."),
+        key(
+            "max_age",
+            Kind::Duration,
+            "5m",
+            "How long rows stay out of sight, and lag stays above 0, at most.",
+        ),
+    ],
+};

@@ -1,0 +1,108 @@
+//! What targets of sinks say of themselves: files and requests.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{ClientCertificate, Login};
+
+/// `http:` of a sink.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Http {
+    pub url: String,
+    pub method: HttpMethod,
+    pub form: HttpForm,
+    pub headers: BTreeMap<String, String>,
+    pub login: Option<Login>,
+    /// Certificates of authorities that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    pub client_certificate: Option<ClientCertificate>,
+    /// For one request.
+    pub timeout: Duration,
+    /// Limits of one request; a row that is larger goes alone.
+    pub rows_max: usize,
+    pub bytes_max: usize,
+    /// Requests that wait for their answers at the same time.
+    pub concurrency: usize,
+    /// The field of each object that holds the key of its row, if there is to be one.
+    pub key_field: Option<String>,
+    /// The name of what it reads: part of the keys of rows.
+    pub view: String,
+}
+
+impl fmt::Debug for Http {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // What is behind the host, and headers, may hold tokens.
+        let host = self.url.split(['/', '?']).take(3).collect::<Vec<_>>().join("/");
+        f.debug_struct("Http").field("host", &host).field("form", &self.form).finish_non_exhaustive()
+    }
+}
+
+/// `method:` of an HTTP sink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpMethod {
+    Post,
+    Put,
+    Patch,
+}
+
+/// `format:` of an HTTP sink: what the body of a request is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpForm {
+    /// An object per line.
+    Lines,
+    /// An array of objects.
+    Array,
+    /// One object.
+    Row,
+}
+
+/// `compression:` of files of text; each with its level.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TextCompression {
+    #[default]
+    None,
+    Gzip(u32),
+    Zstd(i32),
+}
+
+/// What `parquet:` says of its files besides where they are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ParquetOptions {
+    pub compression: ParquetCompression,
+    /// Rows of a row group.
+    pub group_rows_max: usize,
+    pub has_dictionary: bool,
+    pub statistics: Statistics,
+    /// Columns that differ, by name.
+    pub columns: BTreeMap<String, ParquetColumn>,
+}
+
+/// `compression:` of Parquet files; with its level where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ParquetCompression {
+    None,
+    Snappy,
+    Lz4,
+    Gzip(u32),
+    Zstd(i32),
+}
+
+/// What is kept of the values of a column: lowest, highest, nulls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Statistics {
+    None,
+    /// Of each row group.
+    Group,
+    /// And of each page.
+    Page,
+}
+
+/// One column of `columns:`; what is `None` is as in the other columns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParquetColumn {
+    pub has_dictionary: Option<bool>,
+    pub statistics: Option<Statistics>,
+    pub has_bloom_filter: bool,
+}
