@@ -11,9 +11,12 @@ use crate::support::data::Record;
 use crate::support::program::{Workplace, eventually};
 use crate::support::{self, data};
 
-/// What a server took: requests, and each row with its key.
+/// Requests, and each row with its key.
+type Log = (usize, Vec<(String, String)>);
+
+/// What a server took.
 #[derive(Clone, Default)]
-struct Taken(Arc<Mutex<(usize, Vec<(String, String)>)>>);
+struct Taken(Arc<Mutex<Log>>);
 
 impl Taken {
     fn row_count(&self) -> usize {

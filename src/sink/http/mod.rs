@@ -24,8 +24,7 @@ use endpoint::{Endpoint, Failure, Rows};
 
 pub use endpoint::HttpOptionsError;
 
-/// Pauses after failures in a row: doubled each time, up to the last. The lane's own pauses begin anew each time that the
-/// positions could be read, and those of this sink always can.
+/// Pauses after failures in a row: doubled each time, up to the last, and never shorter than the server asks.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
 const PAUSE_LAST: Duration = Duration::from_secs(30);
 
