@@ -74,6 +74,11 @@ pub const ALL: &[Point] = &[
     reply("kafka.send.done", "all of a batch is handed to the client"),
     step("kafka.flush.begun", "the client is asked to deliver what it holds"),
     reply("kafka.flush.done", "the brokers have all records; the position has not moved"),
+    reply("postgres.opened", "a session is open, its table found or created; no position is read"),
+    reply("postgres.copied", "a batch is in the session's own table; the target knows nothing of it"),
+    reply("postgres.merged", "a batch is in the target, in an open transaction"),
+    reply("postgres.moved", "positions are compared and set, in an open transaction"),
+    reply("postgres.committed", "a transaction is committed; the sink does not know"),
     step("console.printed", "rows are on the screen; the position has not moved"),
     step("engine.commit.sending", "offsets are committed next"),
     step("engine.commit.sent", "a commit is handed over; its reply is not there"),
@@ -87,7 +92,7 @@ pub const ALL: &[Point] = &[
     step("engine.leaving", "the last commit is answered; the group is not left"),
     reply("file.entry.adopted", "the positions of another owner were taken over; that one commits no more"),
     step("reset.moving", "`offsets reset` has found nobody in the group, and has moved nothing"),
-    reply("reset.log.moved", "`offsets reset` has moved what stands in one more directory; the group follows later"),
+    reply("reset.log.moved", "`offsets reset` has moved what stands in one more target; the group follows later"),
     reply("reset.group.moved", "`offsets reset` has moved the group's offsets, and does not know"),
 ];
 

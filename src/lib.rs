@@ -37,3 +37,6 @@ pub mod engine;
 pub mod admin;
 
 pub mod cli;
+
+#[doc(hidden)]
+pub mod fuzz;

@@ -76,7 +76,7 @@ table! {
     RECORD_BYTES = counter("sidestream_record_bytes_read_total", &["route"], "Bytes of keys, values and headers of the records read.");
     ROWS_DECODED = counter("sidestream_rows_decoded_total", &["route"], "Rows made of records, also of those that were read again.");
     RECORDS_SETTLED = counter("sidestream_records_settled_total", &["route"], "Good records whose range is durable in all sinks of the route.");
-    RECORDS_BAD = counter("sidestream_records_bad_total", &["route", "code"], "Records that could not be decoded, by code (docs/types.md), once their range is durable in all sinks, dead letters included.");
+    RECORDS_BAD = counter("sidestream_records_bad_total", &["route", "code"], "Bad records by code (docs/bad-records.md), once their range is durable in all sinks, dead letters included.");
     RECORDS_DROPPED = counter("sidestream_records_dropped_total", &["route"], "Records left out by a rule of the file (tombstones: skip), once their range is durable in all sinks.");
     RECORDS_ABANDONED = counter("sidestream_records_abandoned_total", &["route"], "Records let go before they were durable (they are read again, by this instance or another), or that all sinks had already.");
     RECORDS_IN_FLIGHT = gauge("sidestream_records_in_flight", &["route"], "Records held now, or with sinks that have not made them durable yet.");
@@ -97,6 +97,7 @@ table! {
     SINK_WRITE = histogram("sidestream_sink_write_seconds", &["route", "sink"], "How long writes took, failed ones too.");
     SINK_FLUSH = histogram("sidestream_sink_flush_seconds", &["route", "sink"], "How long flushes took that succeeded; its _count is their number.");
     SINK_FAILURES = counter("sidestream_sink_failures_total", &["route", "sink", "fault"], "Failed calls by who must act: transient (it is tried again), conflict (another writer), refused (a row), stop (a person).");
+    SINK_LET_GO = counter("sidestream_sink_let_go_total", &["route", "sink"], "Records that the sink refused and the route went on without, by refused_rows: each sink counts its own.");
     SINK_LAST_FLUSH = gauge("sidestream_sink_last_flush_timestamp_seconds", &["route", "sink"], "When the sink last made something durable.");
     MEMORY_HELD = gauge("sidestream_memory_held_bytes", &[], "Bytes of records held for all routes.");
     MEMORY_BUDGET = gauge("sidestream_memory_budget_bytes", &[], "What may be held for all routes: half of the file's memory.");
@@ -250,6 +251,7 @@ impl Page {
             for ((_, fault), count) in FAULTS.into_iter().zip(sink.failures) {
                 self.add(&SINK_FAILURES, &[route, &sink.name, fault], count as f64);
             }
+            self.add(&SINK_LET_GO, &labels, sink.let_go as f64);
             if let Some(at) = sink.last_flush {
                 self.put(&SINK_LAST_FLUSH, &labels, Value::Greatest(seconds(at)));
             }

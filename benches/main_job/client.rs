@@ -70,13 +70,14 @@ pub fn create(bootstrap: &str, topic: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Writes the records of these numbers. Returns the bytes of their values.
+/// Writes the records of these numbers, `bad` of a hundred bad ones. Returns the bytes of their values.
 pub fn fill(
     bootstrap: &str,
     topic: &str,
     shape: &Shape,
     schema_id: u32,
     numbers: Range<i64>,
+    bad: i64,
 ) -> anyhow::Result<usize> {
     let mut config = settings::producer_config(&kafka(bootstrap, ""));
     // Not compressed: what a codec takes would be in both sides of the ratio and make it look better.
@@ -85,7 +86,7 @@ pub fn fill(
     let mut random = Rng::with_seed(numbers.start as u64);
     let (mut value, mut bytes) = (Vec::new(), 0);
     for number in numbers {
-        shape.write(&mut value, schema_id, number, &mut random);
+        shape.write_some_bad(&mut value, schema_id, number, &mut random, bad);
         bytes += value.len();
         let key = (number % 1000).to_string();
         // Pairs: a view keeps odd numbers, which must not be one partition's.

@@ -15,6 +15,8 @@ pub enum Job {
     Views,
     /// One sink of JSON Lines each.
     Jsonl,
+    /// As the first, of topics with bad records, which become dead letters.
+    Bad,
 }
 
 impl Job {
@@ -23,6 +25,7 @@ impl Job {
             Self::Parquet => "Parquet",
             Self::Views => "Parquet, and a view of every other record",
             Self::Jsonl => "JSON Lines",
+            Self::Bad => "Parquet, of topics with bad records",
         }
     }
 
@@ -32,6 +35,10 @@ impl Job {
         match self {
             Self::Parquet => format!("    sinks: {{archive: {{parquet: {{path: out/{name}}}}}}}\n"),
             Self::Jsonl => format!("    sinks: {{archive: {{jsonl: {{path: out/{name}}}}}}}\n"),
+            Self::Bad => format!(
+                "    bad_records: {{dead_letter: quarantine}}\n    \
+                 sinks: {{archive: {{parquet: {{path: out/{name}}}}}}}\n"
+            ),
             Self::Views => format!(
                 "    views:\n      half: |\n        {view}\n    sinks:\n\
                  \x20     archive: {{parquet: {{path: out/{name}}}}}\n\
@@ -41,28 +48,35 @@ impl Job {
     }
 
     /// The rows that each of its sinks gets.
-    fn rows(self, records: i64) -> Vec<(&'static str, i64)> {
+    fn rows(self, records: i64, bad: i64) -> Vec<(&'static str, i64)> {
         match self {
             Self::Parquet | Self::Jsonl => vec![("archive", records)],
+            Self::Bad => vec![("archive", records - bad), ("dead_letter/quarantine", bad)],
             Self::Views => vec![("archive", records), ("half", records / 2)],
         }
     }
 
     /// The main job: a route for each topic, and all else as it is by default.
     pub fn routes(self, head: &str, topic_of: impl Fn(&str) -> String) -> String {
-        let mut text = head.to_owned();
+        let mut text = match self {
+            Self::Bad => {
+                let letters = "dead_letters: {quarantine: {jsonl: {path: out/dead-letters}}}";
+                head.replace("routes:\n", &format!("{letters}\nroutes:\n"))
+            }
+            Self::Parquet | Self::Views | Self::Jsonl => head.to_owned(),
+        };
         for shape in &SHAPES {
             push_route(&mut text, shape.name, &topic_of(shape.name), &self.sinks(shape));
         }
         text
     }
 
-    /// Each record of each topic was read, none was bad, and all rows are in the sinks.
-    pub fn audit(self, table: &str, records: i64) -> anyhow::Result<()> {
+    /// Each record of each topic was read, so many were bad, and all rows are in the sinks.
+    pub fn audit(self, table: &str, records: i64, bad: i64) -> anyhow::Result<()> {
         let found = read_table(table)?;
         for shape in &SHAPES {
-            for (sink, rows) in self.rows(records) {
-                let expected = [records, 0, 0, rows].map(|number| number.to_string());
+            for (sink, rows) in self.rows(records, bad) {
+                let expected = [records, bad, 0, rows].map(|number| number.to_string());
                 let is_there = found.get(&(shape.name, sink)).is_some_and(|cells| *cells == expected);
                 ensure!(is_there, "expected {expected:?} for {}/{sink} in:\n{table}", shape.name);
             }
@@ -77,6 +91,14 @@ pub fn eager_routes(head: &str, shape: &Shape, topic: &str, path: &str) -> Strin
     let sink = format!("{{parquet: {{path: {path}, roll: {{max_age: 100ms}}}}}}");
     let keys = format!("    batch: {{max_age: 100ms}}\n    sinks: {{archive: {sink}}}\n");
     push_route(&mut text, shape.name, topic, &keys);
+    text
+}
+
+/// Orders into a table that is created.
+pub fn table_routes(head: &str, topic: &str, url: &str) -> String {
+    let mut text = head.to_owned();
+    let sink = format!("{{postgres: {{url: \"{url}\", table: orders, create: true}}}}");
+    push_route(&mut text, "orders", topic, &format!("    sinks: {{table: {sink}}}\n"));
     text
 }
 

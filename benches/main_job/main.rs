@@ -1,8 +1,9 @@
 //! The main job, measured: three topics of Avro into Parquet on a real broker, `run --until latest`, against a bare
 //! drain of the same topics by librdkafka. And the time from a start to the first file.
 //!
-//! `cargo bench --bench main_job`, with `-- --records 10000` for a small one. Needs what the tests need: the fetched
-//! services, or `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`, where its topics (`bench-…`) then stay.
+//! `cargo bench --bench main_job`, with `-- --records 10000` for a small one, and `-- --bad 5` to compare it with topics of
+//! which five records of a hundred are bad. Needs what the tests need: the fetched services, or `KAFKA_BOOTSTRAP_SERVERS`
+//! and `SCHEMA_REGISTRY_URL`, where its topics (`bench-…`) then stay.
 //!
 //! The program runs as a child, and nothing of its library is linked: optimising DataFusion once more takes minutes.
 //! All work is done in children, filling the topics too: the kernel counts a process's peak memory to its children as
@@ -38,10 +39,15 @@ mod probe;
 #[expect(dead_code, reason = "tests also ask whether they are there")]
 mod services;
 
+#[path = "../../tests/it/support/postgres.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "it is of the tests, which also kill and restart it")]
+mod postgres;
+
 mod child;
 mod client;
 mod job;
 mod shapes;
+mod table;
 
 use std::ops::Range;
 use std::path::Path;
@@ -69,10 +75,11 @@ fn main() -> anyhow::Result<()> {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
-        ["fill", bootstrap, topic, shape, schema_id, first, end] => {
+        ["fill", bootstrap, topic, shape, schema_id, first, end, bad] => {
             let shape = Shape::named(shape).context("there is no such shape")?;
             let numbers = first.parse()?..end.parse()?;
-            println!("{}", client::fill(bootstrap, topic, shape, schema_id.parse()?, numbers)?);
+            let bytes = client::fill(bootstrap, topic, shape, schema_id.parse()?, numbers, bad.parse()?)?;
+            println!("{bytes}");
             Ok(())
         }
         ["drain", bootstrap, topics @ ..] => {
@@ -96,11 +103,16 @@ struct Options {
     starts: usize,
     /// Measured after the main job, in a table of their own.
     extra: Vec<Job>,
+    /// Of a hundred records, in topics of their own that the main job is compared with.
+    bad: i64,
+    /// Also rows into PostgreSQL, against `\copy`.
+    has_table: bool,
 }
 
 impl Options {
     fn parse(arguments: &[&str]) -> anyhow::Result<Self> {
-        let mut options = Self { records: 1_000_000, pairs: 7, starts: 5, extra: Vec::new() };
+        let mut options =
+            Self { records: 1_000_000, pairs: 7, starts: 5, extra: Vec::new(), bad: 0, has_table: false };
         if let Some(records) = variable("BENCH_RECORDS") {
             options.records = records.parse().context("BENCH_RECORDS is no number")?;
         }
@@ -115,15 +127,18 @@ impl Options {
                 "--records" => options.records = i64::from(number()?),
                 "--pairs" => options.pairs = number()? as usize,
                 "--starts" => options.starts = number()? as usize,
+                "--bad" => options.bad = i64::from(number()?),
                 "--views" => options.extra.push(Job::Views),
                 "--jsonl" => options.extra.push(Job::Jsonl),
+                "--postgres" => options.has_table = true,
                 _ => bail!(
-                    "unknown: {argument}; there are --records N, --pairs N, --starts N, --views, --jsonl"
+                    "unknown: {argument}; there are --records N, --pairs N, --starts N, --bad N, --views, --jsonl, --postgres"
                 ),
             }
         }
         ensure!(options.records > 0 && options.records % 2 == 0, "the number of records has to be even");
         ensure!(options.pairs > 0, "at least one pair is needed");
+        ensure!((0..=100).contains(&options.bad), "--bad is how many of a hundred records are bad");
         Ok(options)
     }
 }
@@ -153,6 +168,18 @@ fn measure(options: &Options) -> anyhow::Result<()> {
     println!("peak memory: {:.0} MiB; the target is at most 400", summary.highest[PEAK]);
     for job in &options.extra {
         report(*job, &bench.pairs(*job, EXTRA_PAIRS)?);
+    }
+    if options.bad > 0 {
+        bench.fill_bad(options.bad)?;
+        let ratios = bench.bad_ratios(options.bad)?;
+        let all: Vec<String> = ratios.iter().map(|ratio| format!("{ratio:.2}")).collect();
+        let (typical, all) = (median(ratios), all.join(", "));
+        let bad = options.bad;
+        println!("\nwith {bad} % bad records: {typical:.2} times the throughput, the median of {all}");
+        println!("the target is more than 0.50");
+    }
+    if options.has_table {
+        table::measure(&bench)?;
     }
     if options.starts > 0 {
         let starts = bench.starts(options.starts)?;
@@ -215,10 +242,25 @@ impl Bench {
             let topic = self.topic(shape.name);
             eprintln!("filling {topic}");
             let schema_id = self.create(&topic, shape)?;
-            let bytes = self.fill(&topic, shape, schema_id, 0..self.records)?;
+            let bytes = self.fill(&topic, shape, schema_id, 0..self.records, 0)?;
             sizes.push(format!("{:.1}", bytes as f64 / self.records as f64));
         }
         Ok(sizes.join(", "))
+    }
+
+    /// The same topics again, with bad records.
+    fn fill_bad(&self, bad: i64) -> anyhow::Result<()> {
+        for shape in &SHAPES {
+            let topic = self.bad_topic(shape.name);
+            eprintln!("filling {topic}");
+            let schema_id = self.create(&topic, shape)?;
+            self.fill(&topic, shape, schema_id, 0..self.records, bad)?;
+        }
+        Ok(())
+    }
+
+    fn bad_topic(&self, name: &str) -> String {
+        self.topic(&format!("bad-{name}"))
     }
 
     /// A topic and its schema, whose id it returns.
@@ -228,10 +270,18 @@ impl Bench {
     }
 
     /// The bytes of all values.
-    fn fill(&self, topic: &str, shape: &Shape, schema_id: u32, numbers: Range<i64>) -> anyhow::Result<usize> {
+    fn fill(
+        &self,
+        topic: &str,
+        shape: &Shape,
+        schema_id: u32,
+        numbers: Range<i64>,
+        bad: i64,
+    ) -> anyhow::Result<usize> {
         let mut command = Command::new(env::current_exe()?);
         command.args(["fill", self.bootstrap.as_str(), topic, shape.name]);
-        command.args([schema_id.to_string(), numbers.start.to_string(), numbers.end.to_string()]);
+        let numbers = [i64::from(schema_id), numbers.start, numbers.end, bad];
+        command.args(numbers.map(|number| number.to_string()));
         let place = tempfile::tempdir()?;
         let (_, printed) = Running::start(&mut command, place.path())?.wait()?;
         printed.trim().parse().with_context(|| format!("`fill` printed `{printed}`"))
@@ -251,12 +301,34 @@ impl Bench {
 
     /// A bounded run of a new group into a new directory.
     fn run(&self, job: Job) -> anyhow::Result<Cost> {
+        self.run_on(job, 0, |name| self.topic(name))
+    }
+
+    /// The same, on other topics, with so many bad records of a hundred.
+    fn run_on(&self, job: Job, bad: i64, topic_of: impl Fn(&str) -> String) -> anyhow::Result<Cost> {
         let place = tempfile::tempdir()?;
         let head = job::head(&self.bootstrap, &self.registry, &unique());
-        fs::write(place.path().join("routes.yaml"), job.routes(&head, |name| self.topic(name)))?;
+        fs::write(place.path().join("routes.yaml"), job.routes(&head, topic_of))?;
         let (cost, table) = Running::start(&mut bounded(place.path()), place.path())?.wait()?;
-        job.audit(&table, self.records)?;
+        job.audit(&table, self.records, shapes::bad_count(self.records, bad))?;
         Ok(cost)
+    }
+
+    /// The throughput with bad records against that without, which are measured by turns.
+    fn bad_ratios(&self, bad: i64) -> anyhow::Result<Vec<f64>> {
+        let mut ratios = Vec::new();
+        for number in 1..=EXTRA_PAIRS {
+            eprintln!("{}: pair {number} of {EXTRA_PAIRS}", Job::Bad.name());
+            let (clean, with_bad) = if number % 2 == 1 {
+                let clean = self.run(Job::Parquet)?;
+                (clean, self.run_on(Job::Bad, bad, |name| self.bad_topic(name))?)
+            } else {
+                let with_bad = self.run_on(Job::Bad, bad, |name| self.bad_topic(name))?;
+                (self.run(Job::Parquet)?, with_bad)
+            };
+            ratios.push(clean.wall / with_bad.wall);
+        }
+        Ok(ratios)
     }
 
     /// Drain and run by turns, each of them first in every other pair: neither always profits from the other.
@@ -289,13 +361,13 @@ impl Bench {
         let routes = job::eager_routes(&head, shape, &topic, "out");
         fs::write(place.path().join("routes.yaml"), routes)?;
         let mut numbers = 0..START_RECORDS;
-        self.fill(&topic, shape, schema_id, numbers.clone())?;
+        self.fill(&topic, shape, schema_id, numbers.clone(), 0)?;
         Running::start(&mut bounded(place.path()), place.path())?.wait()?;
         let mut starts = Vec::new();
         for number in 1..=count {
             eprintln!("start {number} of {count}");
             numbers = numbers.end..numbers.end + START_RECORDS;
-            self.fill(&topic, shape, schema_id, numbers.clone())?;
+            self.fill(&topic, shape, schema_id, numbers.clone(), 0)?;
             let out = place.path().join("out");
             let before = files_in_sight(&out)?;
             let mut service = Running::start(sidestream(place.path()).arg("run"), place.path())?;

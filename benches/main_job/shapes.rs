@@ -20,9 +20,39 @@ impl Shape {
         (self.write)(value, number, random);
     }
 
+    /// The same, made bad in one of four ways if it is among the first `bad` of a hundred.
+    pub fn write_some_bad(
+        &self,
+        value: &mut Vec<u8>,
+        schema_id: u32,
+        number: i64,
+        random: &mut Rng,
+        bad: i64,
+    ) {
+        self.write(value, schema_id, number, random);
+        if number % 100 >= bad {
+            return;
+        }
+        match number / 100 % 4 {
+            0 => value[0] = 1,
+            1 => value.truncate(value.len() / 2),
+            2 => value.extend_from_slice(b"more"),
+            // The first byte of the record begins a number, or a length, without an end.
+            _ => {
+                value.truncate(5);
+                value.extend_from_slice(&[0xff; 16]);
+            }
+        }
+    }
+
     pub fn named(name: &str) -> Option<&'static Self> {
         SHAPES.iter().find(|shape| shape.name == name)
     }
+}
+
+/// How many of the first `records` are bad.
+pub fn bad_count(records: i64, bad: i64) -> i64 {
+    records / 100 * bad + (records % 100).min(bad)
 }
 
 /// Values of about 94, 70 and 50 bytes, the frame included.

@@ -1,46 +1,38 @@
 //! From a plan to concrete things.
 
 use std::error::Error;
-use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::anyhow;
-use arrow::datatypes::{DataType, Field, Fields, IntervalUnit, Schema, SchemaRef};
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
 use crate::admin::ListenError;
-use crate::codec::avro::node::{Node, SchemaError};
 use crate::codec::meta::MetaColumn;
-use crate::codec::{Codec, Decoder, JsonKeys, Raw, Registered, Side, TypedJson, json_schema, protobuf};
+use crate::codec::{Decoder, Decoders, Side, Sorter};
 use crate::config::plan::{
-    AllowIds, Envelope, FileFormat, Framing, Kafka, KeyForm, PartitionBy, Plan, ReaderSchema, Recursion,
-    RegistryForm, Route, SchemaFormat, Sink, Target, ValueForm,
+    AllowIds, FileFormat, Kafka, KeyForm, Plan, RegistryForm, Route, Sink, Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
 use crate::kafka::{self, ClusterError};
-use crate::model::{Classify, ClusterId, Hint, SchemaId, SchemaVersion, TopicName};
-use crate::registry::{Allowed, RegisteredSchema, Registry, RegistryClient, RegistryError};
+use crate::model::{Classify, ClusterId, Hint, TopicName};
+use crate::registry::{Allowed, Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
 use crate::sink::file::{
-    AvroFormat, Claim, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, Owner, ParquetFormat,
-    Partitioning,
+    AvroFormat, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, ParquetFormat, Partitioning,
 };
 use crate::sink::http::HttpSink;
-use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions, check_columns};
+use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions};
+use crate::sink::owner::{Claim, Owner};
+use crate::sink::postgres::{PostgresSink, PostgresSinkOptions};
 use crate::sink::{self, SinkError};
 use crate::status::Board;
 
-use super::{changes, targets};
-
-/// A reader schema that could not be had or used.
-#[derive(Debug, thiserror::Error)]
-pub enum ReaderError {
-    #[error("route `{route}`: failed to get its reader schema")]
-    Registry { route: String, source: RegistryError },
-    #[error("route `{route}`: {what} cannot be its reader schema: {problem}")]
-    Unusable { route: String, what: String, problem: String },
-}
+pub use super::readers::{
+    Parsed, ReadAs, ReaderError, decoders, needs_registry, reader, registry_form, schema_file, subject,
+};
+use super::{changes, fit};
 
 /// The hint of an error of ours, wherever it is in a chain.
 pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
@@ -53,270 +45,34 @@ pub fn hint(error: &(dyn Error + 'static)) -> Option<Hint> {
     classified.into_iter().flatten().find_map(|error| error.hint())
 }
 
-/// The form of a route's values or keys, if their records name schemas.
-pub fn registry_form(route: &Route, side: Side) -> Option<&RegistryForm> {
-    match (side, &route.value, &route.key) {
-        (Side::Value, ValueForm::Registry(form), _) | (Side::Key, _, KeyForm::Registry(form)) => Some(form),
-        _ => None,
-    }
-}
-
-/// The subject of the reader schema of a route's values or keys.
-pub fn subject(route: &Route, side: Side, form: &RegistryForm) -> String {
-    match side {
-        Side::Value => route.subject(form, "value"),
-        Side::Key => route.subject(form, "key"),
-    }
-}
-
-/// A reader schema, parsed, and what it is called.
-pub struct ReadAs {
-    pub schema: Parsed,
-    pub name: String,
-    /// As which it was asked for, if it was.
-    pub version: Option<SchemaVersion>,
-}
-
-pub enum Parsed {
-    Avro(Node),
-    Protobuf(protobuf::File),
-    Json(Node),
-}
-
-impl ReadAs {
-    fn file(path: &Path, schema: Parsed) -> Self {
-        Self { schema, name: format!("`{}`", path.display()), version: None }
-    }
-}
-
-/// A schema of the registry, and as which version of a subject it was asked for.
-async fn fetch(
-    route: &Route,
-    side: Side,
-    form: &RegistryForm,
-    registry: &dyn Registry,
-) -> Result<(RegisteredSchema, Option<SchemaVersion>), RegistryError> {
-    let subject = subject(route, side, form);
-    let version_of = |schema: &RegisteredSchema, number| {
-        let id = schema.id.id()?;
-        Some(SchemaVersion { subject: subject.clone(), id, number })
-    };
-    match &form.schema {
-        ReaderSchema::Id(id) => Ok((registry.by_id(SchemaId(*id)).await?, None)),
-        ReaderSchema::Version(number) => {
-            let schema = registry.by_subject(&subject, Some(*number)).await?;
-            let version = version_of(&schema, Some(*number));
-            Ok((schema, version))
-        }
-        ReaderSchema::Latest | ReaderSchema::File(_) => match registry.newest(&subject).await {
-            Ok(newest) => Ok((newest.schema, Some(newest.version))),
-            // What the registry said last may be kept on disk.
-            Err(RegistryError::Unavailable { .. }) => {
-                let schema = registry.by_subject(&subject, None).await?;
-                let version = version_of(&schema, None);
-                Ok((schema, version))
-            }
-            Err(error) => Err(error),
-        },
-    }
-}
-
-/// Fetches a route's reader schema of values or keys.
-///
-/// # Errors
-/// [`ReaderError`]
-pub async fn reader(
-    route: &Route,
-    side: Side,
-    form: &RegistryForm,
-    registry: Option<&dyn Registry>,
-) -> Result<ReadAs, ReaderError> {
-    let unusable =
-        |what: String, problem: String| ReaderError::Unusable { route: route.name.clone(), what, problem };
-    if let ReaderSchema::File(path) = &form.schema {
-        let is_protobuf = form.format == Some(SchemaFormat::Protobuf)
-            || (form.format.is_none() && path.extension().is_some_and(|extension| extension == "proto"));
-        let is_json = form.format == Some(SchemaFormat::JsonSchema);
-        if !is_protobuf && !is_json {
-            let node = schema_file(route, path, form.recursion)?;
-            return Ok(ReadAs::file(path, Parsed::Avro(node)));
-        }
-        let text = file_text(route, path)?;
-        let read = if is_json {
-            let node = json_schema::parse_with(&text, &[], form.recursion);
-            node.map(Parsed::Json).map_err(|error| error.to_string())
-        } else {
-            let file = protobuf::parse(&text, &[]).map(|file| file.recursive(form.recursion));
-            file.map(Parsed::Protobuf).map_err(|error| error.to_string())
-        };
-        let read = read.map_err(|problem| unusable(format!("`{}`", path.display()), problem))?;
-        return Ok(ReadAs::file(path, read));
-    }
-    let Some(registry) = registry else {
-        return Err(unusable("nothing".to_owned(), "`schema_registry` is missing".to_owned()));
-    };
-    let fetched = fetch(route, side, form, registry).await;
-    let (schema, version) =
-        fetched.map_err(|source| ReaderError::Registry { route: route.name.clone(), source })?;
-    let name = version.as_ref().map_or_else(|| schema.id.to_string(), ToString::to_string);
-    let what = format!("schema {name}");
-    if let Some(format) = form.format
-        && format.name() != schema.kind
-    {
-        return Err(unusable(what, format!("it is {}, and the route says {}", schema.kind, format.name())));
-    }
-    let parsed = match schema.kind.as_str() {
-        "AVRO" => changes::avro_node(route, &schema.text, &schema.references, form.recursion)
-            .map(Parsed::Avro)
-            .map_err(|error| unusable(what, error.to_string())),
-        "PROTOBUF" => protobuf::parse(&schema.text, &schema.references)
-            .map(|file| Parsed::Protobuf(file.recursive(form.recursion)))
-            .map_err(|error| unusable(what, error.to_string())),
-        "JSON" => json_schema::parse_with(&schema.text, &schema.references, form.recursion)
-            .map(Parsed::Json)
-            .map_err(|error| unusable(what, error.to_string())),
-        other => Err(unusable(what, format!("it is {other}; Avro, Protobuf and JSON Schemas can be read"))),
-    };
-    Ok(ReadAs { schema: parsed?, name, version })
-}
-
-fn file_text(route: &Route, path: &Path) -> Result<String, ReaderError> {
-    std::fs::read_to_string(path).map_err(|error| ReaderError::Unusable {
-        route: route.name.clone(),
-        what: format!("`{}`", path.display()),
-        problem: error.to_string(),
-    })
-}
-
-/// # Errors
-/// [`ReaderError`]
-pub fn schema_file(route: &Route, path: &Path, recursion: Recursion) -> Result<Node, ReaderError> {
-    let text = file_text(route, path)?;
-    changes::avro_node(route, &text, &[], recursion).map_err(|error| ReaderError::Unusable {
-        route: route.name.clone(),
-        what: format!("`{}`", path.display()),
-        problem: error.to_string(),
-    })
-}
-
-/// The decoder of a route's values and keys.
-///
-/// # Errors
-/// [`ReaderError`]
-pub async fn decoder(route: &Route, registry: Option<&dyn Registry>) -> Result<Decoder, ReaderError> {
-    let value = value_codec(route, registry).await?;
-    let key = key_codec(route, registry).await?;
-    Ok(match route.value {
-        ValueForm::Raw(_) => Decoder::raw(value, key),
-        ValueForm::Json(_) | ValueForm::Registry(_) => Decoder::typed(value, key),
-    })
-}
-
-async fn key_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
-    let unusable = |error: SchemaError| ReaderError::Unusable {
-        route: route.name.clone(),
-        what: "the schema of its keys".to_owned(),
-        problem: error.to_string(),
-    };
-    Ok(match &route.key {
-        KeyForm::Raw(form) => Box::new(Raw::for_keys(*form)),
-        KeyForm::Json(path) => {
-            let node = schema_file(route, path, Recursion::Refuse)?;
-            let keys = JsonKeys::new(node).map_err(unusable)?;
-            Box::new(if route.envelope == Envelope::None { keys } else { keys.wrapped() })
-        }
-        KeyForm::Registry(form) => {
-            let ReadAs { schema, name, version } = reader(route, Side::Key, form, registry).await?;
-            let codec = match schema {
-                Parsed::Avro(node) => Registered::avro_keys(node).map_err(unusable)?,
-                Parsed::Json(node) => Registered::json_keys(node).map_err(unusable)?,
-                Parsed::Protobuf(file) => {
-                    check_framing(route, form)?;
-                    Registered::protobuf_keys(&file, form.message.as_deref()).map_err(|error| {
-                        ReaderError::Unusable {
-                            route: route.name.clone(),
-                            what: "the schema of its keys".to_owned(),
-                            problem: error.to_string(),
-                        }
-                    })?
-                }
-            };
-            Box::new(as_formed(codec, form).read_as(name, version))
-        }
-    })
-}
-
-async fn value_codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box<dyn Codec>, ReaderError> {
-    if route.envelope == Envelope::Debezium {
-        return changes::codec(route, registry).await;
-    }
-    let unusable = |error: SchemaError| ReaderError::Unusable {
-        route: route.name.clone(),
-        what: "its schema".to_owned(),
-        problem: error.to_string(),
-    };
-    Ok(match &route.value {
-        ValueForm::Raw(form) => Box::new(Raw::new(*form, route.tombstones)),
-        ValueForm::Json(path) => {
-            let node = schema_file(route, path, Recursion::Refuse)?;
-            Box::new(TypedJson::new(node, route.tombstones).map_err(unusable)?)
-        }
-        ValueForm::Registry(form) => {
-            let ReadAs { schema, name, version } = reader(route, Side::Value, form, registry).await?;
-            let codec = match schema {
-                Parsed::Avro(node) => Registered::avro(node, route.tombstones).map_err(unusable)?,
-                Parsed::Json(node) => Registered::json(node, route.tombstones).map_err(unusable)?,
-                Parsed::Protobuf(file) => {
-                    check_framing(route, form)?;
-                    let message = form.message.as_deref();
-                    Registered::protobuf(&file, message, route.tombstones).map_err(|error| {
-                        ReaderError::Unusable {
-                            route: route.name.clone(),
-                            what: "its schema".to_owned(),
-                            problem: error.to_string(),
-                        }
-                    })?
-                }
-            };
-            Box::new(as_formed(codec, form).read_as(name, version))
-        }
-    })
-}
-
-/// What a form says besides the reader schema.
-fn as_formed(codec: Registered, form: &RegistryForm) -> Registered {
-    codec.framed(form.framing).recursive(form.recursion).validated(form.is_validated)
-}
-
-/// With `registry: {framing: apicurio}` the format shows only here.
-fn check_framing(route: &Route, form: &RegistryForm) -> Result<(), ReaderError> {
-    if form.framing != Framing::Apicurio {
-        return Ok(());
-    }
-    Err(ReaderError::Unusable {
-        route: route.name.clone(),
-        what: "a Protobuf schema".to_owned(),
-        problem: "Protobuf in Apicurio's own framing cannot be read".to_owned(),
-    })
-}
-
-/// Is a reader schema of a route in the registry?
-pub fn needs_registry(route: &Route) -> bool {
-    let of_values = match &route.value {
-        ValueForm::Registry(form) => !matches!(form.schema, ReaderSchema::File(_)),
-        ValueForm::Raw(_) | ValueForm::Json(_) => false,
-    };
-    of_values || matches!(route.key, KeyForm::Registry(_))
-}
-
-/// A route's decoder and views, bound to one another.
+/// A route's decoders and views, bound to one another.
 pub struct Bound {
-    pub decoder: Decoder,
-    pub views: Views,
+    pub decoders: Decoders,
+    /// By decoder.
+    pub views: Vec<Views>,
+}
+
+/// The decoder and the views of one record type.
+#[derive(Clone, Copy)]
+pub struct BoundType<'a> {
+    pub decoder: &'a Decoder,
+    pub views: &'a Views,
 }
 
 impl Bound {
+    /// What makes the rows of a sink.
+    pub fn of(&self, sink: &Sink) -> BoundType<'_> {
+        BoundType { decoder: &self.decoders.each()[sink.record_type], views: &self.views[sink.record_type] }
+    }
+
     /// The schema of the rows a sink gets.
+    pub fn schema(&self, sink: &Sink) -> SchemaRef {
+        self.of(sink).schema(sink)
+    }
+}
+
+impl BoundType<'_> {
+    /// The schema of the rows that a sink of the type gets.
     pub fn schema(&self, sink: &Sink) -> SchemaRef {
         match sink.from {
             Some(view) => self.views.schema(view).clone(),
@@ -324,17 +80,51 @@ impl Bound {
         }
     }
 
-    /// Is each row that a sink gets made of one record?
+    /// Is each row that a sink of the type gets made of one record?
     pub fn is_of_records(&self, sink: &Sink) -> bool {
         sink.from.is_none_or(|view| self.views.is_of_records(view))
     }
+
+    /// The type of the decoded record keys.
+    pub fn key_type(&self) -> DataType {
+        self.decoder.key_type()
+    }
 }
 
-/// Binds a route to its reader schema.
+/// What lanes call views.
+pub fn handlers(views: Vec<Views>) -> Vec<Box<dyn Handler>> {
+    views.into_iter().map(|views| Box::new(views) as Box<dyn Handler>).collect()
+}
+
+/// Binds a route to its reader schemas.
 ///
 /// # Errors
 /// Problems with their places in the file.
-pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>> {
+pub async fn bind(route: &Route, decoders: Vec<Decoder>) -> Result<Bound, Vec<Problem>> {
+    let (mut each, mut views, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    for (of_type, decoder) in route.by_type().iter().zip(decoders) {
+        match bind_type(of_type, decoder).await {
+            Ok((decoder, own)) => {
+                each.push(decoder);
+                views.push(own);
+            }
+            Err(found) => problems.extend(found),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(problems);
+    }
+    let sorter = match &route.value {
+        ValueForm::Registry(form) if !route.record_types.is_empty() => {
+            let names = route.record_types.iter().map(|record_type| record_type.name.clone());
+            Some(Sorter::new(names.collect(), form.framing))
+        }
+        _ => None,
+    };
+    Ok(Bound { decoders: Decoders::new(each, sorter), views })
+}
+
+async fn bind_type(route: &Route, decoder: Decoder) -> Result<(Decoder, Views), Vec<Problem>> {
     let whole = Span { line: 1, column: 1 };
     let problem = |message: String| vec![Problem::new(whole, format!("route `{}`: {message}", route.name))];
     let offered = decoder.offered();
@@ -355,50 +145,16 @@ pub async fn bind(route: &Route, decoder: Decoder) -> Result<Bound, Vec<Problem>
         problems.collect::<Vec<_>>()
     })?;
     let decoder = decoder.with_meta(views.meta());
-    let bound = Bound { decoder, views };
-    let bound = match changes::keeping(route, &bound) {
-        Some(tells_unavailable) => Bound { decoder: bound.decoder.with_deletes(tells_unavailable), ..bound },
-        None => bound,
+    let keeping = changes::keeping(route, BoundType { decoder: &decoder, views: &views });
+    let decoder = match keeping {
+        Some(tells_unavailable) => decoder.with_deletes(tells_unavailable),
+        None => decoder,
     };
+    let bound = BoundType { decoder: &decoder, views: &views };
     let partitions = route.sinks.iter().map(|sink| expressions(sink, &bound.schema(sink)));
     let mut problems: Vec<Problem> = partitions.filter_map(Result::err).flatten().collect();
-    for sink in &route.sinks {
-        if sink.target.is_upsert() && !bound.is_of_records(sink) {
-            let what = "its view does not make each row of one record, and rows would replace what was counted before";
-            let all = problem(format!("sink `{}`: {what}", sink.name)).into_iter();
-            problems.extend(all.map(|it| it.hint("aggregate where the rows are read, or append them")));
-        }
-        if let Err(wrong) = targets::check_columns(&sink.target, &bound.schema(sink)) {
-            problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
-        }
-        if let Some(options) = kafka_options(sink)
-            && let Err(wrong) = check_columns(&bound.schema(sink), &options)
-        {
-            problems.extend(problem(format!("sink `{}`: {wrong}", sink.name)));
-        }
-        if matches!(&sink.target, Target::Files { format: FileFormat::Parquet(_), .. })
-            && let Some((path, what)) = unfit_for_parquet(bound.schema(sink).fields())
-        {
-            let message = format!("sink `{}`: column `{path}` is {what}", sink.name);
-            let all = problem(message).into_iter();
-            problems.extend(
-                all.map(|it| it.hint("Parquet has no such type: let the sink read a view without it")),
-            );
-        }
-        if let Target::Files { format: FileFormat::Avro { record_name, .. }, partition_by, .. } = &sink.target
-            && let Err(unfit) = AvroFormat::writer(&in_files(&bound.schema(sink), partition_by), record_name)
-        {
-            problems.extend(problem(format!("sink `{}`: {unfit}", sink.name)));
-        }
-    }
-    if problems.is_empty() { Ok(bound) } else { Err(problems) }
-}
-
-/// The columns that are left for files: those that partitions are named after are in the names of directories.
-fn in_files(rows: &SchemaRef, partition_by: &[PartitionBy]) -> SchemaRef {
-    let is_partition = |field: &Arc<Field>| partition_by.iter().any(|level| level.name == *field.name());
-    let fields: Fields = rows.fields().iter().filter(|field| !is_partition(field)).cloned().collect();
-    Arc::new(Schema::new(fields))
+    problems.extend(fit::problems(route, bound));
+    if problems.is_empty() { Ok((decoder, views)) } else { Err(problems) }
 }
 
 pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
@@ -411,23 +167,6 @@ pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
         key: key.clone(),
         value: value.clone(),
         deletes: None,
-    })
-}
-
-/// The path of a column, at any depth, that the Parquet writer cannot write, and what it is.
-fn unfit_for_parquet(fields: &Fields) -> Option<(String, &'static str)> {
-    fields.iter().find_map(|field| {
-        let unfit = |what| Some((field.name().clone(), what));
-        let inner = match field.data_type() {
-            DataType::Struct(inner) if inner.is_empty() => return unfit("a record without fields"),
-            DataType::Interval(IntervalUnit::MonthDayNano) => return unfit("an interval"),
-            DataType::Struct(inner) => unfit_for_parquet(inner),
-            DataType::List(inner) | DataType::LargeList(inner) | DataType::Map(inner, _) => {
-                unfit_for_parquet(&Fields::from(vec![inner.clone()]))
-            }
-            _ => None,
-        };
-        inner.map(|(path, what)| (format!("{}.{path}", field.name()), what))
     })
 }
 
@@ -488,14 +227,15 @@ pub fn claim(plan: &Sink, around: Surroundings<'_>) -> Claim {
     Claim { owner, adopt: plan.adopt.clone(), is_shared: plan.is_shared }
 }
 
-/// Builds a sink for rows of `schema`, which writes keys that are gone as `deletes` says. The one place that names the
-/// kinds.
+/// Builds a sink for rows of `schema`, of records whose keys have the type `key`. A topic gets keys that are gone as
+/// `deletes` says. The one place that names the kinds.
 ///
 /// # Errors
 /// If a client cannot be made.
 pub fn sink(
     plan: &Sink,
     schema: SchemaRef,
+    key: &DataType,
     deletes: Option<DeleteKey>,
     around: Surroundings<'_>,
 ) -> anyhow::Result<Box<dyn sink::Sink>> {
@@ -538,6 +278,13 @@ pub fn sink(
             Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options, registry)?)
         }
         Target::Http(options) => Box::new(HttpSink::new(plan.identity.clone(), options)?),
+        Target::Postgres(table) => {
+            let keys = fit::table_keys(table, key);
+            let options =
+                PostgresSinkOptions { target: table.clone(), claim: claim(plan, around), schema, keys };
+            let built = PostgresSink::new(options);
+            Box::new(built.map_err(|wrong| anyhow!("sink `{}`: `url`: {wrong}", plan.name))?)
+        }
     })
 }
 
@@ -558,24 +305,28 @@ pub fn registry_of(route: &Route, registry: Arc<dyn Registry>) -> Arc<dyn Regist
     if route.allow_ids == AllowIds::Any {
         return registry;
     }
-    let of_values = match &route.value {
-        ValueForm::Registry(form) => Some((Side::Value, subject(route, Side::Value, form))),
-        ValueForm::Raw(_) | ValueForm::Json(_) => None,
-    };
-    let of_keys = match &route.key {
-        KeyForm::Registry(form) => Some((Side::Key, subject(route, Side::Key, form))),
-        KeyForm::Raw(_) | KeyForm::Json(_) => None,
-    };
+    let mut forms: Vec<(Side, &RegistryForm)> =
+        route.value_forms().into_iter().map(|form| (Side::Value, form)).collect();
+    if let KeyForm::Registry(form) = &route.key {
+        forms.push((Side::Key, form));
+    }
     // Subjects that the file names, or of the topic whose dead letters are replayed, are not called after topics here.
-    let (sides, named): (Vec<Side>, Vec<String>) = of_values.into_iter().chain(of_keys).unzip();
+    let named: Vec<String> = forms.iter().map(|(side, form)| subject(route, *side, form)).collect();
+    // What is before and behind the topic's name.
+    let mut around: Vec<(String, String)> = Vec::new();
+    for (side, form) in forms {
+        let suffix = if side == Side::Value { "-value" } else { "-key" };
+        let of_form = form.subject.as_deref().and_then(|subject| subject.split_once("{topic}"));
+        for (before, behind) in of_form.into_iter().chain([("", suffix)]) {
+            around.push((before.to_owned(), behind.to_owned()));
+        }
+    }
     let topics = route.topics.clone();
     let is_allowed = move |subject: &str| {
         named.iter().any(|name| name == subject)
-            || sides.iter().any(|side| {
-                let topic = match side {
-                    Side::Value => subject.strip_suffix("-value"),
-                    Side::Key => subject.strip_suffix("-key"),
-                };
+            || around.iter().any(|(before, behind)| {
+                let topic = subject.strip_prefix(before.as_str());
+                let topic = topic.and_then(|rest| rest.strip_suffix(behind.as_str()));
                 topic.is_some_and(|topic| topics.matches(&TopicName::new(topic)))
             })
     };
@@ -599,9 +350,11 @@ pub fn cached_registry(plan: &Plan, board: &Board) -> anyhow::Result<Option<Arc<
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Duration;
 
     use super::*;
+    use crate::config::plan::SchemaFormat;
     use crate::config::{Environment, plan, read, render};
     use crate::registry::embedded::EmbeddedRegistry;
 
@@ -630,8 +383,8 @@ routes:
 
     async fn problems(text: &str) -> String {
         let plan = read(text, &Environment::new([], Path::new("."))).unwrap();
-        let decoder = decoder(&plan.routes[0], None).await.unwrap();
-        match bind(&plan.routes[0], decoder).await {
+        let decoders = decoders(&plan.routes[0], None).await.unwrap();
+        match bind(&plan.routes[0], decoders).await {
             Ok(_) => String::new(),
             Err(problems) => render("routes.yaml", text, &problems),
         }
@@ -649,13 +402,17 @@ routes:
             let text = format!("{{\"type\": \"fixed\", \"name\": \"f\", \"size\": {}}}", number + 1);
             ids.push((subject, client.register(subject, SchemaFormat::Avro, &text).await.unwrap()));
         }
-        let cases: [(&str, &[&str]); 4] = [
+        let cases: [(&str, &[&str]); 5] = [
             ("topics: [t]", &subjects),
             ("topics: [t], allow_ids: subject", &["t-value"]),
             ("topics: [u, t], key: registry, allow_ids: subject", &["t-value", "t-key", "u-value"]),
             (
                 "topics: {pattern: '.*'}, reader_schema: {id: 1}, allow_ids: subject",
                 &["t-value", "u-value", "shop.a-value"],
+            ),
+            (
+                "topics: [t, a], subject: 'shop.{topic}-value', allow_ids: subject",
+                &["t-value", "shop.a-value"],
             ),
         ];
         for (route, expected) in cases {

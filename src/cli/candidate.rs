@@ -108,7 +108,7 @@ fn newest(candidate: &Candidate, text: String, current: Option<&Newest>) -> Newe
     }
 }
 
-/// The routes, or instances of a route, whose values or keys are of a subject.
+/// The routes, or instances and record types of a route, whose values or keys are of a subject.
 fn readers(route: &Route, subject: &str) -> Result<Vec<(Route, Side)>, Failure> {
     let all = match instances(route)? {
         Some(instances) => instances,
@@ -122,11 +122,11 @@ fn readers(route: &Route, subject: &str) -> Result<Vec<(Route, Side)>, Failure> 
         }
     };
     let mut readers = Vec::new();
-    for instance in all {
+    for of_type in all.iter().flat_map(Route::by_type) {
         for side in Side::BOTH {
-            let form = build::registry_form(&instance, side);
-            if form.is_some_and(|form| build::subject(&instance, side, form) == subject) {
-                readers.push((instance.clone(), side));
+            let form = build::registry_form(&of_type, side);
+            if form.is_some_and(|form| build::subject(&of_type, side, form) == subject) {
+                readers.push((of_type.clone(), side));
             }
         }
     }
@@ -174,10 +174,11 @@ fn is_transient(error: &build::ReaderError) -> bool {
 
 /// Can records that are written with the candidate be read as the reader schema that stays?
 async fn written(route: &Route, side: Side, newest: &Newest, registry: &dyn Registry) -> Result<(), Misfit> {
-    let decoder = build::decoder(route, Some(registry)).await.map_err(Misfit::Reader)?;
-    let mut bound = build::bind(route, decoder).await.map_err(Misfit::Problems)?;
-    bound.decoder.learn(newest.schema.id, follow::learnt(newest.schema.clone()));
-    match bound.decoder.refusal(side, newest.schema.id) {
+    let decoders = build::decoders(route, Some(registry)).await.map_err(Misfit::Reader)?;
+    let mut bound = build::bind(route, decoders).await.map_err(Misfit::Problems)?;
+    bound.decoders.learn(newest.schema.id, follow::learnt(newest.schema.clone()));
+    let mut readers = bound.decoders.each().iter();
+    match readers.find_map(|decoder| decoder.refusal(side, newest.schema.id)) {
         None => Ok(()),
         Some(refusal) => Err(Misfit::Broken {
             message: format!("its records would be bad records: {refusal}"),
@@ -201,8 +202,8 @@ async fn taken(
     if current.is_none() {
         return Ok(());
     }
-    let decoder = build::decoder(route, Some(registry)).await.map_err(Misfit::Reader)?;
-    let now = build::bind(route, decoder).await.map_err(Misfit::Problems)?;
+    let decoders = build::decoders(route, Some(registry)).await.map_err(Misfit::Reader)?;
+    let now = build::bind(route, decoders).await.map_err(Misfit::Problems)?;
     for sink in &route.sinks {
         follow::check_rows(&sink.name, &now.schema(sink), &bound.schema(sink))?;
     }

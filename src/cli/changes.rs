@@ -8,13 +8,13 @@ use crate::codec::debezium::{self, Changes, JsonChanges, UNAVAILABLE};
 use crate::codec::meta::KEY;
 use crate::codec::{Codec, Registered, Side};
 use crate::config::plan::{
-    Envelope, ReaderSchema, Recursion, Route, SchemaFormat, Sink, Target, ValueForm, Written,
+    Envelope, ReaderSchema, Recursion, Route, SchemaFormat, Sink, TableRows, Target, ValueForm, Written,
 };
 use crate::model::Reference;
 use crate::registry::Registry;
 use crate::sink::kafka::DeleteKey;
 
-use super::build::{self, Bound, Parsed, ReadAs, ReaderError};
+use super::build::{self, Bound, BoundType, Parsed, ReadAs, ReaderError};
 
 /// An Avro schema of a route; of change events also what Kafka Connect has instead.
 ///
@@ -69,6 +69,8 @@ pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
 pub enum Taking {
     /// It writes null under them.
     Null(DeleteKey),
+    /// It removes the rows that have them.
+    Removed,
     /// It leaves them out, for this reason.
     LeftOut(&'static str),
 }
@@ -77,15 +79,22 @@ impl Taking {
     pub fn key(self) -> Option<DeleteKey> {
         match self {
             Self::Null(key) => Some(key),
-            Self::LeftOut(_) => None,
+            Self::Removed | Self::LeftOut(_) => None,
         }
+    }
+
+    fn is_left_out(self) -> bool {
+        matches!(self, Self::LeftOut(_))
     }
 }
 
 /// What a sink does with deletes if there are any.
-pub fn taking(bound: &Bound, sink: &Sink) -> Taking {
+pub fn taking(bound: BoundType<'_>, sink: &Sink) -> Taking {
     match &sink.target {
         Target::Files { .. } | Target::Console { .. } | Target::Http(_) => Taking::LeftOut("it only appends"),
+        Target::Postgres(table) if table.rows == TableRows::Append => Taking::LeftOut("it only appends"),
+        // A key that does not say which rows are meant is a mistake in the file: see `fit`.
+        Target::Postgres(_) => Taking::Removed,
         Target::Kafka { topic: None, .. } => Taking::LeftOut("its rows name their topics"),
         Target::Kafka { .. } if !bound.is_of_records(sink) => {
             Taking::LeftOut("its view does not make each row of one record")
@@ -100,9 +109,9 @@ pub fn taking(bound: &Bound, sink: &Sink) -> Taking {
     }
 }
 
-/// How a sink of a route writes keys that are gone, if it does.
+/// The key that a sink of a route writes null under where one is gone, if it does.
 pub fn delete_key(route: &Route, bound: &Bound, sink: &Sink) -> Option<DeleteKey> {
-    taking(bound, sink).key().filter(|_| route.has_deletes())
+    taking(bound.of(sink), sink).key().filter(|_| route.has_deletes())
 }
 
 /// The record's key has to be the one that rows are written under.
@@ -130,8 +139,8 @@ fn topic_key(name: &str, rows: &SchemaRef, key: &DataType) -> Taking {
 }
 
 /// Does a sink keep the newest row of each key? And do all such sinks see which columns were not sent?
-pub fn keeping(route: &Route, bound: &Bound) -> Option<bool> {
-    let keepers = || route.sinks.iter().filter(|sink| taking(bound, sink).key().is_some());
+pub fn keeping(route: &Route, bound: BoundType<'_>) -> Option<bool> {
+    let keepers = || route.sinks.iter().filter(|sink| !taking(bound, sink).is_left_out());
     let tells = |sink: &Sink| bound.schema(sink).field_with_name(UNAVAILABLE).is_ok();
     let is_any = route.has_deletes() && keepers().next().is_some();
     is_any.then(|| keepers().all(tells))
@@ -142,8 +151,9 @@ pub fn lines(route: &Route, bound: &Bound) -> Vec<String> {
     if !route.has_deletes() {
         return Vec::new();
     }
-    let line = |sink: &Sink| match taking(bound, sink) {
+    let line = |sink: &Sink| match taking(bound.of(sink), sink) {
         Taking::Null(_) => format!("deletes in {}: null under their key", sink.name),
+        Taking::Removed => format!("deletes in {}: the row of the key is removed", sink.name),
         Taking::LeftOut(why) => format!("deletes in {}: left out, {why}", sink.name),
     };
     route.sinks.iter().map(line).collect()
@@ -197,12 +207,14 @@ routes:
       rows: {from: rows, kafka: {topic: rows, key: {column: _key}}}
       counts: {from: counts, kafka: {topic: counts, key: {column: _key}}}
       lake: {parquet: {path: out/lake}}
+      log: {from: rows, postgres: {url: \"postgresql://h/d\", table: log}}
+      table: {from: rows, postgres: {url: \"postgresql://h/d\", table: t, mode: upsert, primary_key: [_key]}}
 ";
 
     async fn bound(text: &str) -> (Route, Bound) {
         let route = read(text, &Environment::new([], Path::new("."))).unwrap().routes.remove(0);
-        let decoder = build::decoder(&route, None).await.unwrap();
-        let bound = build::bind(&route, decoder).await.unwrap_or_else(|problems| panic!("{problems:?}"));
+        let decoders = build::decoders(&route, None).await.unwrap();
+        let bound = build::bind(&route, decoders).await.unwrap_or_else(|problems| panic!("{problems:?}"));
         (route, bound)
     }
 
@@ -216,11 +228,29 @@ routes:
                 "deletes in rows: null under their key",
                 "deletes in counts: left out, its view does not make each row of one record",
                 "deletes in lake: left out, it only appends",
+                "deletes in log: left out, it only appends",
+                "deletes in table: the row of the key is removed",
             ]
         );
         // Nobody sees what was not sent.
-        assert_eq!(keeping(&route, &bound), Some(false));
+        assert_eq!(keeping(&route, bound.of(&route.sinks[0])), Some(false));
         let (route, bound) = self::bound(&TEXT.replace("delete\n", "skip\n")).await;
-        assert!(lines(&route, &bound).is_empty() && keeping(&route, &bound).is_none());
+        assert!(lines(&route, &bound).is_empty());
+        assert!(keeping(&route, bound.of(&route.sinks[0])).is_none());
+    }
+
+    /// A table would keep rows that are gone.
+    #[tokio::test]
+    async fn a_table_needs_the_key_that_its_rows_are_known_by() {
+        let text = TEXT.replace("primary_key: [_key]", "primary_key: [value]");
+        let route = |text: &str| read(text, &Environment::new([], Path::new("."))).unwrap().routes.remove(0);
+        let deletes = route(&text);
+        let decoders = build::decoders(&deletes, None).await.unwrap();
+        let Err(problems) = build::bind(&deletes, decoders).await else { panic!() };
+        let [only] = problems.as_slice() else { panic!("{problems:?}") };
+        let expected = "sink `table`: deletes: the record's key has Binary for column `value`";
+        assert!(only.message.contains(expected), "{}", only.message);
+        // Nothing is gone: any column will do.
+        bound(&text.replace("delete\n", "skip\n")).await;
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use crate::codec::Side;
-use crate::config::plan::{Plan, ReaderSchema, Route};
+use crate::config::plan::{BadRecords, Plan, ReaderSchema, Route};
 use crate::config::{Problem, Span};
 use crate::engine::chain;
 use crate::model::{Classify, Fault};
@@ -61,8 +61,8 @@ pub fn check(options: &Options) -> Result<(), Failure> {
         let (mut deletes, mut subjects) = (Vec::new(), Vec::new());
         for instance in &instances {
             let bound = runtime.block_on(async {
-                let decoder = build::decoder(instance, registry.as_deref()).await?;
-                Ok::<_, build::ReaderError>(build::bind(instance, decoder).await)
+                let decoders = build::decoders(instance, registry.as_deref()).await?;
+                Ok::<_, build::ReaderError>(build::bind(instance, decoders).await)
             });
             match bound {
                 Ok(Ok(bound)) => {
@@ -168,22 +168,46 @@ fn print_route(route: &Route, plan: &Plan) {
     print_sinks(route);
 }
 
-/// Which subjects a route follows, and what follows from a newer version.
+/// Which subjects a route follows, and what follows from a newer version; of which types its records are.
 pub fn reader_lines(route: &Route) -> Vec<String> {
-    let sides = [("values", Side::Value), ("keys", Side::Key)];
-    let line = |(what, side): (&str, Side)| {
-        let form = build::registry_form(route, side)?;
-        if form.schema != ReaderSchema::Latest {
-            return None;
-        }
-        let subject = match route.is_per_topic {
-            true => "of each topic".to_owned(),
-            false => format!("`{}`", build::subject(route, side, form)),
+    let mut lines = Vec::new();
+    for (place, of_type) in route.by_type().iter().enumerate() {
+        let values = match route.record_types.get(place) {
+            Some(record_type) => format!("records of type {}", record_type.name),
+            None => "values".to_owned(),
         };
-        let policy = route.on_new_schema.name();
-        Some(format!("reads {what} as the newest version of subject {subject}; on a newer one: {policy}"))
+        lines.extend(reader_line(of_type, Side::Value, &values));
+        // Those of all types are of one subject.
+        lines.extend(reader_line(of_type, Side::Key, "keys").filter(|_| place == 0));
+    }
+    if !route.record_types.is_empty() {
+        lines.push(format!("records of other types: {}", others(route)));
+        lines.push("records without a value have no type: they are dropped".to_owned());
+    }
+    lines
+}
+
+fn reader_line(route: &Route, side: Side, what: &str) -> Option<String> {
+    let form = build::registry_form(route, side)?;
+    if form.schema != ReaderSchema::Latest {
+        return None;
+    }
+    let subject = match route.is_per_topic {
+        true => "of each topic".to_owned(),
+        false => format!("`{}`", build::subject(route, side, form)),
     };
-    sides.into_iter().filter_map(line).collect()
+    let policy = route.on_new_schema.name();
+    Some(format!("reads {what} as the newest version of subject {subject}; on a newer one: {policy}"))
+}
+
+/// What becomes of records whose type the route does not name.
+fn others(route: &Route) -> &'static str {
+    match (route.other_types, route.bad_records) {
+        (Some(BadRecords::Skip), _) => "dropped",
+        (Some(BadRecords::DeadLetter), _) | (None, BadRecords::DeadLetter) => "dead letters",
+        (None, BadRecords::Skip) => "skipped, as bad records",
+        (Some(BadRecords::Stop), _) | (None, BadRecords::Stop) => "the route stops before them",
+    }
 }
 
 /// Which consumer a route reads with, where that is not the only one there is.

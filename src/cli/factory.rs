@@ -93,28 +93,30 @@ impl Factory {
     }
 
     async fn attempt(&self, route: &Route) -> Result<LaneParts, Failure> {
-        let decoder = {
+        let decoders = {
             let needed = build::needs_registry(route);
             // Closed only when this is dropped.
             let _permit = if needed { self.asking.acquire().await.ok() } else { None };
-            build::decoder(route, self.registry.as_deref()).await.map_err(Failure::Reader)?
+            build::decoders(route, self.registry.as_deref()).await.map_err(Failure::Reader)?
         };
-        self.assemble(route, decoder).await
+        self.assemble(route, decoders).await
     }
 
-    async fn assemble(&self, route: &Route, decoder: Decoder) -> Result<LaneParts, Failure> {
-        let bound = build::bind(route, decoder).await.map_err(Failure::Problems)?;
+    async fn assemble(&self, route: &Route, decoders: Vec<Decoder>) -> Result<LaneParts, Failure> {
+        let bound = build::bind(route, decoders).await.map_err(Failure::Problems)?;
         let around = build::Surroundings {
             kafka: &self.loaded.plan.kafka,
             cluster: &self.cluster_id,
             registry: self.registry.as_ref(),
         };
         let lane_sink = |sink: &Sink, feed, schema: SchemaRef, deletes| {
-            let built = build::sink(sink, SchemaRef::clone(&schema), deletes, around)?;
+            let built =
+                build::sink(sink, SchemaRef::clone(&schema), &bound.of(sink).key_type(), deletes, around)?;
             Ok(LaneSink {
                 name: sink.name.clone(),
                 identity: sink.identity.clone(),
                 feed,
+                record_type: sink.record_type,
                 start: sink.start.clone(),
                 rows: schema,
                 sink: built,
@@ -129,12 +131,12 @@ impl Factory {
             route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema(), None));
         let sinks = outputs.chain(letters).collect::<anyhow::Result<Vec<_>>>().map_err(Failure::Sink)?;
         let evolution =
-            follow::evolution(route, &bound.decoder, &self.loaded, self.registry.as_ref(), &self.cluster_id);
+            follow::evolution(route, &bound.decoders, &self.loaded, self.registry.as_ref(), &self.cluster_id);
         Ok(LaneParts {
             route: route.name.clone(),
             sinks,
-            decoder: bound.decoder,
-            handler: Box::new(bound.views),
+            decoders: bound.decoders,
+            handlers: build::handlers(bound.views),
             registry: self.registry.clone().map(|registry| build::registry_of(route, registry)),
             cluster: self.cluster.clone(),
             limits: route.batch,
@@ -142,6 +144,8 @@ impl Factory {
             start_hash: route.start_hash.clone(),
             on_data_loss: route.on_data_loss,
             bad_records: route.bad_records,
+            refused_rows: route.refused_rows,
+            other_types: route.other_types,
             is_replay: route.replays.is_some(),
             evolution,
             is_bounded: self.is_bounded,

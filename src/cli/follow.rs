@@ -7,8 +7,8 @@ use arrow::datatypes::SchemaRef;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::codec::{Decoder, Learnt, Side, letters, widen};
-use crate::config::plan::{ReaderSchema, Route, SchemaFormat};
+use crate::codec::{Decoder, Decoders, Learnt, Side, letters, widen};
+use crate::config::plan::{Postgres, PrimaryKey, ReaderSchema, Route, SchemaFormat, Sink, TableRows, Target};
 use crate::engine::chain;
 use crate::engine::lane::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
 use crate::engine::message::Stop;
@@ -23,22 +23,35 @@ use super::load::Loaded;
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// The newest versions of subjects that a route was bound to.
-pub fn followed(route: &Route, decoder: &Decoder) -> Vec<Followed> {
-    let sides = Side::BOTH.into_iter().filter(|side| {
-        build::registry_form(route, *side).is_some_and(|form| form.schema == ReaderSchema::Latest)
-    });
-    sides.filter_map(|side| Some(Followed { side, version: decoder.version(side)?.clone() })).collect()
+pub fn followed(route: &Route, decoders: &Decoders) -> Vec<Followed> {
+    let mut all: Vec<Followed> = Vec::new();
+    for (of_type, decoder) in route.by_type().iter().zip(decoders.each()) {
+        for side in Side::BOTH {
+            let form = build::registry_form(of_type, side);
+            let Some(version) =
+                form.filter(|form| form.schema == ReaderSchema::Latest).and_then(|_| decoder.version(side))
+            else {
+                continue;
+            };
+            let is_it = |known: &Followed| known.side == side && known.version.subject == version.subject;
+            // Record types may share a subject.
+            if !all.iter().any(is_it) {
+                all.push(Followed { side, version: version.clone() });
+            }
+        }
+    }
+    all
 }
 
 /// How a route evolves, if it follows a subject.
 pub fn evolution(
     route: &Route,
-    decoder: &Decoder,
+    decoders: &Decoders,
     loaded: &Arc<Loaded>,
     registry: Option<&Arc<dyn Registry>>,
     cluster: &ClusterId,
 ) -> Option<Evolution> {
-    let read_as = followed(route, decoder);
+    let read_as = followed(route, decoders);
     if read_as.is_empty() {
         return None;
     }
@@ -82,17 +95,23 @@ impl Remake for Follower {
             outputs.map(|sink| (sink, bound.schema(sink), changes::delete_key(&self.route, &bound, sink)));
         let letters = self.route.dead_letters.iter().map(|sink| (sink, letters::schema(), None));
         for (index, ((sink, schema, deletes), former)) in outputs.chain(letters).zip(rows).enumerate() {
-            if schema == *former {
+            if schema == *former && !is_by_record_key(sink) {
                 // It goes on, with the files it has open.
                 continue;
             }
             check_rows(&sink.name, former, &schema).map_err(|misfit| misfit.told(&self.loaded))?;
-            let built = build::sink(sink, schema.clone(), deletes, around);
+            let built = build::sink(sink, schema.clone(), &bound.of(sink).key_type(), deletes, around);
             let built = built.map_err(|error| RemakeError::Unfit(stop(format!("{error:#}"), None)))?;
             sinks.push(RemadeSink { index, rows: schema, sink: built });
         }
-        Ok(Remade { decoder: bound.decoder, handler: Box::new(bound.views), sinks })
+        Ok(Remade { decoders: bound.decoders, handlers: build::handlers(bound.views), sinks })
     }
+}
+
+/// Does a sink know its rows by the fields of the record's key? They may be others although its rows are the same.
+fn is_by_record_key(sink: &Sink) -> bool {
+    let by_record_key = TableRows::Upsert(PrimaryKey::RecordKey);
+    matches!(&sink.target, Target::Postgres(Postgres { rows, .. }) if *rows == by_record_key)
 }
 
 fn stop(message: String, hint: Option<&str>) -> Stop {
@@ -146,8 +165,8 @@ pub async fn bind(
     registry: &dyn Registry,
 ) -> Result<Bound, Misfit> {
     let given = Given { newest, registry };
-    let decoder = build::decoder(route, Some(&given)).await.map_err(Misfit::Reader)?;
-    let mut bound = build::bind(route, decoder).await.map_err(Misfit::Problems)?;
+    let decoders = build::decoders(route, Some(&given)).await.map_err(Misfit::Reader)?;
+    let mut bound = build::bind(route, decoders).await.map_err(Misfit::Problems)?;
     for Followed { side, version } in former {
         let key = SchemaKey::Id(version.id);
         let schema = match registry.by_id(version.id).await {
@@ -158,8 +177,13 @@ pub async fn bind(
             // It is gone, and with it who would write it.
             Err(_) => continue,
         };
-        bound.decoder.learn(key, learnt(schema));
-        if let Some(refusal) = bound.decoder.refusal(*side, key) {
+        bound.decoders.learn(key, learnt(schema));
+        // What has another subject never reads what is written under this one.
+        let is_of = |decoder: &&Decoder| {
+            decoder.version(*side).is_none_or(|newest| newest.subject == version.subject)
+        };
+        let mut readers = bound.decoders.each().iter().filter(is_of);
+        if let Some(refusal) = readers.find_map(|decoder| decoder.refusal(*side, key)) {
             return Err(Misfit::Broken {
                 message: format!("what was written so far could not be read: {refusal}"),
                 hint: "register a version that reads the former one (compatibility BACKWARD); a restart takes this \

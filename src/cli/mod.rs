@@ -9,16 +9,17 @@ mod datagen;
 mod demo;
 mod eyes;
 mod factory;
+mod fit;
 mod follow;
 mod load;
 mod offsets;
 mod plan;
 mod progress;
+mod readers;
 mod replay;
 mod run;
 mod standing;
 mod table;
-mod targets;
 mod types;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

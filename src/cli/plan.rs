@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use anyhow::anyhow;
 use clap::Args;
 
-use crate::config::plan::OnDataLoss;
+use crate::config::plan::{OnDataLoss, Target};
 use crate::engine::chain;
 use crate::engine::lane::MOVED_HINT;
 use crate::engine::lane::begin::{Begin, Gap, Unseen};
 use crate::kafka::{Cluster, ClusterError};
 use crate::model::metadata::IdentityHash;
 use crate::model::{Offset, Position, PositionKey, Positions, Start, TopicId, TopicName, TopicPartition};
-use crate::sink::file::{Admission, Owner};
+use crate::sink::owner::{Admission, Owner};
+use crate::sink::survey::Survey;
 
 use super::check::reader_lines;
 use super::standing::{Ground, Instance, Place, Seat};
@@ -204,8 +205,8 @@ fn recreated(ground: &Ground, instance: &Instance) -> BTreeSet<TopicName> {
 /// The group says that a sink wrote to another commit log than the one in its directory.
 pub fn other_logs(ground: &Ground, instance: &Instance, seat: &Seat) -> Option<(String, Option<String>)> {
     let here = match &seat.place {
-        Place::Fresh => "none".to_owned(),
-        place => place.survey()?.id(),
+        Place::Fresh => "none",
+        place => place.survey()?.log.as_deref()?,
     };
     let identity = IdentityHash::of(&seat.sink.identity);
     let sources = ground.partitions(&instance.topics);
@@ -292,12 +293,15 @@ async fn outlooks(
 
 fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outlook], told: &mut Told) {
     told.line(1, &format!("sink {}: {}", seat.sink.name, seat.sink.target.guarantee()));
-    if let Place::Log { admission: Ok(admission), .. } = &seat.place {
-        match admission {
-            Admission::Adopts(former) => told.line(2, &format!("takes the positions of {former} over")),
-            Admission::Joins => told.line(2, "joins others in its directory, with positions of its own"),
-            Admission::Known => {}
+    match seat.place.survey().map(|survey| &survey.admission) {
+        Some(Ok(Admission::Adopts(former))) => {
+            told.line(2, &format!("takes the positions of {former} over"));
         }
+        Some(Ok(Admission::Joins)) => {
+            let what = format!("joins others in its {}, with positions of its own", noun(seat));
+            told.line(2, &what);
+        }
+        Some(Ok(Admission::Known) | Err(_)) | None => {}
     }
     if seat.place.refusal(seat).is_some() {
         return;
@@ -314,6 +318,14 @@ fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outl
                 format!("something else has moved the group's offset to {offset}, which is not obeyed");
             told.line(3, &format!("{what}; {MOVED_HINT}"));
         }
+    }
+}
+
+/// What a sink with an owner writes to.
+fn noun(seat: &Seat) -> &'static str {
+    match &seat.sink.target {
+        Target::Postgres(_) => "table",
+        Target::Files { .. } | Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => "directory",
     }
 }
 
@@ -338,20 +350,16 @@ fn outlook_told(instance: &Instance, outlook: &Outlook) -> String {
 fn tell_gone(ground: &Ground, told: &mut Told) {
     let seats = || ground.instances.iter().flat_map(|instance| &instance.seats);
     let known: BTreeSet<&Owner> = seats().map(|seat| &seat.claim.owner).collect();
-    let adopted: BTreeSet<&Owner> = seats()
-        .filter_map(|seat| match &seat.place {
-            Place::Log { admission: Ok(Admission::Adopts(former)), .. } => Some(former),
-            _ => None,
-        })
-        .collect();
+    let adopted: BTreeSet<&Owner> =
+        seats().filter_map(|seat| seat.place.survey().and_then(Survey::adopted)).collect();
     let mut gone: BTreeSet<String> = BTreeSet::new();
     for seat in seats() {
-        let owners = seat.place.survey().into_iter().flat_map(|survey| survey.owners());
+        let owners = seat.place.survey().into_iter().flat_map(|survey| &survey.accounts);
         let left = owners.filter(|(owner, account)| {
             account.taken_by.is_none() && !known.contains(owner) && !adopted.contains(owner)
         });
         gone.extend(left.map(|(owner, _)| {
-            format!("{owner} writes to the directory of `{}` too, or did", seat.sink.identity)
+            format!("{owner} writes to the {} of `{}` too, or did", noun(seat), seat.sink.identity)
         }));
     }
     for (place, group) in ground.groups.iter().enumerate() {

@@ -12,7 +12,9 @@ use crate::model::{
     Classify, ClusterId, Offset, Partition, Position, PositionKey, Positions, StartHash, TopicName,
     TopicPartition,
 };
-use crate::sink::file::{Admission, Claim, Refusal, Survey};
+use crate::sink::owner::Claim;
+use crate::sink::survey::Survey;
+use crate::sink::{SinkError, file, postgres};
 
 use super::build;
 
@@ -23,7 +25,7 @@ pub struct Group {
     pub committed: BTreeMap<TopicPartition, Committed>,
 }
 
-/// What brokers, groups and directories say.
+/// What brokers, groups and the targets of sinks say.
 pub struct Ground {
     /// That of `group.id`, then those of isolated routes.
     pub groups: Vec<Group>,
@@ -66,17 +68,12 @@ pub struct Seat {
 pub enum Place {
     /// Beside the group's offsets.
     Group,
-    /// In a directory that has no commit log yet.
+    /// In a target that nobody has written to yet.
     Fresh,
-    Log {
-        survey: Box<Survey>,
-        admission: Result<Admission, Refusal>,
-    },
-    /// In one that cannot be read.
-    Unreadable {
-        problem: String,
-        hint: Option<String>,
-    },
+    /// With its data: in a directory's commit log, or beside a table.
+    Own(Box<Survey>),
+    /// In a target that cannot be read.
+    Unreadable { problem: String, hint: Option<String> },
 }
 
 impl Seat {
@@ -87,13 +84,23 @@ impl Seat {
 }
 
 impl Place {
+    fn surveyed(survey: Result<Option<Survey>, SinkError>) -> Self {
+        match survey {
+            Ok(None) => Self::Fresh,
+            Ok(Some(survey)) => Self::Own(Box::new(survey)),
+            Err(error) => {
+                Self::Unreadable { problem: chain(&error), hint: error.hint().map(|hint| hint.into_owned()) }
+            }
+        }
+    }
+
     pub fn is_group(&self) -> bool {
         matches!(self, Self::Group)
     }
 
     pub fn survey(&self) -> Option<&Survey> {
         match self {
-            Self::Log { survey, .. } => Some(survey),
+            Self::Own(survey) => Some(survey),
             Self::Group | Self::Fresh | Self::Unreadable { .. } => None,
         }
     }
@@ -101,15 +108,19 @@ impl Place {
     /// Why the sink cannot be opened, and what helps.
     pub fn refusal(&self, seat: &Seat) -> Option<(String, Option<String>)> {
         match self {
-            Self::Log { admission: Err(refusal), .. } => {
-                let path = match &seat.sink.target {
+            Self::Own(survey) => {
+                let refusal = survey.admission.as_ref().err()?;
+                let target = &seat.sink.target;
+                let place = match target {
                     Target::Files { path, .. } => path.display().to_string(),
+                    Target::Postgres(table) => table.shown(),
                     Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => String::new(),
                 };
-                Some((format!("`{path}` {refusal}"), Some(refusal.remedy(&seat.claim))))
+                let remedy = refusal.remedy(&seat.claim, target.place_key());
+                Some((format!("`{place}` {refusal}"), Some(remedy)))
             }
             Self::Unreadable { problem, hint } => Some((problem.clone(), hint.clone())),
-            Self::Log { admission: Ok(_), .. } | Self::Group | Self::Fresh => None,
+            Self::Group | Self::Fresh => None,
         }
     }
 }
@@ -122,7 +133,7 @@ impl Instance {
 }
 
 impl Ground {
-    /// Asks brokers and group, and reads the directories of all file sinks.
+    /// Asks brokers and group, and looks at the targets of all sinks that keep their positions there.
     ///
     /// # Errors
     /// If the brokers do not answer.
@@ -167,7 +178,7 @@ impl Ground {
         let mut ground =
             Self { groups, families, instances: Vec::new(), infos, missing, bounds, unfit: Vec::new() };
         for (route, topics) in plan.routes.iter().zip(matched) {
-            ground.add(plan, route, topics, &cluster_id);
+            ground.add(plan, route, topics, &cluster_id).await;
         }
         Ok(ground)
     }
@@ -182,7 +193,7 @@ impl Ground {
         &self.groups[instance.group].committed
     }
 
-    fn add(&mut self, plan: &Plan, route: &Route, topics: BTreeSet<TopicName>, cluster_id: &ClusterId) {
+    async fn add(&mut self, plan: &Plan, route: &Route, topics: BTreeSet<TopicName>, cluster_id: &ClusterId) {
         let name = IdentityHash::of(&route.name);
         let group = self.families.get(&route.name).copied().unwrap_or_default();
         let has_run = topics.iter().any(|topic| {
@@ -205,14 +216,16 @@ impl Ground {
             instances.push((route.clone(), topics));
         }
         for (instance, topics) in instances {
-            let sinks = instance.sinks.iter().chain(&instance.dead_letters);
-            let seats = sinks.map(|sink| self.seat(sink, group, &topics, around)).collect();
+            let mut seats = Vec::new();
+            for sink in instance.sinks.iter().chain(&instance.dead_letters) {
+                seats.push(self.seat(sink, group, &topics, around).await);
+            }
             let family = route.name.clone();
             self.instances.push(Instance { family, group, route: instance, topics, has_run, seats });
         }
     }
 
-    fn seat(
+    async fn seat(
         &self,
         sink: &Sink,
         group: usize,
@@ -221,23 +234,17 @@ impl Ground {
     ) -> Seat {
         let claim = build::claim(sink, around);
         let place = match &sink.target {
-            Target::Files { path, .. } => match Survey::of(path, &claim) {
-                Ok(None) => Place::Fresh,
-                Ok(Some(survey)) => {
-                    let admission = survey.admit(&claim);
-                    Place::Log { survey: Box::new(survey), admission }
-                }
-                Err(error) => Place::Unreadable {
-                    problem: chain(&error),
-                    hint: error.hint().map(|hint| hint.into_owned()),
-                },
-            },
+            Target::Files { path, .. } => Place::surveyed(file::survey(path, &claim)),
+            Target::Postgres(table) => Place::surveyed(postgres::survey(table, &claim).await),
             Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => Place::Group,
         };
         let positions = match &place {
             Place::Group => self.group_positions(sink, group, topics),
-            Place::Log { survey, admission: Ok(admission) } => survey.positions(&claim, admission),
-            Place::Log { .. } | Place::Fresh | Place::Unreadable { .. } => Positions::default(),
+            Place::Own(survey) => {
+                let standing = survey.standing(&claim);
+                standing.map(|(_, account)| account.positions.clone()).unwrap_or_default()
+            }
+            Place::Fresh | Place::Unreadable { .. } => Positions::default(),
         };
         Seat { sink: sink.clone(), claim, place, positions }
     }

@@ -15,6 +15,7 @@ use crate::config::plan::{Recursion, SchemaFormat};
 use crate::encode;
 use crate::render::Values;
 use crate::sink::file::parquet_type;
+use crate::sink::postgres;
 
 /// A column of one row.
 struct Sample {
@@ -28,8 +29,13 @@ struct Sample {
 type Show = fn(&Sample) -> anyhow::Result<String>;
 
 /// The sinks. Those that write alike share a column.
-const SINKS: [(&str, Show); 4] =
-    [("Parquet", in_parquet), ("JSON Lines, Kafka", in_json), ("CSV, screen", in_csv), ("Avro", in_avro)];
+const SINKS: [(&str, Show); 5] = [
+    ("Parquet", in_parquet),
+    ("JSON Lines, Kafka", in_json),
+    ("CSV, screen", in_csv),
+    ("Avro", in_avro),
+    ("PostgreSQL", in_postgres),
+];
 
 /// How a type is written in an Avro schema, and a value of it as typed JSON has it.
 const AVRO: [(&str, &str); 32] = [
@@ -241,6 +247,11 @@ fn in_avro(sample: &Sample) -> anyhow::Result<String> {
     Ok(schema["fields"][0]["type"].to_string())
 }
 
+/// The type of the column that is created.
+fn in_postgres(sample: &Sample) -> anyhow::Result<String> {
+    postgres::declared(sample.field.data_type()).map_err(|data_type| anyhow!("no column takes {data_type}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +269,7 @@ mod tests {
         assert!(row("int64 v = 1;").contains("| `Int64` | `INT64` | `5` | `5` |"), "{text}");
         let union = row("[\"null\", \"long\", \"string\"]");
         assert!(union.contains("`group` | `{\"long\":5,\"string\":null}`"), "{union}");
+        assert!(union.ends_with("| `jsonb` |"), "{union}");
         let date = row("{\"type\": \"string\", \"format\": \"date\"}");
         assert!(date.contains("| `Date32` | `INT32 (DATE)` | `\"2026-01-02\"` | `2026-01-02` |"), "{date}");
     }

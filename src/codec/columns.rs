@@ -19,6 +19,8 @@ use arrow::datatypes::{
 };
 use arrow::error::ArrowError;
 
+use super::limits::CELL_BYTES;
+
 /// One column under construction.
 #[derive(Debug)]
 pub struct Column {
@@ -107,6 +109,7 @@ impl Column {
         };
         let width = match &data {
             Data::Struct { fields, .. } => fields.iter().map(Self::width).sum::<usize>().max(1),
+            Data::Fixed { width, .. } => (width / CELL_BYTES).max(1),
             _ => 1,
         };
         Ok(Self {
@@ -117,7 +120,7 @@ impl Column {
         })
     }
 
-    /// How many columns a null fills: a struct's all have a placeholder.
+    /// How many columns a null fills: a struct's all have a placeholder, and a long `fixed` is like several.
     pub fn width(&self) -> usize {
         self.width
     }

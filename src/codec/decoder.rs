@@ -11,7 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::model::{Deletes, RecordRef, SchemaKey, SchemaVersion};
+use crate::model::{Deletes, RecordRef, SchemaKey, SchemaVersion, code};
 
 use super::meta::MetaColumn;
 use super::{Codec, Decoded, Learnt, Rejected, Side};
@@ -203,6 +203,13 @@ impl Decoder {
         self.value.learn(key, schema);
     }
 
+    /// As [`Decoder::learn`], of a schema that no value names which comes here.
+    pub fn learn_of_keys(&mut self, key: SchemaKey, schema: Learnt) {
+        if self.reads_keys() {
+            self.key.learn(key, schema);
+        }
+    }
+
     /// Decodes all of `records`. A record whose value is bad is not asked for its key.
     ///
     /// # Errors
@@ -275,7 +282,7 @@ impl Decoder {
         let is_null = |index: &&u32| indexes.binary_search(index).is_ok_and(|place| column.is_null(place));
         rejected.extend(deletes.iter().filter(is_null).map(|index| Rejected {
             index: *index as usize,
-            code: "no_key",
+            code: code::NO_KEY,
             message: "it deletes a row and has no key that says which".to_owned(),
             schema_id: None,
         }));

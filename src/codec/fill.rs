@@ -8,6 +8,7 @@ use crate::config::plan::Tombstones;
 use crate::model::{RecordRef, SchemaKey};
 
 use super::columns::Column;
+use super::limits::cut;
 use super::{Decoded, Rejected, Side};
 
 /// Why a record is no row.
@@ -61,7 +62,7 @@ pub fn fill_side(
             Ok(()) => rows.push(index as u32),
             Err(Rejection { code, message, schema_id }) => {
                 columns.iter_mut().for_each(|column| column.truncate(rows.len()));
-                rejected.push(Rejected { index, code, message, schema_id });
+                rejected.push(Rejected { index, code, message: cut(message), schema_id });
             }
         }
     }

@@ -7,7 +7,7 @@
 use uuid::Uuid;
 
 use crate::config::plan::Framing;
-use crate::model::{RecordRef, SchemaId, SchemaKey};
+use crate::model::{RecordRef, SchemaId, SchemaKey, code};
 
 use super::Side;
 
@@ -46,7 +46,7 @@ pub enum FrameError {
 }
 
 impl FrameError {
-    pub const CODE: &'static str = "framing";
+    pub const CODE: &'static str = code::FRAMING;
 }
 
 /// The schema and the payload of a record's value or key, which is `bytes`.

@@ -16,16 +16,17 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
 use crate::config::plan::Tombstones;
-use crate::model::RecordRef;
+use crate::model::{RecordRef, code};
 
 use super::avro::node::{Arm, Enum, Kind, Logical, Node, Record, SchemaError, When};
 use super::avro::{arrow_type, big_decimal};
 use super::columns::{Column, Data, push_offset};
 use super::fill::{Rejection, fill};
+use super::limits::{CELL_BYTES, LOOKS_PER_CELL, Spare, Spent};
 use super::{Codec, Decoded};
 
 /// The code of what does not fit, whole numbers beyond their type apart.
-const MISMATCH: &str = "type_mismatch";
+const MISMATCH: &str = code::TYPE_MISMATCH;
 
 /// Decodes JSON into the columns of a schema.
 #[derive(Debug)]
@@ -83,8 +84,9 @@ impl JsonColumn {
     /// Appends what `text` says; null if there is none, or if it is not JSON of this type.
     pub fn push(&mut self, text: Option<&[u8]>) {
         let row_count = self.column.len();
+        let mut spare = Spare::of(text.map_or(0, <[u8]>::len));
         let json = text.and_then(|text| serde_json::from_slice::<Value>(text).ok());
-        let is_read = json.is_some_and(|json| put(&self.node, &json, &mut self.column).is_ok());
+        let is_read = json.is_some_and(|json| put(&self.node, &json, &mut self.column, &mut spare).is_ok());
         if !is_read {
             self.column.truncate(row_count);
             self.column.push_null();
@@ -111,7 +113,7 @@ impl From<Misfit> for Unfit {
             [] => String::new(),
             path => format!("field `{}`: ", path.join(".")),
         };
-        Self { code: misfit.code, message: format!("{place}{} is not {}", misfit.found, misfit.expected) }
+        Self { code: misfit.code, message: format!("{place}{}", misfit.message) }
     }
 }
 
@@ -124,7 +126,7 @@ pub fn parse(text: &[u8]) -> Result<Value, Unfit> {
         let message = format!("not JSON: {error}");
         // It has no other sign for it.
         let is_deep = message.contains("recursion limit exceeded");
-        Unfit { code: if is_deep { "depth" } else { MISMATCH }, message }
+        Unfit { code: if is_deep { code::DEPTH } else { MISMATCH }, message }
     })
 }
 
@@ -141,7 +143,7 @@ pub fn put_row(record: &Record, text: &[u8], columns: &mut [Column]) -> Result<(
 /// # Errors
 /// Likewise.
 pub fn put_object(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(), Unfit> {
-    put_fields(record, json, columns).map_err(Unfit::from)
+    put_fields(record, json, columns, &mut Spare::of(size(json))).map_err(Unfit::from)
 }
 
 /// Appends one JSON value of any type to a column.
@@ -149,7 +151,19 @@ pub fn put_object(record: &Record, json: &Value, columns: &mut [Column]) -> Resu
 /// # Errors
 /// What does not fit; then the column may hold parts of it and has to be truncated.
 pub fn put_any(node: &Node, json: &Value, column: &mut Column) -> Result<(), Unfit> {
-    put(node, json, column).map_err(Unfit::from)
+    put(node, json, column, &mut Spare::of(size(json))).map_err(Unfit::from)
+}
+
+/// About the bytes of its text.
+fn size(json: &Value) -> usize {
+    match json {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => 2 + text.len(),
+        Value::Array(values) => values.iter().map(|value| 1 + size(value)).sum::<usize>() + 2,
+        Value::Object(entries) => {
+            entries.iter().map(|(key, value)| 4 + key.len() + size(value)).sum::<usize>() + 2
+        }
+    }
 }
 
 /// A value that does not fit its type. Values are not shown: they are the user's data.
@@ -157,21 +171,30 @@ pub fn put_any(node: &Node, json: &Value, column: &mut Column) -> Result<(), Unf
 struct Misfit {
     code: &'static str,
     path: Vec<String>,
-    found: &'static str,
-    expected: String,
+    message: String,
+}
+
+impl From<Spent> for Misfit {
+    fn from(_: Spent) -> Self {
+        let message = "it fills more columns, or asks for more defaults, than a record of its size may";
+        Self { code: code::SIZE, path: Vec::new(), message: message.to_owned() }
+    }
 }
 
 fn misfit(node: &Node, json: &Value) -> Misfit {
-    let found = match json {
+    let code = if is_too_long(node, json) { code::OVERFLOW } else { MISMATCH };
+    Misfit { code, path: Vec::new(), message: format!("{} is not {}", found(json), node.describe()) }
+}
+
+fn found(json: &Value) -> &'static str {
+    match json {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "this number",
         Value::String(_) => "this text",
         Value::Array(_) => "an array",
         Value::Object(_) => "an object",
-    };
-    let code = if is_too_long(node, json) { "overflow" } else { MISMATCH };
-    Misfit { code, path: Vec::new(), found, expected: node.describe() }
+    }
 }
 
 /// A whole number beyond its type. Those beyond 64 bits come as a double, which has no fraction then.
@@ -185,14 +208,22 @@ fn is_too_long(node: &Node, json: &Value) -> bool {
     is_integer && json.as_number().is_some_and(is_whole)
 }
 
-fn put_fields(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(), Misfit> {
+fn put_fields(
+    record: &Record,
+    json: &Value,
+    columns: &mut [Column],
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
     let Value::Object(fields) = json else {
-        let node = Node { kind: Kind::Record(record.clone()), logical: None };
-        return Err(misfit(&node, json));
+        let message = format!("{} is not record `{}`", found(json), record.name);
+        return Err(Misfit { code: MISMATCH, path: Vec::new(), message });
     };
     for (field, column) in record.fields.iter().zip(columns) {
-        let value = fields.get(&field.name).or(field.default.as_ref()).unwrap_or(&Value::Null);
-        put(&field.node, value, column).map_err(|mut misfit| {
+        let done = match fields.get(&field.name) {
+            Some(value) => put(&field.node, value, column, spare),
+            None => put_missing(&field.node, field.default.as_ref(), column, spare),
+        };
+        done.map_err(|mut misfit| {
             misfit.path.insert(0, field.name.clone());
             misfit
         })?;
@@ -200,12 +231,38 @@ fn put_fields(record: &Record, json: &Value, columns: &mut [Column]) -> Result<(
     Ok(())
 }
 
-fn put(node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
+/// What is not written has no bytes, and may be large.
+fn put_missing(
+    node: &Node,
+    default: Option<&Value>,
+    column: &mut Column,
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
+    let value = default.unwrap_or(&Value::Null);
+    spare.take(cells(value))?;
+    put(node, value, column, spare)
+}
+
+/// Columns that a default fills at least, and its text.
+fn cells(json: &Value) -> usize {
+    1 + match json {
+        Value::String(text) => text.len() / CELL_BYTES,
+        Value::Array(values) => values.iter().map(cells).sum(),
+        Value::Object(entries) => {
+            entries.iter().map(|(key, value)| key.len() / CELL_BYTES + cells(value)).sum()
+        }
+        _ => 0,
+    }
+}
+
+fn put(node: &Node, json: &Value, column: &mut Column, spare: &mut Spare) -> Result<(), Misfit> {
     let Some((node, is_nullable)) = arrow_type::nullable(node) else {
         return Err(misfit(node, json));
     };
     if json.is_null() {
         return if is_nullable {
+            // Its four letters may stand for thousands of columns.
+            spare.take(column.width().saturating_sub(1))?;
             column.push_null();
             Ok(())
         } else {
@@ -213,18 +270,24 @@ fn put(node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
         };
     }
     match &node.kind {
-        Kind::Union(arms) => return put_branch(node, arms, json, column),
-        Kind::Choice(arms) => return put_choice(node, arms, json, column),
+        Kind::Union(arms) => return put_branch(node, arms, json, column, spare),
+        Kind::Choice(arms) => return put_choice(node, arms, json, column, spare),
         _ => {}
     }
-    put_value(node, json, &mut column.data).ok_or_else(|| misfit(node, json))??;
+    put_value(node, json, &mut column.data, spare).ok_or_else(|| misfit(node, json))??;
     column.mark_valid();
     Ok(())
 }
 
 /// A value of an Avro union of several types: as Avro's own JSON has it, `{"long": 5}`, or else the first branch that
 /// takes it as it is.
-fn put_branch(node: &Node, arms: &[Node], json: &Value, column: &mut Column) -> Result<(), Misfit> {
+fn put_branch(
+    node: &Node,
+    arms: &[Node],
+    json: &Value,
+    column: &mut Column,
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
     let named = |is_it: fn(&Node, &str) -> bool, name: &str| {
         arrow_type::members(arms).enumerate().find(|(_, arm)| is_it(arm, name))
     };
@@ -235,32 +298,58 @@ fn put_branch(node: &Node, arms: &[Node], json: &Value, column: &mut Column) -> 
         && let Some((index, arm)) = named(|arm, name| arm.branch_name() == name, name)
             .or_else(|| named(|arm, name| arm.branch_short_name() == name, name))
     {
-        match put_member(index, arm, inner, column) {
+        match put_member(index, arm, inner, column, spare) {
             Ok(()) => return Ok(()),
             Err(misfit) => why = Some(misfit),
         }
     }
     let is_put = arrow_type::members(arms)
         .enumerate()
-        .any(|(index, arm)| put_member(index, arm, json, column).is_ok());
-    if is_put { Ok(()) } else { Err(why.unwrap_or_else(|| misfit(node, json))) }
+        .any(|(index, arm)| put_member(index, arm, json, column, spare).is_ok());
+    if is_put {
+        return Ok(());
+    }
+    // If there is nothing left, that is what is wrong.
+    spare.take(0)?;
+    Err(why.unwrap_or_else(|| misfit(node, json)))
 }
 
 /// The first arm that a value fits, as JSON Schema has it.
-fn put_choice(node: &Node, arms: &[Arm], json: &Value, column: &mut Column) -> Result<(), Misfit> {
+fn put_choice(
+    node: &Node,
+    arms: &[Arm],
+    json: &Value,
+    column: &mut Column,
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
     let mut misfits = Vec::new();
-    for (index, arm) in arms.iter().enumerate().filter(|(_, arm)| is_of(&arm.when, json)) {
-        match put_member(index, &arm.node, json, column) {
+    for (index, arm) in arms.iter().enumerate() {
+        spare.take(1 + looks(&arm.when, json) / LOOKS_PER_CELL)?;
+        if !is_of(&arm.when, json) {
+            continue;
+        }
+        match put_member(index, &arm.node, json, column, spare) {
             Ok(()) => return Ok(()),
             Err(misfit) => misfits.push(misfit),
         }
     }
+    spare.take(0)?;
     // Where a value is almost of one arm, it says more to name what is wrong there.
     misfits.retain(|misfit| !misfit.path.is_empty());
     match misfits.pop() {
         Some(misfit) if misfits.is_empty() => Err(misfit),
         _ => Err(misfit(node, json)),
     }
+}
+
+/// Names and values that [`is_of`] compares at most.
+fn looks(when: &When, json: &Value) -> usize {
+    let Value::Object(fields) = json else {
+        return 0;
+    };
+    let values = when.values.iter().map(|(_, values)| values.len()).sum::<usize>();
+    let only = when.only.as_ref().map_or(0, |names| names.len() * names.len().min(fields.len()));
+    when.required.len() + values + only
 }
 
 fn is_of(when: &When, json: &Value) -> bool {
@@ -276,16 +365,32 @@ fn is_of(when: &When, json: &Value) -> bool {
 }
 
 /// A value for one member of a struct, and null for the others. If it does not fit, the struct is as it was.
-fn put_member(index: usize, node: &Node, json: &Value, column: &mut Column) -> Result<(), Misfit> {
+fn put_member(
+    index: usize,
+    node: &Node,
+    json: &Value,
+    column: &mut Column,
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
+    // Trying is work, and so is to say why it was in vain: unions within unions would try without an end.
+    spare.take(1)?;
+    let column_width = column.width();
     let Data::Struct { len, fields } = &mut column.data else {
         return Err(misfit(node, json));
     };
     let Some(member) = fields.get_mut(index) else {
         return Err(misfit(node, json));
     };
-    if let Err(misfit) = put(node, json, member) {
+    let width = member.width();
+    if let Err(misfit) = put(node, json, member, spare) {
         member.truncate(*len);
+        let said = misfit.path.iter().map(String::len).sum::<usize>() + misfit.message.len();
+        spare.take(said / CELL_BYTES)?;
         return Err(misfit);
+    }
+    if let Err(spent) = spare.take(column_width.saturating_sub(width)) {
+        member.truncate(*len);
+        return Err(spent.into());
     }
     let others = fields.iter_mut().enumerate().filter(|(at, _)| *at != index);
     others.for_each(|(_, other)| other.push_null());
@@ -295,7 +400,7 @@ fn put_member(index: usize, node: &Node, json: &Value, column: &mut Column) -> R
 }
 
 /// `None` if the value does not fit; an inner error names the field within it that does not.
-fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Misfit>> {
+fn put_value(node: &Node, json: &Value, data: &mut Data, spare: &mut Spare) -> Option<Result<(), Misfit>> {
     if let Some(logical) = node.logical {
         return put_logical(node, logical, json, data).map(Ok);
     }
@@ -326,7 +431,7 @@ fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Mi
         }
         (Kind::Array(item), Value::Array(values), Data::List { offsets, item: column }) => {
             for value in values {
-                if let Err(misfit) = put(item, value, column) {
+                if let Err(misfit) = put(item, value, column, spare) {
                     return Some(Err(misfit));
                 }
             }
@@ -334,14 +439,14 @@ fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Mi
         }
         (Kind::Map(value), Value::Object(entries), Data::List { offsets, item }) => {
             for (key, json) in entries {
-                if let Err(misfit) = put_entry(value, key, json, item) {
+                if let Err(misfit) = put_entry(value, key, json, item, spare) {
                     return Some(Err(misfit));
                 }
             }
             push_offset(offsets, item.len()).ok()?;
         }
         (Kind::Record(record), Value::Object(_), Data::Struct { len, fields }) => {
-            if let Err(misfit) = put_fields(record, json, fields) {
+            if let Err(misfit) = put_fields(record, json, fields, spare) {
                 return Some(Err(misfit));
             }
             *len += 1;
@@ -351,12 +456,18 @@ fn put_value(node: &Node, json: &Value, data: &mut Data) -> Option<Result<(), Mi
     Some(Ok(()))
 }
 
-fn put_entry(value: &Node, key: &str, json: &Value, entries: &mut Column) -> Result<(), Misfit> {
+fn put_entry(
+    value: &Node,
+    key: &str,
+    json: &Value,
+    entries: &mut Column,
+    spare: &mut Spare,
+) -> Result<(), Misfit> {
     if let Data::Struct { len, fields } = &mut entries.data
         && let [keys, values] = fields.as_mut_slice()
     {
         put_text(key, &mut keys.data).ok_or_else(|| misfit(value, json))?;
-        put(value, json, values)?;
+        put(value, json, values, spare)?;
         *len += 1;
         entries.mark_valid();
     }
@@ -468,6 +579,9 @@ fn time(logical: Logical, json: &Value) -> Option<i64> {
         }
     }
 }
+
+#[cfg(test)]
+mod differential;
 
 #[cfg(test)]
 mod tests {

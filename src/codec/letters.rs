@@ -16,7 +16,7 @@ use arrow::record_batch::RecordBatch;
 
 use crate::model::{
     Chunk, ChunkBuilder, Incoming, Offset, Original, Partition, RecordRef, SchemaKey, TimestampType,
-    TopicName, TopicPartition,
+    TopicName, TopicPartition, code,
 };
 
 use super::Rejected;
@@ -30,6 +30,10 @@ const OFFSET: &str = "offset";
 /// Ours; Kafka Connect has none.
 const TIMESTAMP: &str = "timestamp";
 const ROUTE: &str = "connector.name";
+
+/// All that are added, in their order.
+const ADDED: [&str; 8] =
+    [TOPIC, PARTITION, OFFSET, TIMESTAMP, ROUTE, "stage", "exception.class.name", "exception.message"];
 
 /// The columns of dead letters. `key`, `value`, `headers` are what a Kafka sink writes.
 pub fn schema() -> SchemaRef {
@@ -82,27 +86,37 @@ pub fn build(route: &str, letters: &[(RecordRef<'_>, &Rejected)]) -> Result<Reco
 fn headers(route: &str, letters: &[(RecordRef<'_>, &Rejected)]) -> ArrayRef {
     let item = Field::new("item", DataType::Struct(header_fields()), false);
     let mut lists = ListBuilder::new(StructBuilder::from_fields(header_fields(), 0)).with_field(item);
+    let names = ADDED.map(|name| format!("{PREFIX}{name}"));
     for (record, rejected) in letters {
         for (name, value) in record.headers() {
             put(lists.values(), &String::from_utf8_lossy(name), value);
         }
         let source = record.first_source();
-        let context = [
-            (TOPIC, source.topic.to_string()),
-            (PARTITION, source.partition.to_string()),
-            (OFFSET, record.first_offset().to_string()),
-            (TIMESTAMP, record.timestamp_ms().to_string()),
-            (ROUTE, route.to_owned()),
-            ("stage", "VALUE_CONVERTER".to_owned()),
-            ("exception.class.name", rejected.code.to_owned()),
-            ("exception.message", rejected.message.clone()),
+        let values: [&str; 8] = [
+            source.topic.as_str(),
+            &source.partition.to_string(),
+            &record.first_offset().to_string(),
+            &record.timestamp_ms().to_string(),
+            route,
+            stage(rejected.code),
+            rejected.code,
+            &rejected.message,
         ];
-        for (name, value) in context {
-            put(lists.values(), &format!("{PREFIX}{name}"), Some(value.as_bytes()));
+        for (name, value) in names.iter().zip(values) {
+            put(lists.values(), name, Some(value.as_bytes()));
         }
         lists.append(true);
     }
     Arc::new(lists.finish())
+}
+
+/// What was done with the record when it failed, in Kafka Connect's words.
+fn stage(code: &str) -> &'static str {
+    match code {
+        code::SQL_EVALUATION => "TRANSFORMATION",
+        code::SINK_REFUSAL => "TASK_PUT",
+        _ => "VALUE_CONVERTER",
+    }
 }
 
 /// The records that those of a dead-letter topic were before `route` set them aside; and how many of the chunk are not

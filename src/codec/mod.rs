@@ -8,16 +8,19 @@ pub mod avro;
 pub mod columns;
 pub mod debezium;
 mod decoder;
+mod decoders;
 mod fill;
 pub mod frame;
 mod json;
 pub mod json_schema;
 mod key;
 pub mod letters;
+pub mod limits;
 pub mod meta;
 pub mod protobuf;
 mod raw;
 mod registered;
+mod sorter;
 pub mod widen;
 
 use arrow::array::ArrayRef;
@@ -28,10 +31,12 @@ use crate::config::plan::Framing;
 use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
 
 pub use decoder::{DecodedBatch, Decoder};
+pub use decoders::{DecodedTypes, Decoders, TypeRows};
 pub use json::{JsonColumn, TypedJson};
 pub use key::JsonKeys;
 pub use raw::Raw;
 pub use registered::Registered;
+pub use sorter::Sorter;
 
 /// Turns raw records into columns of one fixed Arrow schema.
 pub trait Codec: Send + Sync {
@@ -146,3 +151,6 @@ pub struct Rejected {
     pub message: String,
     pub schema_id: Option<SchemaKey>,
 }
+
+#[cfg(test)]
+mod hostile;

@@ -10,7 +10,7 @@ use arrow::error::ArrowError;
 use serde::de::IgnoredAny;
 
 use crate::config::plan::{RawForm, Tombstones};
-use crate::model::RecordRef;
+use crate::model::{RecordRef, code};
 
 use super::meta::KEY;
 use super::{Codec, Decoded, Rejected, Side};
@@ -58,7 +58,7 @@ impl Raw {
                 Side::Value => "the value is not UTF-8 text; set `value: bytes`",
                 Side::Key => "not UTF-8 text; set `key: bytes`, or find out who wrote it",
             };
-            return Some(("invalid_utf8", message.to_owned()));
+            return Some((code::INVALID_UTF8, message.to_owned()));
         }
         if self.form == RawForm::String {
             return None;
@@ -68,7 +68,7 @@ impl Raw {
             Side::Value => "the value is not JSON",
             Side::Key => "not JSON",
         };
-        Some(("type_mismatch", format!("{what}: {error}")))
+        Some((code::TYPE_MISMATCH, format!("{what}: {error}")))
     }
 }
 

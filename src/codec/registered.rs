@@ -9,9 +9,10 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 
 use crate::config::plan::{Framing, Recursion, SchemaFormat, Tombstones};
-use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion};
+use crate::model::{RecordRef, Reference, SchemaKey, SchemaVersion, code};
 
 use super::avro::arrow_type;
+use super::avro::decode::{BadValue, long};
 use super::avro::node::{Kind, Node, SchemaError};
 use super::avro::program::{Program, compile};
 use super::columns::{Column, Data};
@@ -20,15 +21,16 @@ use super::fill::{Rejection, fill_side};
 use super::frame::{Frame, FrameError};
 use super::json::{self, Unfit, put_any, put_object};
 use super::json_schema::Validation;
+use super::limits::cut;
 use super::meta::KEY;
 use super::protobuf::{self, Scratch};
 use super::{Codec, Decoded, Learnt, Side, frame, key};
 
 /// How long a schema counts as refused before the registry is asked again.
-const REFUSED_MAX: Duration = Duration::from_secs(60);
+pub(super) const REFUSED_MAX: Duration = Duration::from_secs(60);
 
 /// Schemas remembered; refused ones are forgotten beyond it.
-const WRITERS_MAX: usize = 10_000;
+pub(super) const WRITERS_MAX: usize = 10_000;
 
 /// What would be a defect of ours.
 const MISMATCH: &str = "the route's columns are not those of its schema";
@@ -46,6 +48,8 @@ pub struct Registered {
     /// What messages call the reader schema, if they are to name it.
     reader_name: Option<String>,
     version: Option<SchemaVersion>,
+    /// The one type of those that a writer's schema may have of which all records are; see [`Registered::of_type`].
+    record_type: Option<String>,
     writers: HashMap<SchemaKey, Writer>,
 }
 
@@ -76,6 +80,8 @@ impl Reader {
 #[derive(Debug)]
 enum Writer {
     Avro(Program),
+    /// The number of a branch first: the schema is a union of record types.
+    AvroBranch(Program),
     Protobuf(protobuf::Writer),
     Changes(debezium::Writer),
     /// Fields of JSON have their names with them: the writer's schema is looked at only to validate.
@@ -167,6 +173,7 @@ impl Registered {
             is_validated: false,
             reader_name: None,
             version: None,
+            record_type: None,
             writers: HashMap::new(),
         }
     }
@@ -201,17 +208,32 @@ impl Registered {
         self
     }
 
+    /// Reads records of one type only, which somebody has told from the others. Of Avro: the branch of a writer's union
+    /// that has this full name.
+    #[must_use]
+    pub fn of_type(mut self, record_type: Option<String>) -> Self {
+        self.record_type = record_type;
+        self
+    }
+
     /// What reads what was written with this schema.
     fn compile(&self, name: SchemaKey, kind: &str, text: &str, references: &[Reference]) -> Writer {
         let done = match (&self.reader, kind) {
             (Reader::Avro(reader), "AVRO") => {
-                let writer = Node::parse_with(text, references, self.recursion);
-                let writer = writer.map(|writer| match self.side {
-                    Side::Value => writer,
-                    Side::Key => key::as_field(writer),
+                let record = self.record_type.as_deref().filter(|_| self.side == Side::Value);
+                let writer = match record {
+                    Some(record) => Node::parse_record(text, references, self.recursion, record),
+                    None => {
+                        let writer = Node::parse_with(text, references, self.recursion);
+                        writer.map(|writer| (writer, false))
+                    }
+                };
+                let compiled = writer.and_then(|(writer, is_branch)| {
+                    let writer = if self.side == Side::Key { key::as_field(writer) } else { writer };
+                    let program = compile(&writer, reader)?;
+                    Ok(if is_branch { Writer::AvroBranch(program) } else { Writer::Avro(program) })
                 });
-                let program = writer.and_then(|writer| compile(&writer, reader));
-                program.map(Writer::Avro).map_err(|error| error.to_string())
+                compiled.map_err(|error| error.to_string())
             }
             (Reader::Protobuf(reader), "PROTOBUF") => {
                 let file = protobuf::parse(text, references);
@@ -233,14 +255,14 @@ impl Registered {
                 let own = reader.kind();
                 let reader = self.reader_name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
                 let message = format!("schema {name} is {other}, and this route reads {own}{reader}");
-                return refused("schema_type", message);
+                return refused(code::SCHEMA_TYPE, message);
             }
         };
         done.unwrap_or_else(|problem| {
             let reader = self.reader_name.as_ref().map(|name| format!(", {name}")).unwrap_or_default();
             let message =
                 format!("schema {name} cannot be read as the route's reader schema{reader}: {problem}");
-            refused("refused_schema", message)
+            refused(code::REFUSED_SCHEMA, message)
         })
     }
 
@@ -264,23 +286,27 @@ impl Registered {
         let frame = frame::parse(self.framing, self.side, record, bytes)
             .map_err(|error| unframed(error.to_string()))?;
         let reject = |code, message| Rejection { code, message, schema_id: Some(frame.schema) };
+        let misread = |bad: BadValue| {
+            // The first step of a key's path is the column that it was put into.
+            let skipped = usize::from(self.side == Side::Key).min(bad.path.len());
+            let path = bad.path[skipped..].join(".");
+            reject(bad.problem.code(), format!("{}{}", field(&path), bad.problem))
+        };
         match self.writers.get(&frame.schema) {
             Some(Writer::Protobuf(writer)) => self
                 .read_message(writer, &frame, columns, scratch)
                 .map_err(|bad| reject(bad.code, format!("{}{}", field(&bad.path.join(".")), bad.message))),
             Some(Writer::Refused { code, message, .. }) => Err(reject(code, message.clone())),
-            None => Err(reject("unknown_id", format!("schema {} was never looked up", frame.schema))),
-            Some(Writer::Changes(_)) => Err(reject("type_mismatch", MISMATCH.to_owned())),
+            None => Err(reject(code::UNKNOWN_ID, format!("schema {} was never looked up", frame.schema))),
+            Some(Writer::Changes(_)) => Err(reject(code::TYPE_MISMATCH, MISMATCH.to_owned())),
             // Only Protobuf has something to say there.
             Some(_) if frame.beside.is_some_and(|beside| !beside.is_empty()) => {
                 Err(reject(FrameError::CODE, "its header has bytes behind the schema's name".to_owned()))
             }
-            Some(Writer::Avro(program)) => program.decode(frame.payload, columns).map_err(|bad| {
-                // The first step of a key's path is the column that it was put into.
-                let skipped = usize::from(self.side == Side::Key).min(bad.path.len());
-                let path = bad.path[skipped..].join(".");
-                reject(bad.problem.code(), format!("{}{}", field(&path), bad.problem))
-            }),
+            Some(Writer::Avro(program)) => program.decode(frame.payload, columns).map_err(misread),
+            Some(Writer::AvroBranch(program)) => {
+                long(frame.payload).and_then(|(_, payload)| program.decode(payload, columns)).map_err(misread)
+            }
             Some(Writer::Json(validation)) => self
                 .read_json(validation.as_deref(), frame.payload, columns)
                 .map_err(|unfit| reject(unfit.code, unfit.message)),
@@ -305,11 +331,11 @@ impl Registered {
             Some(Writer::Changes(writer)) => writer.read(frame.payload, head),
             Some(Writer::Refused { code, message, .. }) => return Err(reject(*code, message.clone())),
             Some(Writer::Json(validation)) => json_change(validation.as_deref(), frame.payload, head),
-            Some(Writer::Avro(_) | Writer::Protobuf(_)) => {
-                return Err(reject("type_mismatch", MISMATCH.to_owned()));
+            Some(Writer::Avro(_) | Writer::AvroBranch(_) | Writer::Protobuf(_)) => {
+                return Err(reject(code::TYPE_MISMATCH, MISMATCH.to_owned()));
             }
             None => {
-                return Err(reject("unknown_id", format!("schema {} was never looked up", frame.schema)));
+                return Err(reject(code::UNKNOWN_ID, format!("schema {} was never looked up", frame.schema)));
             }
         };
         Ok((event.map_err(|bad| bad.rejection(id))?, id))
@@ -330,7 +356,7 @@ impl Registered {
             (Reader::Json(Node { kind: Kind::Record(record), .. }), columns) => {
                 put_object(record, &json, columns)
             }
-            _ => Err(Unfit { code: "type_mismatch", message: MISMATCH.to_owned() }),
+            _ => Err(Unfit { code: code::TYPE_MISMATCH, message: MISMATCH.to_owned() }),
         }
     }
 
@@ -348,7 +374,7 @@ impl Registered {
         if self.side == Side::Value {
             return decode(columns);
         }
-        let misfit = || protobuf::Bad::new("type_mismatch", "the column of keys is no struct".to_owned());
+        let misfit = || protobuf::Bad::new(code::TYPE_MISMATCH, "the column of keys is no struct".to_owned());
         let [column] = columns else { return Err(misfit()) };
         let Data::Struct { len, fields } = &mut column.data else { return Err(misfit()) };
         decode(fields)?;
@@ -372,7 +398,8 @@ fn json_change<'w, 'b>(
 }
 
 fn refused(code: &'static str, message: String) -> Writer {
-    Writer::Refused { code, message, at: Instant::now() }
+    // Each of its records repeats it.
+    Writer::Refused { code, message: cut(message), at: Instant::now() }
 }
 
 /// Before what is wrong: where.
@@ -446,18 +473,22 @@ impl Codec for Registered {
     fn learn(&mut self, name: SchemaKey, schema: Learnt) {
         let writer = match schema {
             Learnt::Schema { kind, text, references } => self.compile(name, &kind, &text, &references),
-            Learnt::Unknown => refused("unknown_id", format!("the registry has no schema {name}")),
+            Learnt::Unknown => refused(code::UNKNOWN_ID, format!("the registry has no schema {name}")),
             Learnt::Unusable(why) => {
-                refused("refused_schema", format!("schema {name} cannot be used: {why}"))
+                refused(code::REFUSED_SCHEMA, format!("schema {name} cannot be used: {why}"))
             }
-            Learnt::Foreign(why) => refused("foreign_id", why),
+            Learnt::Foreign(why) => refused(code::FOREIGN_ID, why),
         };
         // Garbage may name any number of schemas.
         if self.writers.len() >= WRITERS_MAX {
             // Not those just learnt, or a batch of garbage would be asked for again and again.
             self.writers.retain(|_, writer| match writer {
                 Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Writer::Avro(_) | Writer::Protobuf(_) | Writer::Changes(_) | Writer::Json(_) => true,
+                Writer::Avro(_)
+                | Writer::AvroBranch(_)
+                | Writer::Protobuf(_)
+                | Writer::Changes(_)
+                | Writer::Json(_) => true,
             });
         }
         self.writers.insert(name, writer);

@@ -5,7 +5,9 @@
 
 mod targets;
 
-pub use targets::{AVRO_FILES, DEAD_LETTER_FILES, FILES, HTTP, PARQUET, PARQUET_COLUMN, ROLL, ROW_GROUP};
+pub use targets::{
+    AVRO_FILES, DEAD_LETTER_FILES, FILES, HTTP, PARQUET, PARQUET_COLUMN, POSTGRES, ROLL, ROW_GROUP,
+};
 
 /// A mapping with fixed keys.
 #[derive(Debug)]
@@ -56,10 +58,14 @@ pub enum Kind {
     ReaderSchema,
     /// A subject, or `{value: …, key: …}`.
     Subject,
+    /// Types to [`RECORD_TYPE`], `*` to [`OTHER_TYPES`].
+    RecordTypes,
     /// Names to SQL.
     Sql,
     /// `topic`, `record`, `topic_record`, or `{literal: name}`.
     WriterSubject,
+    /// A list of columns, or `record_key`.
+    PrimaryKey,
 }
 
 const fn key(name: &'static str, kind: Kind, default: &'static str, about: &'static str) -> Key {
@@ -214,7 +220,8 @@ macro_rules! shared_route_keys {
             key("envelope", Kind::Choice(&["none", "debezium"]), "none", "What is around the rows. `debezium`: change events of database tables become rows of the tables' columns, and deletes for sinks that update by key; views can name `_op`, `_source`, `_unavailable`. With `value: registry`, `avro`, `json_schema`, or `{json: {schema: {file: …}}}`, whose file may also be a schema of Kafka Connect or a whole record."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
             key("on_data_loss", Kind::Choice(&["stop", "continue"]), "stop", "What follows when the brokers no longer have records that a sink has not read (retention, truncation, a topic created again): the route stops and names the range, or it goes on with what is there; the range is logged and stored as lost, and a topic created again is read from its beginning."),
-            key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names."),
+            key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names. So does one that a view fails on, but for sinks that do not read this view."),
+            key("refused_rows", Kind::BadRecords, "", "What follows when a sink will never take what became of a record (too large for its topic, no name for a directory): the route stops before the record, the sink goes on without it (counted, logged), or its dead letter is written first: `{dead_letter: name}`, the same names as those of `bad_records` where both have some. As `bad_records` if it is not said."),
         ]
     };
 }
@@ -247,13 +254,43 @@ pub static ROUTE: Scope = Scope {
             "A consumer of the route's own, in group `<group.id>.<route>`: another route of the same topics, and rebalances of the others, do not concern it. Sinks that keep their progress with their data (files) go on where they stand when this is changed; the others start at `start:` in the other group."
         ),
         key(
-            "views",
-            Kind::Sql,
+            "record_types",
+            Kind::RecordTypes,
             "",
-            "Side outputs by name: SQL (DataFusion's) over `batch`, or over a view above."
+            "Records of several types in one topic: each type with a schema, views and sinks of its own, instead of those of the route. A type is called as serialisers call it: an Avro record and a Protobuf message by the full name, a JSON Schema by its title. A union at the top of an Avro schema, or several messages in a Protobuf file, are several types. `reader_schema` of the route is for those that do not say their own; `subject` likewise, with `{record}` for the type: `'{record}'` if nothing is said (RecordNameStrategy), `'{topic}-{record}'` (TopicRecordNameStrategy), `'{topic}-value'` (the type is looked for in the union, or the file, that the topic's subject has). Records without a value have no type: they are dropped."
         ),
-        required("sinks", Kind::Named(&SINK), "Where rows go, by name."),
+        key("views", Kind::Sql, "", VIEWS_ABOUT),
+        key("sinks", Kind::Named(&SINK), "", "Where rows go, by name. Required, but with `record_types`."),
     ),
+};
+
+const VIEWS_ABOUT: &str = "Side outputs by name: SQL (DataFusion's) over `batch`, or over a view above.";
+
+pub static RECORD_TYPE: Scope = Scope {
+    name: "routes.<route>.record_types.<type>",
+    about: "Records of one type. Its sinks are called `<type>/<sink>` where the program names them, and have the identity `<route>/<type>/<sink>` unless they say `id:`.",
+    keys: &[
+        key(
+            "reader_schema",
+            Kind::ReaderSchema,
+            "",
+            "What records of the type are read as, if not as the route's `reader_schema`.",
+        ),
+        key("subject", Kind::Text, "", "The subject of its reader schema, if not by the route's `subject`."),
+        key("views", Kind::Sql, "", VIEWS_ABOUT),
+        required("sinks", Kind::Named(&SINK), "Where rows of the type go, by name."),
+    ],
+};
+
+pub static OTHER_TYPES: Scope = Scope {
+    name: "routes.<route>.record_types.*",
+    about: "Records of a type that the route does not name. Without it they are bad records (`record_type`).",
+    keys: &[key(
+        "bad_records",
+        Kind::BadRecords,
+        "stop",
+        "What becomes of them: the route stops before them, they are dropped (counted), or they go to dead letters: `{dead_letter: name}`, the same names as those of the route's `bad_records` where both have some.",
+    )],
 };
 
 const FRAMING_ABOUT: &str = "How a record names its schema. `confluent`: in the header `__value_schema_id` (of keys `__key_schema_id`) if there is one, else in a prefix. `header`, `prefix` (a zero byte and four bytes of an id): only there. `apicurio`: a prefix with an id of eight bytes.";
@@ -335,13 +372,13 @@ pub static SINK: Scope = Scope {
             "adopt",
             Kind::Text,
             "",
-            "After a rename (of route, sink, `id` or group): the former identity, `route/sink`, whose positions in the directory this sink takes over, once. It may stay in the file. File sinks only.",
+            "After a rename (of route, sink, `id` or group): the former identity, `route/sink`, whose positions in the directory or table this sink takes over, once. It may stay in the file. Sinks of files and of PostgreSQL only.",
         ),
         key(
             "shared",
             Kind::Choice(&["true", "false"]),
             "false",
-            "It may write to a directory that another sink (of another route, group or cluster) writes to; each has its own positions there. File sinks only.",
+            "It may write to a directory or a table that another sink (of another route, group or cluster) writes to; each has its own positions there. Sinks of files and of PostgreSQL only.",
         ),
         key(
             "start",
@@ -371,6 +408,7 @@ pub static SINK: Scope = Scope {
             "",
             "Avro object container files in a directory, exactly once.",
         ),
+        key("postgres", Kind::Scope(&POSTGRES), "", "Rows of a table of PostgreSQL, exactly once."),
     ],
 };
 
@@ -479,6 +517,7 @@ pub fn scopes() -> Vec<&'static Scope> {
                 Kind::Scope(inner) | Kind::Named(inner) => vec![*inner],
                 Kind::Topics => vec![&TOPIC_PATTERN],
                 Kind::Value => vec![&FRAMED, &PROTOBUF, &JSON_SCHEMA],
+                Kind::RecordTypes => vec![&RECORD_TYPE, &OTHER_TYPES],
                 _ => Vec::new(),
             };
             for inner in inner {

@@ -13,8 +13,8 @@ use super::topics::Topics;
 use super::tree::Content;
 
 pub use target::{
-    Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Statistics,
-    TextCompression,
+    Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Postgres, PrimaryKey,
+    SecretUrl, Statistics, TableRows, TextCompression,
 };
 
 /// The whole file.
@@ -42,7 +42,7 @@ impl Plan {
         for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
                 Target::Files { path, .. } => *path = root.join(path.as_path()),
-                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => {}
+                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) | Target::Postgres(_) => {}
             }
         }
     }
@@ -155,6 +155,10 @@ pub struct Route {
     pub key: KeyForm,
     pub value: ValueForm,
     pub allow_ids: AllowIds,
+    /// What records of each type become; then each has its own `value` and `views`. Empty if all are of one type.
+    pub record_types: Vec<RecordType>,
+    /// What follows from records of a type that is not among them; if nothing is said, what does from bad records.
+    pub other_types: Option<BadRecords>,
     pub on_new_schema: OnNewSchema,
     pub start: Start,
     pub start_hash: StartHash,
@@ -163,7 +167,9 @@ pub struct Route {
     pub batch: BatchLimits,
     pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
-    /// Where bad records go, with [`BadRecords::DeadLetter`].
+    /// What follows when a sink refuses what became of a record.
+    pub refused_rows: BadRecords,
+    /// Where bad and refused records go, and those of other types, with [`BadRecords::DeadLetter`].
     pub dead_letters: Vec<Sink>,
     pub views: Vec<View>,
     pub sinks: Vec<Sink>,
@@ -174,6 +180,15 @@ impl Route {
     pub fn has_deletes(&self) -> bool {
         self.tombstones == Tombstones::Delete || self.envelope == Envelope::Debezium
     }
+}
+
+/// One of `record_types:` of a route. Its sinks are those of the route that say so.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RecordType {
+    /// As serialisers call it: the full name of an Avro record or a Protobuf message, the title of a JSON Schema.
+    pub name: String,
+    pub form: RegistryForm,
+    pub views: Vec<View>,
 }
 
 /// `key:` of a route.
@@ -208,6 +223,8 @@ pub struct RegistryForm {
     pub format: Option<SchemaFormat>,
     /// Of Protobuf: the message, if not the first one of its file.
     pub message: Option<String>,
+    /// The one type to read, of those that schemas may have: see [`RecordType::name`].
+    pub record_type: Option<String>,
     pub framing: Framing,
     pub recursion: Recursion,
     /// Of JSON Schema: records are held against all of their schema, not only its types.
@@ -320,7 +337,7 @@ pub enum Envelope {
     Debezium,
 }
 
-/// `bad_records:` of a route.
+/// `bad_records:` and `refused_rows:` of a route.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadRecords {
     Stop,
@@ -358,7 +375,9 @@ pub struct Sink {
     pub name: String,
     /// What its progress is kept under.
     pub identity: String,
-    /// The view it reads, by its place in the route; `None` is `batch`.
+    /// Whose rows it is given: of which of the route's record types, by its place.
+    pub record_type: usize,
+    /// The view it reads, by its place among those of its record type; `None` is `batch`.
     pub from: Option<usize>,
     /// Where it begins, if it says so itself, and the digest that tells an edit.
     pub start: Option<(Start, StartHash)>,
@@ -384,6 +403,8 @@ pub enum Target {
     Kafka { topic: Option<TopicName>, key: Option<Written>, value: Option<Written> },
     /// Requests to a server.
     Http(Http),
+    /// Rows of a table.
+    Postgres(Postgres),
 }
 
 /// What a record's key or value is made of, where a kafka sink says so.
@@ -475,7 +496,7 @@ impl Target {
     /// Are a sink's positions kept with its data? Else they are kept beside the group's offsets.
     pub fn has_own_store(&self) -> bool {
         match self {
-            Self::Files { .. } => true,
+            Self::Files { .. } | Self::Postgres(_) => true,
             Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
         }
     }
@@ -483,6 +504,7 @@ impl Target {
     /// Does a row replace the one that has its key? What is not one row for one record would replace too much.
     pub fn is_upsert(&self) -> bool {
         match self {
+            Self::Postgres(table) => table.rows != TableRows::Append,
             Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
         }
     }
@@ -492,7 +514,26 @@ impl Target {
         let is_registered = |written: &Written| matches!(written.form, WrittenForm::Registered(_));
         match self {
             Self::Kafka { key, value, .. } => key.iter().chain(value).any(is_registered),
-            Self::Files { .. } | Self::Console { .. } | Self::Http(_) => false,
+            Self::Files { .. } | Self::Console { .. } | Self::Http(_) | Self::Postgres(_) => false,
+        }
+    }
+
+    /// Do both write to one directory, or to one table?
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Files { path, .. }, Self::Files { path: other, .. }) => path == other,
+            (Self::Postgres(table), Self::Postgres(other)) => {
+                (&table.url, table.shown()) == (&other.url, other.shown())
+            }
+            _ => false,
+        }
+    }
+
+    /// The key that names the target, where it has an owner.
+    pub fn place_key(&self) -> &'static str {
+        match self {
+            Self::Postgres(_) => "table",
+            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => "path",
         }
     }
 
@@ -509,6 +550,7 @@ impl Target {
             Self::Files { .. } => {
                 "exactly once: files and positions are one entry of the directory's commit log"
             }
+            Self::Postgres(_) => "exactly once: rows and positions are one transaction",
         }
     }
 }

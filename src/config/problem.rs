@@ -46,7 +46,18 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
 
 /// A line as it may be shown: values of keys that hold secrets are left out.
 fn redact(line: &str) -> String {
-    const SECRET: [&str; 7] = ["password", "secret", "token", "sasl.", "key.pem", "_auth", "headers:"];
+    const SECRET: [&str; 9] = [
+        "password",
+        "secret",
+        "token",
+        "sasl.",
+        "key.pem",
+        "_auth",
+        "headers:",
+        // A password that is not escaped may hide where it ends.
+        "postgres://",
+        "postgresql://",
+    ];
     let lower = line.to_ascii_lowercase();
     // `https://user:password@host`.
     let authority = lower.split_once("://").and_then(|(_, rest)| rest.split(['/', ' ']).next());
@@ -91,6 +102,7 @@ mod tests {
             "Passwort: hunter2",
             "basic_auth: {user: a, pwd: hunter2}",
             "  bearer_tokn: hunter2",
+            "  url: postgresql://u:a/hunter2@h/d",
         ] {
             assert!(!redact(line).contains("hunter2"), "{line}");
         }

@@ -322,6 +322,40 @@ mod tests {
     }
 
     #[test]
+    fn refused_rows_are_as_bad_records_unless_they_are_said() {
+        let read_with = |keys: &str| {
+            let text = format!(
+                "version: 1\nkafka: {{bootstrap.servers: b, group.id: g}}\n\
+                 dead_letters: {{q: {{kafka: {{topic: bad}}}}, f: {{jsonl: {{path: out/bad}}}}}}\nroutes:\n  \
+                 r: {{topics: [t], value: bytes, {keys} sinks: {{s: {{csv: {{path: out/s}}}}}}}}\n"
+            );
+            let read = read(&text, &environment());
+            read.map_err(|problems| render("r", &text, &problems)).map(|plan| {
+                let route = &plan.routes[0];
+                (route.bad_records, route.refused_rows, route.dead_letters.len())
+            })
+        };
+        use crate::config::plan::BadRecords::{DeadLetter, Skip, Stop};
+        for (keys, expected) in [
+            ("", (Stop, Stop, 0)),
+            ("bad_records: skip,", (Skip, Skip, 0)),
+            ("bad_records: {dead_letter: [q, f]},", (DeadLetter, DeadLetter, 2)),
+            ("bad_records: {dead_letter: q}, refused_rows: stop,", (DeadLetter, Stop, 1)),
+            ("refused_rows: {dead_letter: f},", (Stop, DeadLetter, 1)),
+            (
+                "bad_records: {dead_letter: [q, f]}, refused_rows: {dead_letter: [f, q]},",
+                (DeadLetter, DeadLetter, 2),
+            ),
+        ] {
+            assert_eq!(read_with(keys), Ok(expected), "{keys}");
+        }
+        let two = read_with("bad_records: {dead_letter: q}, refused_rows: {dead_letter: f},").unwrap_err();
+        assert!(two.contains("name different dead letter targets"), "{two}");
+        let unknown = read_with("refused_rows: {dead_letter: z},").unwrap_err();
+        assert!(unknown.contains("`z` is not a known dead letter target here"), "{unknown}");
+    }
+
+    #[test]
     fn a_registry_takes_one_login_and_whole_certificates() {
         let dir = tempfile::tempdir().unwrap();
         for name in ["ca.pem", "cert.pem", "key.pem"] {

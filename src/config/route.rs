@@ -10,9 +10,10 @@ use super::plan::{
     AllowIds, BadRecords, BatchLimits, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema, RegistryForm,
     Route, Sink, Target, Tombstones, ValueForm, View,
 };
+use super::record_types::{Place, ReadTypes};
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
-use super::{Problem, envelope, sink, subject, template, topics, values};
+use super::{Problem, envelope, record_types, sink, subject, template, topics, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 
 /// A route and the places that checks of several routes speak of.
@@ -43,7 +44,10 @@ pub fn read(
     };
     let subjects = subject::read(&mapping, context);
     let key = key(&mapping, subjects.key, context);
+    let has_types = mapping.names("record_types");
     let tombstones = match mapping.choice("tombstones", context).as_str() {
+        // They have no type.
+        _ if has_types => Tombstones::Skip,
         "skip" => Tombstones::Skip,
         "delete" => Tombstones::Delete,
         _ => Tombstones::Keep,
@@ -57,14 +61,23 @@ pub fn read(
         "stop" => OnNewSchema::Stop,
         _ => OnNewSchema::Widen,
     };
-    let (bad_records, dead_letters) = bad_records(&owner, &mapping, letters, context);
+    let (bad_records, refused_rows, mut dead_letters) = bad_and_refused(&owner, &mapping, letters, context);
     let value = value(&mapping, subjects.value, context);
     let envelope = envelope::read(&mapping, value.as_ref(), context);
     let batch = batch(&mapping, context);
     let views = views(&mapping, context);
-    mapping.require("sinks", context);
     let digest = topics.as_ref().map(|topics| topics.digest()).unwrap_or_default();
-    let read_sinks = sink::read_all(&owner, &mapping, &views, &digest, context);
+    let mut types = ReadTypes::default();
+    let read_sinks = if has_types {
+        let known = subject::placeholders(topics.as_ref(), is_per_topic);
+        let place = Place { owner: &owner, placeholders: &known, digest: &digest, letters };
+        types = record_types::read(&mapping, value.as_ref(), place, context);
+        record_types::add_letters(&mut dead_letters, &mut types, context);
+        std::mem::take(&mut types.sinks)
+    } else {
+        mapping.require("sinks", context);
+        sink::read_all(&owner, &mapping, &views, &digest, context)
+    };
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
     let sink_count = sinks.len() + dead_letters.len();
     if sink_count > SinkSet::SINKS_MAX {
@@ -86,12 +99,15 @@ pub fn read(
             key,
             value: value?,
             allow_ids,
+            record_types: types.types,
+            other_types: types.others,
             on_new_schema,
             start,
             tombstones,
             envelope,
             batch: batch?,
             bad_records,
+            refused_rows,
             dead_letters,
             views,
             sinks,
@@ -131,6 +147,7 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
             Target::Kafka { topic: None, .. } | Target::Console { .. } | Target::Http(_) => {
                 ("topic", String::new())
             }
+            Target::Postgres(postgres) => ("table", postgres.shown()),
         };
         let adopt = sink.adopt.as_deref().map(template::placeholders).unwrap_or_default();
         let used = template::placeholders(&place).into_iter().chain(template::placeholders(&sink.identity));
@@ -144,7 +161,7 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
             }
             continue;
         }
-        if place == "{topic}" {
+        if what != "table" && place == "{topic}" {
             let message =
                 format!("sink `{}` writes into the topic that is read: it would come back", sink.name);
             context.problems.push(Problem::new(span, message).hint("for example `topic: '{topic}.copy'`"));
@@ -254,6 +271,7 @@ fn registry_form(form: Registered, schema: ReaderSchema, subject: Option<String>
         subject,
         format: form.format,
         message: form.message,
+        record_type: None,
         framing: form.framing,
         recursion: form.recursion,
         is_validated: form.is_validated,
@@ -318,7 +336,7 @@ fn typed_json_file(node: &Node, context: &mut Context<'_>) -> Option<PathBuf> {
     Some(path)
 }
 
-fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ReaderSchema> {
+pub fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<ReaderSchema> {
     let Some(node) = mapping.get("reader_schema") else {
         return Some(ReaderSchema::Latest);
     };
@@ -362,16 +380,35 @@ fn reader_schema(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Rea
     }
 }
 
-/// What bad records become, and the sinks of their dead letters.
-fn bad_records(
+/// What bad records become, and those that a sink refuses; the sinks of their dead letters.
+fn bad_and_refused(
     route: &str,
     mapping: &Mapping<'_>,
     letters: &[DeadLetter],
     context: &mut Context<'_>,
-) -> (BadRecords, Vec<Sink>) {
-    let Some(node) = mapping.get("bad_records") else {
-        return (BadRecords::Stop, Vec::new());
+) -> (BadRecords, BadRecords, Vec<Sink>) {
+    let bad = mapping.get("bad_records").map(|node| settling(route, node, letters, context));
+    let (bad, own) = bad.unwrap_or((BadRecords::Stop, Vec::new()));
+    let Some(node) = mapping.get("refused_rows") else {
+        return (bad, bad, own);
     };
+    let (refused, others) = settling(route, node, letters, context);
+    let names = |sinks: &[Sink]| sinks.iter().map(|sink| sink.name.clone()).collect::<BTreeSet<String>>();
+    if !own.is_empty() && !others.is_empty() && names(&own) != names(&others) {
+        let message = "`refused_rows` and `bad_records` name different dead letter targets";
+        let problem = Problem::new(node.span, message.to_owned());
+        context.problems.push(problem.hint("name the same ones: the code of a dead letter says what it is"));
+    }
+    (bad, refused, if own.is_empty() { others } else { own })
+}
+
+/// What is said of bad records, and the sinks of their dead letters.
+pub fn settling(
+    route: &str,
+    node: &Node,
+    letters: &[DeadLetter],
+    context: &mut Context<'_>,
+) -> (BadRecords, Vec<Sink>) {
     let names: Vec<&Node> = match &node.value {
         Value::Map(entries) => match entries.as_slice() {
             [(key, value)] if key.name == "dead_letter" => match &value.value {
@@ -427,7 +464,7 @@ fn batch(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<BatchLimits
     })
 }
 
-fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
+pub fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
     let mut views = Vec::new();
     for (key, node) in mapping.named("views", context) {
         check_name("view", key, context);
@@ -449,6 +486,7 @@ fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
 pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
     check_adopted(routes, context);
     let mut paths: BTreeMap<PathBuf, (String, bool)> = BTreeMap::new();
+    let mut tables: BTreeMap<(String, String), (String, bool)> = BTreeMap::new();
     let mut identities: BTreeMap<&str, String> = BTreeMap::new();
     let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| route.plan.topics.named()).collect();
     for route in routes.iter().filter(|route| route.plan.is_per_topic) {
@@ -492,6 +530,20 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                     let message =
                         format!("topic `{topic}` is read by a route: what is written would come back");
                     context.problem(span, message);
+                }
+                Target::Postgres(postgres) => {
+                    let place = (postgres.url.secret().to_owned(), postgres.shown());
+                    let other = tables.insert(place, (own.clone(), sink.is_shared));
+                    if let Some((other, is_shared)) = other
+                        && !(is_shared && sink.is_shared)
+                    {
+                        let message =
+                            format!("table `{}` is already used by sink `{other}`", postgres.shown());
+                        let problem = Problem::new(span, message);
+                        context.problems.push(
+                            problem.hint("give each sink its own `table`, or let both say `shared: true`"),
+                        );
+                    }
                 }
                 Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => {}
             }

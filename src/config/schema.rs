@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{FRAMED, JSON_SCHEMA, Key, Kind, PROTOBUF, ROOT, Scope, TOPIC_PATTERN, scopes};
+use super::keys::{
+    FRAMED, JSON_SCHEMA, Key, Kind, OTHER_TYPES, PROTOBUF, RECORD_TYPE, ROOT, Scope, TOPIC_PATTERN, scopes,
+};
 
 /// The JSON Schema, for editors.
 pub fn json_schema() -> Value {
@@ -102,11 +104,21 @@ fn value(kind: &Kind) -> Value {
             {"type": "object", "minProperties": 1, "additionalProperties": false,
              "properties": {"value": {"type": "string"}, "key": {"type": "string"}}},
         ]}),
+        Kind::RecordTypes => json!({
+            "type": "object",
+            "minProperties": 1,
+            "properties": {"*": object(&OTHER_TYPES)},
+            "additionalProperties": object(&RECORD_TYPE),
+        }),
         Kind::Sql => json!({"type": "object", "additionalProperties": {"type": "string"}}),
         Kind::WriterSubject => json!({"oneOf": [
             {"type": "string", "enum": ["topic", "record", "topic_record"]},
             {"type": "object", "additionalProperties": false, "required": ["literal"],
              "properties": {"literal": {"type": "string"}}},
+        ]}),
+        Kind::PrimaryKey => json!({"oneOf": [
+            {"type": "string", "enum": ["record_key"]},
+            {"type": "array", "items": {"type": "string"}, "minItems": 1},
         ]}),
     }
 }
@@ -166,8 +178,10 @@ fn row(key: &Key) -> String {
         Kind::Start => "start".to_owned(),
         Kind::ReaderSchema => "schema".to_owned(),
         Kind::Subject => "text, or `{value: …, key: …}`".to_owned(),
+        Kind::RecordTypes => format!("types to `{}`, `\"*\"` to `{}`", RECORD_TYPE.name, OTHER_TYPES.name),
         Kind::Sql => "names to SQL".to_owned(),
         Kind::WriterSubject => "`topic` \\| `record` \\| `topic_record` \\| `{literal: name}`".to_owned(),
+        Kind::PrimaryKey => "list of columns, or `record_key`".to_owned(),
     };
     let about = key.about.replace('|', "\\|");
     format!("| `{}` | {kind} | {default} | {} | {about} |", key.name, key.since)

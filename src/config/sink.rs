@@ -6,7 +6,7 @@ use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
 use super::plan::{AvroCodec, FileFormat, PartitionBy, Roll, Sink, Target, TextCompression, View};
 use super::route::{check_name, start};
-use super::{Problem, file_format, http, kafka_sink};
+use super::{Problem, file_format, http, kafka_sink, postgres};
 use crate::model::{StartHash, TopicName};
 
 use super::tree::{Key, Node, Span, Value};
@@ -58,6 +58,7 @@ fn read(
     Some(Sink {
         name: key.name.clone(),
         identity: identity.unwrap_or_else(|| format!("{route}/{}", key.name)),
+        record_type: 0,
         // One that leads nowhere was reported; the rest of the sink is checked all the same.
         from: from.flatten(),
         start: start.map(|start| {
@@ -107,7 +108,16 @@ impl DeadLetter {
         };
         let name = format!("dead_letter/{}", self.name);
         let identity = format!("{route}/{name}");
-        Sink { identity, name, from: None, start: None, target, adopt: None, is_shared: false }
+        Sink {
+            identity,
+            name,
+            record_type: 0,
+            from: None,
+            start: None,
+            target,
+            adopt: None,
+            is_shared: false,
+        }
     }
 }
 
@@ -150,7 +160,7 @@ fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
 
 /// The one kind of target that is given.
 fn target(key: &Key, view: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    const KINDS: [&str; 7] = ["console", "jsonl", "csv", "avro", "parquet", "kafka", "http"];
+    const KINDS: [&str; 8] = ["console", "jsonl", "csv", "avro", "parquet", "kafka", "http", "postgres"];
     let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.names(name)).collect();
     let name = match given.as_slice() {
         [one] => *one,
@@ -174,6 +184,7 @@ fn target(key: &Key, view: &str, mapping: &Mapping<'_>, context: &mut Context<'_
             Some(Target::Console { rows_max })
         }
         "http" => http::read(mapping, view, context).map(Target::Http),
+        "postgres" => postgres::read(mapping, context).map(Target::Postgres),
         _ => kafka(mapping, context),
     }
 }

@@ -1,9 +1,13 @@
 //! `subject:` of a route: where in the registry its reader schemas are.
 
 use super::mapping::{Context, Mapping, text, unknown};
-use super::plan::{KeyForm, OnNewSchema, ReaderSchema, Route, ValueForm};
-use super::tree::{Node, Value};
+use super::plan::{KeyForm, OnNewSchema, ReaderSchema, RegistryForm, Route, ValueForm};
+use super::topics::Topics;
+use super::tree::{Node, Span, Value};
 use super::{Problem, template};
+
+/// The placeholder of subjects of record types.
+pub const RECORD: &str = "record";
 
 /// What the file says; of what it does not say, serialisers' names count.
 #[derive(Debug, Default)]
@@ -34,22 +38,24 @@ pub fn read(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Subjects {
     subjects
 }
 
-fn name(node: &Node, context: &mut Context<'_>) -> Option<String> {
+pub fn name(node: &Node, context: &mut Context<'_>) -> Option<String> {
     let name = text(node, context)?;
-    // A slash would be another path of the registry's.
-    if name.is_empty() || name.chars().any(|char| char.is_control() || "/?#%".contains(char)) {
+    if name.is_empty() || !name.chars().all(is_plain) {
         context.problem(node.span, "a subject is a text without `/`, `?`, `#` and `%`");
         return None;
     }
     Some(name)
 }
 
+/// A slash would be another path of the registry's.
+pub fn is_plain(char: char) -> bool {
+    !char.is_control() && !"/?#%".contains(char)
+}
+
 /// What is given here is of use, and its placeholders lead somewhere.
 pub fn check(route: &Route, mapping: &Mapping<'_>, context: &mut Context<'_>) {
-    let follows = match &route.value {
-        ValueForm::Registry(form) => form.schema == ReaderSchema::Latest,
-        ValueForm::Raw(_) | ValueForm::Json(_) => false,
-    } || matches!(route.key, KeyForm::Registry(_));
+    let follows = route.value_forms().iter().any(|form| form.schema == ReaderSchema::Latest)
+        || matches!(route.key, KeyForm::Registry(_));
     if let Some(node) = mapping.own("on_new_schema")
         && !follows
         && route.on_new_schema != OnNewSchema::Widen
@@ -57,22 +63,30 @@ pub fn check(route: &Route, mapping: &Mapping<'_>, context: &mut Context<'_>) {
         context.problem(node.span, "`on_new_schema` is of use only with `reader_schema: latest`");
     }
     check_use(route, mapping, context);
-    let mut known = vec!["topic".to_owned()];
-    if route.is_per_topic {
-        known = template::known(&route.topics);
-    }
-    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    let known = placeholders(Some(&route.topics), route.is_per_topic);
     let place = mapping.get("subject").map_or(mapping.span, |node| node.span);
-    let forms = [
-        if let ValueForm::Registry(form) = &route.value { Some(form) } else { None },
-        if let KeyForm::Registry(form) = &route.key { Some(form) } else { None },
-    ];
-    for subject in forms.into_iter().flatten().filter_map(|form| form.subject.as_deref()) {
-        for name in template::placeholders(subject) {
-            if !known.contains(&name) {
-                context.problems.push(unknown("placeholder", place, name, &known));
-            }
-        }
+    if let ValueForm::Registry(RegistryForm { subject: Some(subject), .. }) = &route.value {
+        let of_types = (!route.record_types.is_empty()).then(|| RECORD.to_owned());
+        let known: Vec<String> = known.iter().cloned().chain(of_types).collect();
+        check_placeholders(subject, place, &known, context);
+    }
+    if let KeyForm::Registry(RegistryForm { subject: Some(subject), .. }) = &route.key {
+        check_placeholders(subject, place, &known, context);
+    }
+}
+
+/// What is filled in in subjects of such a route.
+pub fn placeholders(topics: Option<&Topics>, is_per_topic: bool) -> Vec<String> {
+    match topics {
+        Some(topics) if is_per_topic => template::known(topics),
+        _ => vec!["topic".to_owned()],
+    }
+}
+
+pub fn check_placeholders(subject: &str, place: Span, known: &[String], context: &mut Context<'_>) {
+    let known: Vec<&str> = known.iter().map(String::as_str).collect();
+    for name in template::placeholders(subject).into_iter().filter(|name| !known.contains(name)) {
+        context.problems.push(unknown("placeholder", place, name, &known));
     }
 }
 
@@ -89,10 +103,9 @@ fn check_use(route: &Route, mapping: &Mapping<'_>, context: &mut Context<'_>) {
         }
         _ => (Some(node.span), None),
     };
-    let is_asked = matches!(
-        &route.value,
-        ValueForm::Registry(form) if matches!(form.schema, ReaderSchema::Latest | ReaderSchema::Version(_))
-    );
+    let of_subject =
+        |form: &&RegistryForm| matches!(form.schema, ReaderSchema::Latest | ReaderSchema::Version(_));
+    let is_asked = route.value_forms().iter().any(of_subject);
     if let Some(span) = of_value.filter(|_| !is_asked) {
         let problem = Problem::new(span, "this subject would never be asked for");
         context.problems.push(problem.hint(

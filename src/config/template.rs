@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::plan::{
     KeyForm, ReaderSchema, RegistryForm, Route, Sink, Subject, Target, ValueForm, WrittenForm,
 };
+use super::postgres::TABLE_NAME_BYTES_MAX;
 use super::topics::Topics;
 use crate::model::TopicName;
 
@@ -63,12 +64,12 @@ impl Route {
         route.topics = Topics::Named(vec![topic.clone()]);
         route.is_per_topic = false;
         match &mut route.value {
-            ValueForm::Json(path)
-            | ValueForm::Registry(RegistryForm { schema: ReaderSchema::File(path), .. }) => {
-                *path = filler.path(path)?
-            }
-            ValueForm::Registry(form) => form.subject = filler.subject(form)?,
+            ValueForm::Json(path) => *path = filler.path(path)?,
+            ValueForm::Registry(form) => filler.form(form)?,
             ValueForm::Raw(_) => {}
+        }
+        for record_type in &mut route.record_types {
+            filler.form(&mut record_type.form)?;
         }
         match &mut route.key {
             KeyForm::Json(path) => *path = filler.path(path)?,
@@ -92,16 +93,13 @@ impl Route {
             KeyForm::Json(path) => is_template(path),
             KeyForm::Raw(_) => false,
         };
-        let of_value = match &self.value {
-            ValueForm::Registry(form) => match &form.schema {
-                ReaderSchema::Latest | ReaderSchema::Version(_) => is_own(form),
-                ReaderSchema::Id(_) => false,
-                ReaderSchema::File(path) => is_template(path),
-            },
-            ValueForm::Raw(_) => false,
-            ValueForm::Json(path) => is_template(path),
-        };
-        of_key || of_value
+        let of_value = self.value_forms().into_iter().any(|form| match &form.schema {
+            ReaderSchema::Latest | ReaderSchema::Version(_) => is_own(form),
+            ReaderSchema::Id(_) => false,
+            ReaderSchema::File(path) => is_template(path),
+        });
+        let of_json = matches!(&self.value, ValueForm::Json(path) if is_template(path));
+        of_key || of_value || of_json
     }
 
     /// The subject of the reader schema of its values, or of its keys: where serialisers put it (TopicNameStrategy),
@@ -121,7 +119,7 @@ impl Route {
         sinks
             .filter_map(|sink| match &sink.target {
                 Target::Kafka { topic, .. } => topic.clone(),
-                Target::Files { .. } | Target::Console { .. } | Target::Http(_) => None,
+                Target::Files { .. } | Target::Console { .. } | Target::Http(_) | Target::Postgres(_) => None,
             })
             .collect()
     }
@@ -179,7 +177,23 @@ impl Filler<'_> {
                 }
                 *topic = TopicName::new(&filled);
             }
+            Target::Postgres(postgres) => {
+                if let Some(schema) = &mut postgres.schema {
+                    *schema = self.table_name(schema)?;
+                }
+                postgres.table = self.table_name(&postgres.table)?;
+            }
             Target::Kafka { topic: None, .. } | Target::Console { .. } | Target::Http(_) => {}
+        }
+        Ok(())
+    }
+
+    fn form(&self, form: &mut RegistryForm) -> Result<(), TemplateError> {
+        match &mut form.schema {
+            ReaderSchema::File(path) => *path = self.path(path)?,
+            ReaderSchema::Latest | ReaderSchema::Version(_) | ReaderSchema::Id(_) => {
+                form.subject = self.subject(form)?
+            }
         }
         Ok(())
     }
@@ -193,6 +207,15 @@ impl Filler<'_> {
             return Err(self.error(template, filled, "that is no subject"));
         }
         Ok(Some(filled))
+    }
+
+    /// PostgreSQL cuts longer names, and two tables would become one.
+    fn table_name(&self, template: &str) -> Result<String, TemplateError> {
+        let filled = self.text(template);
+        if filled.is_empty() || filled.len() > TABLE_NAME_BYTES_MAX {
+            return Err(self.error(template, filled, "that is no name of a table: it has 1 to 63 bytes"));
+        }
+        Ok(filled)
     }
 
     fn text(&self, template: &str) -> String {

@@ -115,17 +115,14 @@ impl Taken {
         self.parts.iter().flat_map(Part::records)
     }
 
-    /// The place of the part that holds the record of this place.
-    pub fn part_of(&self, record: usize) -> usize {
-        let mut left = record;
-        for (place, part) in self.parts.iter().enumerate() {
-            let count = part.records().count();
-            if left < count {
-                return place;
-            }
-            left -= count;
-        }
-        self.parts.len() - 1
+    /// Of each part, the number of records in it and in those before. Counting takes a look at every record.
+    pub fn part_ends(&self) -> Vec<usize> {
+        let mut end = 0;
+        let ends = self.parts.iter().map(|part| {
+            end += part.records().count();
+            end
+        });
+        ends.collect()
     }
 }
 

@@ -5,6 +5,7 @@
 //! the formats can be tested without any of those.
 
 mod batch;
+pub mod code;
 mod fault;
 pub mod metadata;
 mod position;

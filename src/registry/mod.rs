@@ -148,7 +148,8 @@ impl Classify for RegistryError {
     fn hint(&self) -> Option<Hint> {
         Some(match self {
             Self::Unknown { .. } => {
-                "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`"
+                "is `schema_registry.url` the registry the producers use? subjects are named `<topic>-value`, \
+                 or as `subject:` says"
                     .into()
             }
             Self::Unauthorised { .. } => {

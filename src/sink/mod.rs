@@ -8,7 +8,10 @@ mod error;
 pub mod file;
 pub mod http;
 pub mod kafka;
+pub mod owner;
 mod pending;
+pub mod postgres;
+pub mod survey;
 
 use std::time::Instant;
 

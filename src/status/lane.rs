@@ -66,7 +66,7 @@ pub struct Counts {
     pub decoded: u64,
     /// Good records that are durable in all sinks.
     pub settled: u64,
-    /// Records that could not be decoded, by code, once everything else of their range is durable.
+    /// Bad records, by code (`model::code`), once everything else of their range is durable.
     pub bad: BTreeMap<&'static str, u64>,
     /// Left out by a rule.
     pub dropped: u64,
@@ -112,6 +112,8 @@ pub struct SinkStatus {
     pub flush: Histogram,
     /// Failed calls, in the order of [`FAULTS`].
     pub failures: [u64; FAULTS.len()],
+    /// Records that it refused, and that its route went on without.
+    pub let_go: u64,
     pub last_flush: Option<Timestamp>,
 }
 
@@ -125,6 +127,7 @@ impl SinkStatus {
             write: Histogram::default(),
             flush: Histogram::default(),
             failures: [0; FAULTS.len()],
+            let_go: 0,
             last_flush: None,
         }
     }

@@ -47,6 +47,12 @@ mod protobuf;
 /// JSON Schemas from the registry, and schemas named by headers.
 mod json_schema;
 
+/// Views that fail on a record, sinks that refuse one.
+mod bad_records;
+
+/// Bytes that were changed at random, into everything that reads bytes of others.
+mod fuzzing;
+
 /// Rows in requests to a server.
 mod http;
 
@@ -61,6 +67,12 @@ mod python_client;
 
 /// Topics and files written with schemas, and read back.
 mod writing;
+
+/// Rows and positions in a real PostgreSQL.
+mod postgres;
+
+/// Records of several types in one topic.
+mod record_types;
 
 /// kill -9, and nothing lost or doubled.
 mod kills;

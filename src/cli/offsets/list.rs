@@ -6,12 +6,14 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 
-use crate::cli::standing::{Ground, Instance, Place, Seat};
+use crate::cli::standing::{Ground, Instance, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
+use crate::config::plan::Target;
 use crate::engine::message::Committed;
 use crate::model::metadata::Saying;
 use crate::model::{LeaderEpoch, Offset, Partition, PositionKey, TopicName, TopicPartition};
-use crate::sink::file::{Account, Admission, Owner, Survey};
+use crate::sink::owner::Owner;
+use crate::sink::survey::{Account, Survey};
 
 use super::print_text;
 
@@ -73,7 +75,7 @@ pub async fn list(options: &Options) -> Result<(), Failure> {
             rows.extend(each.map(|(source, key)| row(&ground, instance, seat, source, key)));
         }
     }
-    rows.extend(others_in_logs(&ground, &chosen));
+    rows.extend(others_in_targets(&ground, &chosen));
     rows.extend(others_in_group(&ground, &chosen));
     match options.format {
         Form::Table => print_text(&shown(&rows)),
@@ -89,18 +91,10 @@ fn row(ground: &Ground, instance: &Instance, seat: &Seat, source: TopicPartition
     let position = seat.positions.get(&key);
     let next = position.map(|position| position.next);
     let committed = ground.committed(instance).get(&source);
-    let (log, entry) = match &seat.place {
-        Place::Log { survey, admission: Ok(admission) } => {
-            let owner = match admission {
-                Admission::Adopts(former) => former,
-                Admission::Known | Admission::Joins => &seat.claim.owner,
-            };
-            let account = survey.account(owner);
-            (Some(survey.id()), account.and_then(|account| account.since.get(&key).copied()))
-        }
-        Place::Log { survey, admission: Err(_) } => (Some(survey.id()), None),
-        Place::Group | Place::Fresh | Place::Unreadable { .. } => (None, None),
-    };
+    let survey = seat.place.survey();
+    let log = survey.and_then(|survey| survey.log.clone());
+    let standing = survey.and_then(|survey| survey.standing(&seat.claim));
+    let entry = standing.and_then(|(_, account)| account.since.get(&key).copied());
     let note = match (seat.place.refusal(seat), next) {
         (Some((problem, _)), _) => Some(problem),
         (None, None) => Some("no position yet".to_owned()),
@@ -141,30 +135,29 @@ fn beside(
     (committed, end, lag)
 }
 
-/// Those who write to the directories of the file and are not in it.
-fn others_in_logs(ground: &Ground, chosen: &[&Instance]) -> Vec<Row> {
+/// Those who write to the directories and tables of the file and are not in it.
+fn others_in_targets(ground: &Ground, chosen: &[&Instance]) -> Vec<Row> {
     let all = || ground.instances.iter().flat_map(|instance| &instance.seats);
     let mut known: BTreeSet<&Owner> = all().map(|seat| &seat.claim.owner).collect();
-    known.extend(all().filter_map(|seat| match &seat.place {
-        Place::Log { admission: Ok(Admission::Adopts(former)), .. } => Some(former),
-        _ => None,
-    }));
-    let mut seen = BTreeSet::new();
+    known.extend(all().filter_map(|seat| seat.place.survey().and_then(Survey::adopted)));
+    let mut seen: Vec<&Target> = Vec::new();
     let mut rows = Vec::new();
     for seat in chosen.iter().flat_map(|instance| &instance.seats) {
-        let Some(survey) = seat.place.survey().filter(|survey| seen.insert(survey.id())) else {
+        let is_seen = seen.iter().any(|target| target.is_same_place(&seat.sink.target));
+        let Some(survey) = seat.place.survey().filter(|_| !is_seen) else {
             continue;
         };
-        for (owner, account) in survey.owners() {
+        seen.push(&seat.sink.target);
+        for (owner, account) in &survey.accounts {
             if account.taken_by.is_none() && !known.contains(owner) {
-                rows.extend(other_in_log(ground, survey, owner, account, &seat.claim.owner));
+                rows.extend(other_in_target(ground, survey, owner, account, &seat.claim.owner));
             }
         }
     }
     rows
 }
 
-fn other_in_log(
+fn other_in_target(
     ground: &Ground,
     survey: &Survey,
     owner: &Owner,
@@ -196,7 +189,7 @@ fn other_in_log(
             lag,
             epoch: position.epoch,
             entry: account.since.get(key).copied(),
-            log: Some(survey.id()),
+            log: survey.log.clone(),
             identity: owner.identity.clone(),
             note: Some(note.clone()),
         }

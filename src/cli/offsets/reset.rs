@@ -1,21 +1,21 @@
 //! `sidestream offsets reset`.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow, ensure};
 use clap::Args;
 
 use crate::cli::plan::other_logs;
-use crate::cli::standing::{Ground, Group, Instance, Place, Seat};
+use crate::cli::standing::{Ground, Group, Instance, Seat};
 use crate::cli::{DEFAULT_FILE, Failure, load, table};
-use crate::config::plan::Target;
+use crate::config::plan::{TableRows, Target};
 use crate::engine::message::Committed;
 use crate::failpoint;
 use crate::kafka::{Cluster, Commit};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicPartition};
-use crate::sink::file;
+use crate::sink::{file, postgres};
 
 use super::{ensure_alone, print_text};
 
@@ -105,7 +105,7 @@ pub async fn reset(options: &Options) -> Result<(), Failure> {
     }
     failpoint::hit("reset.moving");
     // The group comes last: it only follows, but for sinks that have no other place, and those can be moved again.
-    move_logs(&steps)?;
+    move_sinks(&steps).await?;
     for (place, commits) in commits {
         move_group(&ground.groups[place], commits).await?;
     }
@@ -255,19 +255,16 @@ fn commits(ground: &Ground, steps: &[Step<'_>]) -> anyhow::Result<BTreeMap<usize
     Ok(commits)
 }
 
-/// One entry for each directory.
-fn move_logs(steps: &[Step<'_>]) -> anyhow::Result<()> {
-    let mut moves: BTreeMap<(&Path, &str), (&Seat, Vec<Move>)> = BTreeMap::new();
-    for step in steps {
-        let (Place::Log { .. }, Target::Files { path, .. }) = (&step.seat.place, &step.seat.sink.target)
-        else {
-            continue;
-        };
+/// One entry for each directory, one transaction for each table.
+async fn move_sinks(steps: &[Step<'_>]) -> anyhow::Result<()> {
+    // Identities are unique in a file.
+    let mut moves: BTreeMap<&str, (&Seat, Vec<Move>)> = BTreeMap::new();
+    for step in steps.iter().filter(|step| step.seat.place.survey().is_some()) {
         let Some((from, to)) = step.target() else {
             continue;
         };
         let identity = step.seat.sink.identity.as_str();
-        let (_, moves) = moves.entry((path.as_path(), identity)).or_insert((step.seat, Vec::new()));
+        let (_, moves) = moves.entry(identity).or_insert((step.seat, Vec::new()));
         moves.push(Move {
             key: step.key,
             topic: step.source.topic.clone(),
@@ -277,10 +274,21 @@ fn move_logs(steps: &[Step<'_>]) -> anyhow::Result<()> {
             records: 0,
         });
     }
-    for ((path, _), (seat, moves)) in moves {
-        file::reset(path, &seat.claim, moves)?;
+    for (seat, moves) in moves.into_values() {
+        let place = match &seat.sink.target {
+            Target::Files { path, .. } => {
+                file::reset(path, &seat.claim, moves)?;
+                path.display().to_string()
+            }
+            Target::Postgres(table) => {
+                postgres::reset(table, &seat.claim, &moves).await?;
+                table.shown()
+            }
+            // The group has their positions.
+            Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => continue,
+        };
         failpoint::check("reset.log.moved")?;
-        print_text(&format!("sink {}: moved in `{}`\n", seat.sink.name, path.display()));
+        print_text(&format!("sink {}: moved in `{place}`\n", seat.sink.name));
     }
     Ok(())
 }
@@ -351,6 +359,10 @@ fn consequences(steps: &[Step<'_>]) -> Vec<String> {
         if again > 0 {
             let what = match &seat.sink.target {
                 Target::Files { .. } => "files that are there stay, so their rows will be there twice",
+                Target::Postgres(table) if table.rows == TableRows::Append => {
+                    "rows that are there stay, so they will be there twice"
+                }
+                Target::Postgres(_) => "they are written over those of their keys, older ones for a while",
                 Target::Kafka { .. } => "their rows are written to the topic again",
                 Target::Console { .. } => "their rows are shown again",
                 Target::Http(_) => "their rows are sent again, under the same keys",

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrow::datatypes::{DataType, Field, Fields, Schema, SchemaRef, TimeUnit};
 
 use super::node::{Arm, Kind, Logical, Node, Record, SchemaError};
+use crate::codec::limits::FIXED_BYTES_MAX;
 
 /// Digits a 128-bit decimal holds.
 const DECIMAL128_DIGITS_MAX: u8 = 38;
@@ -119,7 +120,7 @@ fn data_type(node: &Node, path: &str) -> Result<DataType, SchemaError> {
         (Kind::Bytes, None) => DataType::Binary,
         (Kind::String | Kind::Enum(_), None) => DataType::Utf8,
         (Kind::Fixed { size, .. }, None) => match i32::try_from(*size) {
-            Ok(width @ 1..) => DataType::FixedSizeBinary(width),
+            Ok(width @ 1..) if *size <= FIXED_BYTES_MAX => DataType::FixedSizeBinary(width),
             _ => {
                 return Err(SchemaError::Unsupported {
                     path: path.to_owned(),

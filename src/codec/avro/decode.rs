@@ -6,32 +6,10 @@
 use arrow::datatypes::i256;
 
 use super::big_decimal;
-use super::node::FIELDS_MAX;
 use super::program::{DefaultOp, Op, Program, RecordOp, SkipOp, Step, ValueOp};
 use crate::codec::columns::{Column, Data, Overflow, push_offset};
-
-/// Defaults of fields that a writer lacks may add this many bytes to one record. They cost nothing on
-/// the wire, so without a bound a small record with many items could grow without one.
-const DEFAULT_BYTES_MAX: usize = 1 << 20;
-
-/// Columns without a value that a record may fill for each of its bytes: one byte says that a struct is null, or which
-/// of its members is not.
-const CELLS_PER_BYTE: usize = 256;
-
-/// However small the record: everything once that a schema may have.
-const CELLS_MIN: usize = 2 * FIELDS_MAX;
-
-/// However large the record: some tens of megabytes of columns.
-const CELLS_MAX: usize = 4 << 20;
-
-/// JSON text that records in records may become: names of fields are not on the wire.
-const TEXT_PER_BYTE: usize = 256;
-const TEXT_MIN: usize = 64 << 10;
-const TEXT_MAX: usize = 16 << 20;
-
-/// Objects and arrays within one another, where a schema contains itself: reading them recurses, and readers of JSON do
-/// not take many more.
-pub const LEVELS_MAX: usize = 100;
+use crate::codec::limits::{DEFAULT_BYTES_MAX, LEVELS_MAX, Spare, Spent, TEXT_MAX, TEXT_MIN, TEXT_PER_BYTE};
+use crate::model::code;
 
 /// What is wrong with a record's bytes. Codes are stable: they are in metrics and dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -79,12 +57,12 @@ fn small(number: i64) -> String {
 impl Problem {
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Truncated => "truncated",
-            Self::Trailing(_) => "trailing_bytes",
-            Self::Overflow | Self::Decimal => "overflow",
-            Self::Utf8 => "invalid_utf8",
-            Self::Size | Self::Amplified => "size",
-            Self::Depth => "depth",
+            Self::Truncated => code::TRUNCATED,
+            Self::Trailing(_) => code::TRAILING_BYTES,
+            Self::Overflow | Self::Decimal => code::OVERFLOW,
+            Self::Utf8 => code::INVALID_UTF8,
+            Self::Size | Self::Amplified => code::SIZE,
+            Self::Depth => code::DEPTH,
             Self::NegativeLength
             | Self::Boolean(_)
             | Self::UnionBranch(_)
@@ -92,7 +70,7 @@ impl Problem {
             | Self::UnknownSymbol(_)
             | Self::Refused(_)
             | Self::Uuid(_)
-            | Self::Time => "type_mismatch",
+            | Self::Time => code::TYPE_MISMATCH,
         }
     }
 }
@@ -100,6 +78,12 @@ impl Problem {
 impl From<Overflow> for Problem {
     fn from(_: Overflow) -> Self {
         Self::Size
+    }
+}
+
+impl From<Spent> for Problem {
+    fn from(_: Spent) -> Self {
+        Self::Amplified
     }
 }
 
@@ -152,16 +136,26 @@ impl Program {
         }
         Ok(())
     }
+}
 
-    /// The number of a union's branch, and the bytes of its value.
-    ///
-    /// # Errors
-    /// If there is no number.
-    pub fn take_branch<'b>(&self, bytes: &'b [u8]) -> Result<(i64, &'b [u8])> {
-        let mut cursor = Cursor { bytes, program: self, budget: Budget::of(bytes.len()), levels: 0 };
-        let branch = cursor.long()?;
-        Ok((branch, &bytes[bytes.len() - cursor.bytes.len()..]))
+/// The number that bytes begin with, as values of unions do with that of their branch, and the bytes behind it.
+///
+/// # Errors
+/// If there is no number.
+#[inline]
+pub fn long(bytes: &[u8]) -> Result<(i64, &[u8])> {
+    let mut raw = 0u64;
+    for (index, byte) in bytes.iter().enumerate() {
+        // The tenth byte holds the last of 64 bits.
+        if index == 9 && *byte > 1 {
+            return Err(Problem::Overflow.into());
+        }
+        raw |= u64::from(byte & 0x7f) << (7 * index);
+        if byte & 0x80 == 0 {
+            return Ok(((raw >> 1) as i64 ^ -((raw & 1) as i64), &bytes[index + 1..]));
+        }
     }
+    Err(Problem::Truncated.into())
 }
 
 /// What a record may still make of bytes that it does not have.
@@ -170,7 +164,7 @@ pub struct Budget {
     /// Bytes of defaults.
     defaults: usize,
     /// Columns without a value.
-    cells: usize,
+    spare: Spare,
     /// Bytes of JSON text.
     pub text: usize,
 }
@@ -179,7 +173,7 @@ impl Budget {
     fn of(len: usize) -> Self {
         Self {
             defaults: DEFAULT_BYTES_MAX,
-            cells: len.saturating_mul(CELLS_PER_BYTE).clamp(CELLS_MIN, CELLS_MAX),
+            spare: Spare::of(len),
             text: len.saturating_mul(TEXT_PER_BYTE).clamp(TEXT_MIN, TEXT_MAX),
         }
     }
@@ -223,8 +217,9 @@ impl<'a> Cursor<'a> {
         default: &DefaultOp,
         read: impl FnOnce(&mut Cursor<'_>) -> Result<()>,
     ) -> Result<()> {
-        let left = self.budget.defaults.checked_sub(default.bytes.len());
-        self.budget.defaults = left.ok_or(Problem::Size)?;
+        // A default of no bytes is work, too.
+        let left = self.budget.defaults.checked_sub(default.bytes.len().max(1));
+        self.budget.defaults = left.ok_or(Problem::Amplified)?;
         let mut cursor =
             Cursor { bytes: &default.bytes, program: self.program, budget: self.budget, levels: self.levels };
         read(&mut cursor)?;
@@ -243,12 +238,6 @@ impl<'a> Cursor<'a> {
         done
     }
 
-    /// Counts columns that get a null, which takes next to no bytes.
-    fn pay(&mut self, cells: usize) -> Result<()> {
-        self.budget.cells = self.budget.cells.checked_sub(cells).ok_or(Problem::Amplified)?;
-        Ok(())
-    }
-
     fn op(&mut self, op: &Op, column: &mut Column) -> Result<()> {
         match op {
             Op::Value(value) => {
@@ -256,7 +245,8 @@ impl<'a> Cursor<'a> {
                 column.mark_valid();
             }
             Op::Null => {
-                self.pay(column.width())?;
+                // It has a byte, for one of them.
+                self.budget.spare.take(column.width().saturating_sub(1))?;
                 column.push_null();
             }
             Op::Member(index, value) => self.member(*index, value, column)?,
@@ -279,7 +269,7 @@ impl<'a> Cursor<'a> {
                 self.value(op, &mut field.data)?;
                 field.mark_valid();
             } else {
-                self.pay(field.width())?;
+                self.budget.spare.take(field.width())?;
                 field.push_null();
             }
         }
@@ -325,7 +315,9 @@ impl<'a> Cursor<'a> {
                 bytes.extend_from_slice(self.take(*size)?);
             }
             (ValueOp::Enum(symbols), Data::Bytes { offsets, bytes }) => {
-                bytes.extend_from_slice(self.symbol(symbols)?.as_bytes());
+                let symbol = self.symbol(symbols)?;
+                self.budget.spare.take_text(symbol)?;
+                bytes.extend_from_slice(symbol.as_bytes());
                 push_offset(offsets, bytes.len())?;
             }
             (ValueOp::List(op), Data::List { offsets, item }) => {
@@ -539,19 +531,9 @@ impl<'a> Cursor<'a> {
 
     #[inline]
     pub fn long(&mut self) -> Result<i64> {
-        let mut raw = 0u64;
-        for (index, byte) in self.bytes.iter().enumerate() {
-            // The tenth byte holds the last of 64 bits.
-            if index == 9 && *byte > 1 {
-                return Err(Problem::Overflow.into());
-            }
-            raw |= u64::from(byte & 0x7f) << (7 * index);
-            if byte & 0x80 == 0 {
-                self.bytes = &self.bytes[index + 1..];
-                return Ok((raw >> 1) as i64 ^ -((raw & 1) as i64));
-            }
-        }
-        Err(Problem::Truncated.into())
+        let (number, rest) = long(self.bytes)?;
+        self.bytes = rest;
+        Ok(number)
     }
 }
 

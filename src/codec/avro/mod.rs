@@ -13,6 +13,6 @@ pub mod program;
 mod to_json;
 
 #[cfg(test)]
-mod differential;
+pub mod differential;
 #[cfg(test)]
 mod tests;

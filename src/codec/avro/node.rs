@@ -5,15 +5,22 @@ use std::sync::Arc;
 
 use apache_avro::Schema;
 use apache_avro::schema::{InnerDecimalSchema, Name, NamesRef, RecordSchema, ResolvedSchema, UuidSchema};
+use serde_json::Value;
 
+use crate::codec::limits::{
+    BRANCHES_MAX, FIXED_BYTES_MAX, NAME_BYTES_MAX, SCHEMA_BYTES_MAX, TEXT_LEVELS_MAX, TYPE_BYTES,
+    on_deep_stack,
+};
 use crate::config::plan::Recursion;
 use crate::model::Reference;
 
-/// Deeper schemas are refused: decoding recurses once per level, and nobody writes them by hand.
-pub const DEPTH_MAX: usize = 64;
+pub use crate::codec::limits::{DEPTH_MAX, FIELDS_MAX};
 
-/// More fields (all levels together) are refused: every one costs a column buffer per batch.
-pub const FIELDS_MAX: usize = 10_000;
+/// Types of a union that messages name.
+const DESCRIBED_MAX: usize = 20;
+
+/// What defaults of fields are called while apache-avro reads a schema.
+const DEFAULT: &str = "sidestream.default";
 
 /// Why a schema cannot be used. Paths are dotted field names from the top.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -39,6 +46,8 @@ pub enum SchemaError {
     TooWide,
     #[error("the top level of a value has to be a record, not {0}")]
     NotARecord(&'static str),
+    #[error("it has no record `{0}`")]
+    NoRecord(String),
     #[error("`{path}`: the writer's {writer} cannot be read as the reader's {reader}")]
     Incompatible { path: String, writer: String, reader: String },
     #[error("`{path}`: the reader needs this field, the writer does not have it, and it has no default")]
@@ -91,7 +100,7 @@ pub struct When {
     /// Properties that are there.
     pub required: Vec<String>,
     /// Properties that have one of these values, if they are there.
-    pub values: Vec<(String, Vec<serde_json::Value>)>,
+    pub values: Vec<(String, Vec<Value>)>,
     /// If given, it has no others.
     pub only: Option<Vec<String>>,
 }
@@ -113,7 +122,7 @@ pub struct Record {
 pub struct Field {
     pub name: String,
     pub aliases: Vec<String>,
-    pub default: Option<serde_json::Value>,
+    pub default: Option<Value>,
     pub node: Node,
 }
 
@@ -160,10 +169,48 @@ impl Node {
         references: &[Reference],
         recursion: Recursion,
     ) -> Result<Self, SchemaError> {
+        Self::parse_part(text, references, recursion, None).map(|(node, _)| node)
+    }
+
+    /// As [`Node::parse_with`], of the record with this full name alone: the whole schema, or one branch of the union that
+    /// it is, which is `true`. Other branches are not looked at.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn parse_record(
+        text: &str,
+        references: &[Reference],
+        recursion: Recursion,
+        name: &str,
+    ) -> Result<(Self, bool), SchemaError> {
+        Self::parse_part(text, references, recursion, Some(name))
+    }
+
+    fn parse_part(
+        text: &str,
+        references: &[Reference],
+        recursion: Recursion,
+        record: Option<&str>,
+    ) -> Result<(Self, bool), SchemaError> {
+        let parsed = on_deep_stack(|| Self::parse_here(text, references, recursion, record));
+        parsed.unwrap_or_else(|| Err(SchemaError::Invalid("its parser fails on it".to_owned())))
+    }
+
+    fn parse_here(
+        text: &str,
+        references: &[Reference],
+        recursion: Recursion,
+        record: Option<&str>,
+    ) -> Result<(Self, bool), SchemaError> {
         let invalid = |error: apache_avro::Error| SchemaError::Invalid(error.to_string());
-        let (schema, others) =
-            Schema::parse_str_with_list(text, references.iter().map(|reference| &reference.text))
-                .map_err(invalid)?;
+        let mut levels = 0;
+        let text = without_defaults(text, &mut levels)?;
+        let others = references.iter().map(|reference| without_defaults(&reference.text, &mut levels));
+        let others = others.collect::<Result<Vec<String>, SchemaError>>()?;
+        if levels > TEXT_LEVELS_MAX {
+            return Err(SchemaError::TooDeep);
+        }
+        let (schema, others) = Schema::parse_str_with_list(&text, &others).map_err(invalid)?;
         let all: Vec<&Schema> = others.iter().chain([&schema]).collect();
         let resolved = ResolvedSchema::new_with_schemata(all).map_err(invalid)?;
         let mut reader = Reader {
@@ -172,8 +219,13 @@ impl Node {
             open: Vec::new(),
             path: Vec::new(),
             field_count: 0,
+            bytes_left: SCHEMA_BYTES_MAX,
         };
-        reader.node(&schema, None)
+        let (part, is_branch) = match record {
+            Some(name) => find_record(&schema, name)?,
+            None => (&schema, false),
+        };
+        Ok((reader.node(part, None)?, is_branch))
     }
 
     pub fn plain(kind: Kind) -> Self {
@@ -254,12 +306,10 @@ impl Node {
             Kind::Map(value) => format!("map of {}", value.describe()),
             Kind::Record(record) => format!("record `{}`", record.name),
             Kind::Union(arms) => {
-                let arms: Vec<String> = arms.iter().map(Node::describe).collect();
-                format!("union of {}", arms.join(", "))
+                format!("union of {}", described(arms.iter()))
             }
             Kind::Choice(arms) => {
-                let arms: Vec<String> = arms.iter().map(|arm| arm.node.describe()).collect();
-                format!("one of {}", arms.join(", "))
+                format!("one of {}", described(arms.iter().map(|arm| &arm.node)))
             }
         };
         match self.logical {
@@ -272,6 +322,16 @@ impl Node {
     }
 }
 
+/// The first of them: it is said of each bad record.
+fn described<'n>(arms: impl ExactSizeIterator<Item = &'n Node>) -> String {
+    let count = arms.len();
+    let mut names: Vec<String> = arms.take(DESCRIBED_MAX).map(Node::describe).collect();
+    if count > DESCRIBED_MAX {
+        names.push(format!("{} more", count - DESCRIBED_MAX));
+    }
+    names.join(", ")
+}
+
 struct Reader<'s> {
     names: &'s NamesRef<'s>,
     recursion: Recursion,
@@ -279,6 +339,74 @@ struct Reader<'s> {
     open: Vec<String>,
     path: Vec<String>,
     field_count: usize,
+    /// Of [`SCHEMA_BYTES_MAX`].
+    bytes_left: usize,
+}
+
+/// The schema with the defaults of its fields under another name, which apache-avro keeps and does not look into.
+///
+/// It would resolve each with the type of its field, for unions twice and more at every level and through the defaults of
+/// the fields below: a few thousand types with `{}` as default would take for ever, or all of the stack. Here a default is
+/// looked at when a writer lacks its field. Adds the levels of the text to `levels`.
+fn without_defaults(text: &str, levels: &mut usize) -> Result<String, SchemaError> {
+    let schema = serde_json::from_str(text).map_err(|error| SchemaError::Invalid(error.to_string()));
+    let mut schema: Value = schema?;
+    *levels += depth(&schema);
+    rename_defaults(&mut schema)?;
+    Ok(schema.to_string())
+}
+
+fn depth(value: &Value) -> usize {
+    match value {
+        Value::Array(items) => 1 + items.iter().map(depth).max().unwrap_or_default(),
+        Value::Object(map) => 1 + map.values().map(depth).max().unwrap_or_default(),
+        _ => 0,
+    }
+}
+
+fn rename_defaults(value: &mut Value) -> Result<(), SchemaError> {
+    match value {
+        Value::Array(items) => items.iter_mut().try_for_each(rename_defaults),
+        Value::Object(map) => {
+            let mut names = ["name", "namespace"].into_iter().filter_map(|key| map.get(key)?.as_str());
+            if names.any(|name| name.len() > NAME_BYTES_MAX) {
+                let problem = format!("a name of more than {NAME_BYTES_MAX} bytes");
+                return Err(SchemaError::Invalid(problem));
+            }
+            if let Some(Value::Array(fields)) = map.get_mut("fields") {
+                for field in fields.iter_mut().filter_map(Value::as_object_mut) {
+                    field.remove(DEFAULT);
+                    if let Some(default) = field.remove("default") {
+                        field.insert(DEFAULT.to_owned(), default);
+                    }
+                }
+            }
+            let mut parts = map.iter_mut().filter(|(name, _)| *name != DEFAULT);
+            parts.try_for_each(|(_, inner)| rename_defaults(inner))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What a type keeps of its text, those inside it not counted.
+fn kept_bytes(node: &Node) -> usize {
+    let texts = match &node.kind {
+        Kind::Fixed { name, size } => name.len() + (*size).min(FIXED_BYTES_MAX),
+        Kind::Enum(symbols) => {
+            let all = symbols.symbols.iter().map(|symbol| TYPE_BYTES + symbol.len());
+            symbols.name.len() + all.sum::<usize>()
+        }
+        Kind::Record(record) => {
+            let fields = record.fields.iter().map(|field| {
+                let aliases: usize = field.aliases.iter().map(|alias| TYPE_BYTES + alias.len()).sum();
+                let default = field.default.as_ref().map_or(0, |default| default.to_string().len());
+                field.name.len() + aliases + default
+            });
+            record.name.len() + fields.sum::<usize>()
+        }
+        _ => 0,
+    };
+    TYPE_BYTES + texts
 }
 
 impl<'s> Reader<'s> {
@@ -294,6 +422,14 @@ impl<'s> Reader<'s> {
         if self.path.len() > DEPTH_MAX {
             return Err(SchemaError::TooDeep);
         }
+        let node = self.read(schema, namespace)?;
+        self.bytes_left = self.bytes_left.checked_sub(kept_bytes(&node)).ok_or_else(|| {
+            self.unsupported(format!("the types up to here take more than {SCHEMA_BYTES_MAX} bytes"))
+        })?;
+        Ok(node)
+    }
+
+    fn read(&mut self, schema: &'s Schema, namespace: Option<&str>) -> Result<Node, SchemaError> {
         Ok(match schema {
             Schema::Null => Node::plain(Kind::Null),
             Schema::Boolean => Node::plain(Kind::Boolean),
@@ -321,6 +457,9 @@ impl<'s> Reader<'s> {
                 let arms = union.variants();
                 if arms.is_empty() {
                     return Err(SchemaError::Union { path: self.path() });
+                }
+                if arms.len() > BRANCHES_MAX {
+                    return Err(self.unsupported(format!("a union of more than {BRANCHES_MAX} types")));
                 }
                 // Of several, each becomes a member of a struct.
                 if arms.iter().filter(|arm| !matches!(arm, Schema::Null)).count() > 1 {
@@ -417,7 +556,7 @@ impl<'s> Reader<'s> {
             fields.push(Field {
                 name: field.name.clone(),
                 aliases: field.aliases.clone(),
-                default: field.default.clone(),
+                default: field.custom_attributes.get(DEFAULT).cloned(),
                 node: self.nested(&field.name, &field.schema, namespace)?,
             });
         }
@@ -433,8 +572,22 @@ impl<'s> Reader<'s> {
             .or_else(|| self.names.get(name))
             .copied()
             .ok_or_else(|| self.unsupported(format!("the type `{full}` is not defined")))?;
-        self.node(schema, namespace)
+        self.read(schema, namespace)
     }
+}
+
+/// The record of this name, at the top or as a branch of the union at the top, which is `true`.
+fn find_record<'s>(schema: &'s Schema, name: &str) -> Result<(&'s Schema, bool), SchemaError> {
+    let is_it = |schema: &&Schema| match schema {
+        Schema::Record(record) => record.name.fullname(None) == name,
+        Schema::Ref { name: own } => own.fullname(None) == name,
+        _ => false,
+    };
+    let found = match schema {
+        Schema::Union(union) => union.variants().iter().find(is_it).map(|branch| (branch, true)),
+        other => Some(other).filter(is_it).map(|record| (record, false)),
+    };
+    found.ok_or_else(|| SchemaError::NoRecord(name.to_owned()))
 }
 
 fn fixed_kind(name: &Name, size: usize, namespace: Option<&str>) -> Kind {
@@ -461,6 +614,26 @@ mod tests {
             "items":{"type":"record","name":"E","fields":[{"name":"n","type":"null"}]}}}]}"#;
         assert!(error(fixed).contains("items without bytes"));
         assert!(error("{").contains("not a valid Avro schema"));
+    }
+
+    #[test]
+    fn one_record_of_a_union_is_read_whatever_the_others_are() {
+        let customer = r#"{"type":"record","name":"shop.Customer","fields":[{"name":"id","type":"long"}]}"#;
+        let references = [Reference { name: "shop.Customer".to_owned(), text: customer.to_owned() }];
+        let union = r#"["null","shop.Customer",{"type":"record","name":"Tree","namespace":"a","fields":[
+            {"name":"left","type":["null","Tree"]}]}]"#;
+        assert!(Node::parse(union, &references).is_err());
+        let (node, is_branch) =
+            Node::parse_record(union, &references, Recursion::Refuse, "shop.Customer").unwrap();
+        assert_eq!((node.describe().as_str(), is_branch), ("record `shop.Customer`", true));
+        let (_, is_branch) = Node::parse_record(customer, &[], Recursion::Refuse, "shop.Customer").unwrap();
+        assert!(!is_branch);
+        let (tree, _) = Node::parse_record(union, &references, Recursion::Json, "a.Tree").unwrap();
+        assert_eq!(tree.describe(), "record `a.Tree`");
+        for name in ["Customer", "null", "Tree"] {
+            let error = Node::parse_record(union, &references, Recursion::Refuse, name).unwrap_err();
+            assert_eq!(error, SchemaError::NoRecord(name.to_owned()));
+        }
     }
 
     #[test]

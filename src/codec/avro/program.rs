@@ -3,15 +3,13 @@
 //! All questions of Avro's schema resolution (promotions, field order, aliases, defaults, unions, enum
 //! symbols) are answered once per schema id; a record costs only the steps.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::arrow_type;
 use super::encode;
 use super::node::{Enum, Field, Kind, Logical, Node, Record, SchemaError};
-
-/// Branches of writers' unions held against branches of readers': unions within unions make many pairs.
-const PAIRS_MAX: usize = 100_000;
+use crate::codec::limits::PAIRS_MAX;
 
 /// Reads one record of a writer's schema into the columns of the reader's schema.
 #[derive(Debug)]
@@ -193,9 +191,10 @@ impl<'s> Compiler<'s> {
     fn record(&mut self, writer: &'s Record, reader: &'s Record) -> Result<RecordOp, SchemaError> {
         let mut op = RecordOp::default();
         let mut is_read = vec![false; reader.fields.len()];
+        let targets = Targets::new(writer, reader);
         for from in &writer.fields {
             self.path.push(from.name.clone());
-            match target(&from.name, writer, reader, &is_read) {
+            match targets.of(&from.name, &is_read) {
                 Some(column) => {
                     is_read[column] = true;
                     op.steps.push(Step::Read {
@@ -460,17 +459,38 @@ impl<'s> Compiler<'s> {
     }
 }
 
-/// The reader's field for a writer's: by name, else by one of the reader's aliases. What the writer has by
-/// its name is not read by an alias as well: two values would go into one column.
-fn target(name: &str, writer: &Record, reader: &Record, is_read: &[bool]) -> Option<usize> {
-    let by_name = reader.fields.iter().position(|field| field.name == name);
-    by_name.or_else(|| {
-        reader.fields.iter().enumerate().position(|(column, field)| {
-            !is_read[column]
-                && field.aliases.iter().any(|alias| alias == name)
-                && writer.fields.iter().all(|from| from.name != field.name)
-        })
-    })
+/// The reader's fields for a writer's: by name, else by one of the reader's aliases. What the writer has by its name is
+/// not read by an alias as well: two values would go into one column.
+struct Targets<'s> {
+    reader: &'s Record,
+    by_name: HashMap<&'s str, usize>,
+    by_alias: HashMap<&'s str, Vec<usize>>,
+    written: HashSet<&'s str>,
+}
+
+impl<'s> Targets<'s> {
+    fn new(writer: &'s Record, reader: &'s Record) -> Self {
+        let mut by_alias: HashMap<&str, Vec<usize>> = HashMap::new();
+        for (column, field) in reader.fields.iter().enumerate() {
+            for alias in &field.aliases {
+                by_alias.entry(alias).or_default().push(column);
+            }
+        }
+        Self {
+            reader,
+            by_name: (0..).zip(&reader.fields).map(|(column, field)| (field.name.as_str(), column)).collect(),
+            by_alias,
+            written: writer.fields.iter().map(|field| field.name.as_str()).collect(),
+        }
+    }
+
+    fn of(&self, name: &str, is_read: &[bool]) -> Option<usize> {
+        let is_free = |column: &usize| {
+            !is_read[*column] && !self.written.contains(self.reader.fields[*column].name.as_str())
+        };
+        let by_name = self.by_name.get(name).copied();
+        by_name.or_else(|| self.by_alias.get(name)?.iter().copied().find(is_free))
+    }
 }
 
 /// How far a branch is from a type: the same, one of its name in another namespace, one of its kind, another one.

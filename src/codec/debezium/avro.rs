@@ -3,10 +3,11 @@
 //! What happened and the source are read by a program of their own, which passes over the rows and checks all bytes; then
 //! the row that is wanted is read where it lies.
 
-use crate::codec::avro::decode::BadValue;
+use crate::codec::avro::decode::{BadValue, long};
 use crate::codec::avro::node::{Kind, Node, Record, SchemaError};
 use crate::codec::avro::program::{Program, compile};
 use crate::codec::columns::{Column, Data};
+use crate::model::code;
 
 use super::schema::{self, is_control};
 use super::{Bad, Event, Image, Op};
@@ -81,13 +82,14 @@ impl Writer {
         };
         envelope.head.decode(payload, head)?;
         let op = head.first().and_then(last_text).and_then(Op::of);
-        let op = op.ok_or_else(|| Bad::new("type_mismatch", "field `op`: it is no change that is known"))?;
+        let op =
+            op.ok_or_else(|| Bad::new(code::TYPE_MISMATCH, "field `op`: it is no change that is known"))?;
         let (mut before, mut after) = (None, None);
         let rows = &envelope.rows;
         envelope.pass.pass_over(payload, rows.len(), |place, bytes| {
             match &rows[place] {
-                Some(row) if row.is_after => after = row.image(&envelope.pass, bytes)?,
-                Some(row) => before = row.image(&envelope.pass, bytes)?,
+                Some(row) if row.is_after => after = row.image(bytes)?,
+                Some(row) => before = row.image(bytes)?,
                 None => {}
             }
             Ok(())
@@ -109,8 +111,8 @@ impl Row {
         Ok(Self { is_after, branches, is_union })
     }
 
-    fn image<'w, 'b>(&'w self, pass: &Program, bytes: &'b [u8]) -> Result<Option<Image<'w, 'b>>, BadValue> {
-        let (place, bytes) = if self.is_union { pass.take_branch(bytes)? } else { (0, bytes) };
+    fn image<'w, 'b>(&'w self, bytes: &'b [u8]) -> Result<Option<Image<'w, 'b>>, BadValue> {
+        let (place, bytes) = if self.is_union { long(bytes)? } else { (0, bytes) };
         // Branches that do not exist were refused with the head.
         let program = usize::try_from(place).ok().and_then(|place| self.branches.get(place));
         Ok(program.and_then(Option::as_ref).map(|program| Image::Avro { program, bytes }))

@@ -3,6 +3,7 @@
 //! The schema in a record is not read but for its name: rows are read as the route's schema says. A column that this
 //! schema does not have is an error, so that one added to the table is not lost without a word.
 
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use base64::Engine;
@@ -13,6 +14,7 @@ use crate::codec::avro::big_decimal;
 use crate::codec::avro::node::{Kind, Logical, Node, Record};
 use crate::codec::columns::{Column, Data, push_offset};
 use crate::codec::json::{put_any, put_object};
+use crate::model::code;
 
 use super::schema::{self, SourceType, is_control};
 use super::{Bad, Event, Image, Op};
@@ -29,16 +31,16 @@ pub fn read<'w, 'b>(json: Value, head: &mut [Column]) -> Result<Event<'w, 'b>, B
         return Ok(Event::Control);
     }
     let Value::Object(mut event) = json else {
-        return Err(Bad::new("type_mismatch", "no change event: it is not an object"));
+        return Err(Bad::new(code::TYPE_MISMATCH, "no change event: it is not an object"));
     };
     let Some(text) = event.get("op").and_then(Value::as_str) else {
         if has_control_shape(&event) {
             return Ok(Event::Control);
         }
-        return Err(Bad::new("type_mismatch", "no change event: it has no text `op`"));
+        return Err(Bad::new(code::TYPE_MISMATCH, "no change event: it has no text `op`"));
     };
-    let op =
-        Op::of(text).ok_or_else(|| Bad::new("type_mismatch", "field `op`: it is no change that is known"))?;
+    let op = Op::of(text)
+        .ok_or_else(|| Bad::new(code::TYPE_MISMATCH, "field `op`: it is no change that is known"))?;
     let mut columns = head.iter_mut();
     if let Some(column) = columns.next() {
         put_text(text, column)?;
@@ -106,14 +108,15 @@ fn source(json: Option<&Value>) -> Value {
 /// What does not fit; then the columns may hold parts of it and have to be truncated.
 pub fn put(row: &Record, image: Value, values: &mut [Column]) -> Result<(), Bad> {
     let Value::Object(mut image) = image else {
-        return Err(Bad::new("type_mismatch", "no change event: its row is not an object"));
+        return Err(Bad::new(code::TYPE_MISMATCH, "no change event: its row is not an object"));
     };
     let known = row.fields.iter().filter(|field| image.contains_key(&field.name)).count();
     if known < image.len() {
-        let is_unknown = |name: &&String| row.fields.iter().all(|field| field.name != **name);
+        let names: HashSet<&str> = row.fields.iter().map(|field| field.name.as_str()).collect();
+        let is_unknown = |name: &&String| !names.contains(name.as_str());
         let name = image.keys().find(is_unknown).cloned().unwrap_or_default();
         return Err(Bad::new(
-            "unknown_column",
+            code::UNKNOWN_COLUMN,
             format!("the route's schema has no column `{name}`: write a new one into its file"),
         ));
     }
@@ -153,7 +156,7 @@ fn put_text(text: &str, column: &mut Column) -> Result<(), Bad> {
     if let Data::Bytes { offsets, bytes } = &mut column.data {
         bytes.extend_from_slice(text.as_bytes());
         push_offset(offsets, bytes.len()).map_err(|_| {
-            Bad::new("size", "the columns of the batch grew beyond 2 GiB; set a smaller `batch:`")
+            Bad::new(code::SIZE, "the columns of the batch grew beyond 2 GiB; set a smaller `batch:`")
         })?;
     }
     column.mark_valid();

@@ -17,7 +17,7 @@ use arrow::error::ArrowError;
 use serde_json::Value;
 
 use crate::config::plan::SchemaFormat;
-use crate::model::{RecordRef, SchemaKey};
+use crate::model::{RecordRef, SchemaKey, code};
 
 use super::avro::arrow_type;
 use super::avro::decode::BadValue;
@@ -26,6 +26,7 @@ use super::avro::program::Program;
 use super::columns::Column;
 use super::fill::Rejection;
 use super::json::{Unfit, parse as parse_json};
+use super::limits::cut;
 use super::meta::OP;
 use super::{Codec, Decoded, Rejected};
 
@@ -263,7 +264,7 @@ impl Changes {
                     false
                 }
                 Err(Rejection { code, message, schema_id }) => {
-                    decoded.rejected.push(Rejected { index, code, message, schema_id });
+                    decoded.rejected.push(Rejected { index, code, message: cut(message), schema_id });
                     false
                 }
             };
@@ -314,7 +315,8 @@ impl Changes {
         };
         match op {
             Op::Create | Op::Read | Op::Update => {
-                let missing_row = || Bad::new("type_mismatch", "an event without the row after the change");
+                let missing_row =
+                    || Bad::new(code::TYPE_MISMATCH, "an event without the row after the change");
                 self.put_image(after.ok_or_else(missing_row)?, values)?;
                 // Also of a row that was created: a row whose key changes is a deletion and a creation.
                 self.put_unavailable(values)
@@ -328,7 +330,7 @@ impl Changes {
             }
             Op::Delete => Ok(Outcome::Delete),
             Op::Truncate if self.keeps_newest => Err(Bad::new(
-                "truncate",
+                code::TRUNCATE,
                 "the table was truncated, which no sink that keeps rows by key can follow: empty its target, then leave \
                  this record out",
             )),
@@ -360,7 +362,7 @@ impl Changes {
         if let (Some(first), true, false) = (missing.first(), self.keeps_newest, self.tells_unavailable) {
             let name = &self.row.fields[*first].name;
             return Err(Bad::new(
-                "unavailable_value",
+                code::UNAVAILABLE_VALUE,
                 format!(
                     "the value of column `{name}` was not sent, as it did not change, and a sink would take it for null: \
                      set REPLICA IDENTITY FULL for the table, or select `{UNAVAILABLE}` in the view that the sink reads"

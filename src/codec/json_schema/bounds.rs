@@ -4,8 +4,10 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
+use super::facts::looks_for;
 use super::refs::{At, Document};
 use super::{Compiler, SchemaError};
+use crate::codec::limits::LOOKS_MAX;
 
 /// JSON within JSON that one way through the schema can meet, each `$ref`'s target once: validating recurses.
 const LEVELS_MAX: usize = 1_000;
@@ -34,12 +36,17 @@ impl Bounds {
         let mut names = HashSet::new();
         let mut targets: Vec<At<'s>> = Vec::new();
         let mut known: HashSet<*const Value> = HashSet::new();
-        let mut pattern_count = 0;
+        let (mut pattern_count, mut looks) = (0, 0);
+        let too = |what: &str| compiler.unsupported(format!("it has too many {what} to be validated with"));
         let others = compiler.references.iter().map(|(name, root)| Document::of(root, name));
         for document in std::iter::once(Document::of(root, "")).chain(others) {
             each_object(document.whole().schema, |key, value| {
                 match (key, value) {
                     ("$ref", Value::String(target)) => {
+                        looks += looks_for(target, compiler.references.len(), document.whole());
+                        if looks > LOOKS_MAX {
+                            return Err(too("`$ref`s"));
+                        }
                         let found = compiler.resolve(target, document)?;
                         if known.insert(found.schema) {
                             targets.push(found);
@@ -57,17 +64,15 @@ impl Bounds {
             })?;
         }
         let levels = targets.iter().map(|target| depth(target.schema)).sum::<usize>() + depth(root);
-        let too =
-            |what: &str| Err(compiler.unsupported(format!("it has too many {what} to be validated with")));
         if levels > LEVELS_MAX {
-            return too("schemas within schemas");
+            return Err(too("schemas within schemas"));
         }
         if pattern_count > PATTERNS_MAX {
-            return too("patterns");
+            return Err(too("patterns"));
         }
         let mut sizes = Sizes { compiler, open: vec![root], known: HashMap::new(), is_recursive: false };
         if sizes.of(Document::of(root, "").whole()) > SIZE_MAX {
-            return too("schemas, with all `$ref`s put in place,");
+            return Err(too("schemas, with all `$ref`s put in place,"));
         }
         Ok(Self { levels, is_recursive: sizes.is_recursive, names })
     }

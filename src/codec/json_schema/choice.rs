@@ -3,12 +3,15 @@
 //! Members of simple types are called `boolean`, `integer` or `number`, `string`. An object or an array is called by
 //! its title, else by where its `$ref` leads, else `object` or `array`.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::facts::{Facts, kinds};
 use super::refs::At;
 use super::{Compiler, SchemaError, integer, json, number, string};
 use crate::codec::avro::node::{Arm, Kind, Node, When};
+use crate::codec::limits::{TYPE_BYTES, cut};
 
 /// Types without values inside: each is one member, whole numbers and others together.
 const SIMPLE: [u8; 3] = [kinds::BOOLEAN, kinds::NUMBER, kinds::STRING];
@@ -70,17 +73,30 @@ impl<'s> Compiler<'s> {
                     if done & group == 0 {
                         done |= group;
                         let mut member = simple(all & group, alike(&facts.arms, group).unwrap_or(&nothing));
-                        member.name = free_name(&member.name, &arms);
+                        member.name = self.free_name(&member.name, &arms);
                         arms.push(member);
                     }
                 }
                 continue;
             }
-            let name = free_name(name(*at, said), &arms);
+            let name = self.free_name(name(*at, said), &arms);
             let (node, _) = self.nested(&name, &[*at])?;
+            self.keep(name.len() + bytes_of_when(said))?;
             arms.push(Arm { name, node, when: when(said) });
         }
         Ok(arms)
+    }
+
+    /// Two members have two names.
+    fn free_name(&mut self, name: &str, arms: &[Arm]) -> String {
+        self.looks += 2 * arms.len();
+        let name = cut(name.to_owned());
+        let taken: HashSet<&str> = arms.iter().map(|arm| arm.name.as_str()).collect();
+        if !taken.contains(name.as_str()) {
+            return name;
+        }
+        let mut numbered = (2..).map(|number: u32| format!("{name}_{number}"));
+        numbered.find(|name| !taken.contains(name.as_str())).unwrap_or_default()
     }
 }
 
@@ -119,27 +135,30 @@ fn name<'s>(at: At<'s>, facts: &Facts<'s>) -> &'s str {
     facts.title.or(last).unwrap_or(kind)
 }
 
-/// Two members have two names.
-fn free_name(name: &str, arms: &[Arm]) -> String {
-    let is_free = |name: &str| arms.iter().all(|arm| arm.name != name);
-    if is_free(name) {
-        return name.to_owned();
-    }
-    let mut numbered = (2..).map(|number: u32| format!("{name}_{number}"));
-    numbered.find(|name| is_free(name)).unwrap_or_default()
+/// The values that a property may have.
+fn values<'s>(schemas: &[At<'s>]) -> Option<&'s [Value]> {
+    schemas.iter().find_map(|at| match (at.schema.get("const"), at.schema.get("enum")) {
+        (Some(value), _) => Some(std::slice::from_ref(value)),
+        (None, Some(Value::Array(values))) => Some(values.as_slice()),
+        _ => None,
+    })
+}
+
+/// What [`when`] takes of the schema.
+fn bytes_of_when(facts: &Facts<'_>) -> usize {
+    let names = facts.required.iter().copied().chain(facts.properties.iter().map(|(name, _)| *name));
+    let all = facts.properties.iter().filter_map(|(_, schemas)| values(schemas)).flatten();
+    names.map(|name| TYPE_BYTES + name.len()).sum::<usize>()
+        + all.map(|value| TYPE_BYTES + value.to_string().len()).sum::<usize>()
 }
 
 /// What tells objects of an arm from those of others, as far as it stands at the top of the arm.
 fn when(facts: &Facts<'_>) -> When {
     let names = || facts.properties.iter().map(|(name, _)| (*name).to_owned());
-    let values = facts.properties.iter().filter_map(|(name, schemas)| {
-        let values = schemas.iter().find_map(|at| match (at.schema.get("const"), at.schema.get("enum")) {
-            (Some(value), _) => Some(vec![value.clone()]),
-            (None, Some(Value::Array(values))) => Some(values.clone()),
-            _ => None,
-        });
-        values.map(|values| ((*name).to_owned(), values))
-    });
+    let values = facts
+        .properties
+        .iter()
+        .filter_map(|(name, schemas)| values(schemas).map(|values| ((*name).to_owned(), values.to_vec())));
     When {
         required: facts.required.iter().map(|name| (*name).to_owned()).collect(),
         values: values.collect(),

@@ -171,6 +171,7 @@ impl<'s> Compiler<'s> {
             self.follow(target, at, facts)?;
         }
         self.gather_types(map, facts)?;
+        self.looks += ["properties", "required", "enum"].into_iter().map(|key| len(map, key)).sum::<usize>();
         gather_parts(map, at, facts);
         if let Some(Value::Array(all)) = map.get("allOf") {
             for schema in all {
@@ -187,6 +188,8 @@ impl<'s> Compiler<'s> {
     }
 
     fn follow(&mut self, target: &'s str, at: At<'s>, facts: &mut Facts<'s>) -> Result<(), SchemaError> {
+        self.looks +=
+            looks_for(target, self.references.len(), at) + (self.open.len() + facts.targets.len()) / 64;
         let found = self.resolve(target, at.document)?;
         let is_in = |open: &[&Value]| open.iter().any(|open| std::ptr::eq(*open, found.schema));
         let is_again = !facts.is_arm && is_in(&self.open);
@@ -263,6 +266,21 @@ impl<'s> Compiler<'s> {
         }
         Ok(())
     }
+}
+
+/// Parts of one keyword of a schema.
+fn len(map: &Map<String, Value>, key: &str) -> usize {
+    match map.get(key) {
+        Some(Value::Object(parts)) => parts.len(),
+        Some(Value::Array(parts)) => parts.len(),
+        _ => 0,
+    }
+}
+
+/// What is looked at for a `$ref`. Names and anchors are looked for one by one, and a long pointer is long each time.
+pub fn looks_for(target: &str, reference_count: usize, at: At<'_>) -> usize {
+    let by_name = if target.starts_with("#/") { 0 } else { reference_count + at.document.definition_count() };
+    by_name + target.len() / 16
 }
 
 /// Several arms besides null.

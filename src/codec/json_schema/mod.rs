@@ -16,21 +16,16 @@ use serde_json::Value;
 use crate::config::plan::Recursion;
 use crate::model::Reference;
 
-use super::avro::node::{DEPTH_MAX, FIELDS_MAX, Field, Kind, Logical, Node, Record, SchemaError};
+use super::avro::node::{Field, Kind, Logical, Node, Record, SchemaError};
+use super::limits::{
+    DEFAULTS_BYTES_MAX, DEPTH_MAX, FIELDS_MAX, LOOKS_MAX, NESTING_MAX, SCHEMA_BYTES_MAX, STEPS_MAX,
+    TYPE_BYTES, cut, on_deep_stack,
+};
 
 use facts::{Facts, kinds};
 use refs::{At, Document};
 
 pub use validate::Validation;
-
-/// Schemas looked at for one type, each time it is met: `$ref`s can make a short text an endless one.
-const STEPS_MAX: usize = 100_000;
-
-/// Schemas within schemas, `$ref`s included: looking at them recurses.
-const NESTING_MAX: usize = 256;
-
-/// Bytes of all defaults together: a record of a few bytes may ask for each of them many times, in arrays.
-const DEFAULTS_BYTES_MAX: usize = 16 << 10;
 
 /// The type of a schema's values. One that contains itself is refused.
 ///
@@ -45,6 +40,16 @@ pub fn parse(text: &str, references: &[Reference]) -> Result<Node, SchemaError> 
 /// # Errors
 /// Likewise.
 pub fn parse_with(text: &str, references: &[Reference], recursion: Recursion) -> Result<Node, SchemaError> {
+    deep(|| parse_here(text, references, recursion))
+}
+
+/// Reads a schema on a stack of its own.
+fn deep<T: Send>(read: impl Fn() -> Result<T, SchemaError> + Sync) -> Result<T, SchemaError> {
+    let done = on_deep_stack(read);
+    done.unwrap_or_else(|| Err(SchemaError::InvalidJsonSchema("reading it fails".to_owned())))
+}
+
+fn parse_here(text: &str, references: &[Reference], recursion: Recursion) -> Result<Node, SchemaError> {
     let root = document(text)?;
     let others = documents(references)?;
     let mut compiler = Compiler::new(&root, &others, recursion);
@@ -61,6 +66,12 @@ fn documents(references: &[Reference]) -> Result<Vec<(String, Value)>, SchemaErr
     references.iter().map(|other| Ok((other.name.clone(), document(&other.text)?))).collect()
 }
 
+/// The title of a schema, by which serialisers call its type.
+pub fn title(text: &str) -> Option<String> {
+    let schema: Value = serde_json::from_str(text).ok()?;
+    Some(schema.get("title")?.as_str()?.to_owned())
+}
+
 struct Compiler<'s> {
     /// What the schema references, by name.
     references: &'s [(String, Value)],
@@ -71,8 +82,11 @@ struct Compiler<'s> {
     open: Vec<&'s Value>,
     depth: usize,
     steps: usize,
+    looks: usize,
     field_count: usize,
     default_bytes: usize,
+    /// Of [`SCHEMA_BYTES_MAX`].
+    bytes_left: usize,
 }
 
 impl<'s> Compiler<'s> {
@@ -84,8 +98,10 @@ impl<'s> Compiler<'s> {
             open: vec![root],
             depth: 0,
             steps: 0,
+            looks: 0,
             field_count: 0,
             default_bytes: 0,
+            bytes_left: SCHEMA_BYTES_MAX,
         }
     }
 
@@ -103,7 +119,7 @@ impl<'s> Compiler<'s> {
         if self.depth > NESTING_MAX || self.path.len() > DEPTH_MAX {
             return Err(SchemaError::TooDeep);
         }
-        if self.steps > STEPS_MAX {
+        if self.steps > STEPS_MAX || self.looks > LOOKS_MAX {
             return Err(self.unsupported("its `$ref`s and choices make it too large"));
         }
         Ok(())
@@ -173,8 +189,12 @@ impl<'s> Compiler<'s> {
             let (value, _) = self.nested("additionalProperties", &facts.additional)?;
             return Ok(Node::plain(Kind::Map(Box::new(value))));
         }
+        let name = facts.title.or_else(|| self.path.last().map(String::as_str)).unwrap_or("object");
+        let name = cut(name.to_owned());
+        self.keep(name.len())?;
         let mut fields = Vec::new();
         for (name, schemas) in properties() {
+            self.keep(name.len())?;
             let (node, default) = self.nested(name, schemas)?;
             fields.push(Field {
                 name: (*name).to_owned(),
@@ -183,9 +203,15 @@ impl<'s> Compiler<'s> {
                 node: if facts.required.contains(name) { node } else { optional(node) },
             });
         }
-        let name =
-            facts.title.or_else(|| self.path.last().map(String::as_str)).unwrap_or("object").to_owned();
         Ok(Node::plain(Kind::Record(Record { name, fields })))
+    }
+
+    /// So many bytes of the schema have one more place in the type.
+    fn keep(&mut self, bytes: usize) -> Result<(), SchemaError> {
+        self.bytes_left = self.bytes_left.checked_sub(TYPE_BYTES + bytes).ok_or_else(|| {
+            self.unsupported(format!("the types up to here take more than {SCHEMA_BYTES_MAX} bytes"))
+        })?;
+        Ok(())
     }
 
     fn count_fields(&mut self, count: usize) -> Result<(), SchemaError> {

@@ -1,6 +1,6 @@
 //! Where a `$ref` leads: into its document, or to a reference that the registry has with the schema. Never elsewhere.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{Compiler, SchemaError};
 
@@ -37,9 +37,16 @@ impl<'s> Document<'s> {
 
     /// Its parts that are there to be referenced.
     fn definitions(self) -> impl Iterator<Item = &'s Value> {
+        self.definition_maps().flat_map(|map| map.values())
+    }
+
+    pub fn definition_count(self) -> usize {
+        self.definition_maps().map(Map::len).sum()
+    }
+
+    fn definition_maps(self) -> impl Iterator<Item = &'s Map<String, Value>> {
         let places = ["$defs", "definitions"].into_iter();
-        let maps = places.filter_map(move |place| self.root.get(place).and_then(Value::as_object));
-        maps.flat_map(|map| map.values())
+        places.filter_map(move |place| self.root.get(place).and_then(Value::as_object))
     }
 
     /// The schema behind `#`.

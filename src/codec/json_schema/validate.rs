@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use crate::codec::json::Unfit;
 use crate::config::plan::Recursion;
-use crate::model::Reference;
+use crate::model::{Reference, code};
 
 use super::bounds::{Bounds, depth};
 use super::refs::{id, is_same};
-use super::{Compiler, SchemaError, document, documents};
+use super::{Compiler, SchemaError, deep, document, documents};
 
 /// Bytes of one compiled pattern.
 const PATTERN_BYTES_MAX: usize = 256 << 10;
@@ -42,6 +42,10 @@ impl Validation {
     /// # Errors
     /// [`SchemaError`] if the schema is not valid, too large, or asks for what is not there.
     pub fn new(text: &str, references: &[Reference]) -> Result<Self, SchemaError> {
+        deep(|| Self::of(text, references))
+    }
+
+    fn of(text: &str, references: &[Reference]) -> Result<Self, SchemaError> {
         let root = document(text)?;
         let others = documents(references)?;
         let bounds = Bounds::of(&Compiler::new(&root, &others, Recursion::Refuse), &root)?;
@@ -82,7 +86,7 @@ impl Validation {
             }
             None => "it does not keep to its schema".to_owned(),
         };
-        Err(Unfit { code: "invalid", message })
+        Err(Unfit { code: code::INVALID, message })
     }
 
     /// Where a pointer leads, as messages begin.
@@ -102,10 +106,10 @@ fn on_stack<T: Send>(bytes: usize, run: impl FnOnce() -> T + Send) -> Result<T, 
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().stack_size(bytes);
         let thread = builder.spawn_scoped(scope, run).map_err(|error| Unfit {
-            code: "depth",
+            code: code::DEPTH,
             message: format!("it is too deep to be validated here: {error}"),
         })?;
-        thread.join().map_err(|_| Unfit { code: "depth", message: "validating it failed".to_owned() })
+        thread.join().map_err(|_| Unfit { code: code::DEPTH, message: "validating it failed".to_owned() })
     })
 }
 

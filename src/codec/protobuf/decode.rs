@@ -10,13 +10,8 @@ use super::shape::{Absent, Field, Message, Op, Read, Shape};
 use super::wire::{Kind, Raw, Wire, zigzag};
 use super::{json, tree};
 use crate::codec::columns::{Column, Data, Overflow, push_offset};
-
-/// Columns without a value on the wire that a record may fill for each of its bytes. A message of two bytes is a row of
-/// all its fields in a list: without a bound a small record could grow without one.
-const CELLS_PER_BYTE: usize = 256;
-
-/// However large the record: some tens of megabytes of columns.
-const CELLS_MAX: usize = 4 << 20;
+use crate::codec::limits::{Spare, Spent, VALUE_DEPTH_MAX};
+use crate::model::code;
 
 /// Entries of a map whose keys are compared with one another: so few cost less than a table of them.
 const PAIRS_MAX: usize = 16;
@@ -56,19 +51,19 @@ impl Bad {
     }
 
     pub fn truncated() -> Self {
-        Self::new("truncated", "the record ends in the middle of a value".to_owned())
+        Self::new(code::TRUNCATED, "the record ends in the middle of a value".to_owned())
     }
 
     pub fn overflow() -> Self {
-        Self::new("overflow", "a number is longer than its type allows".to_owned())
+        Self::new(code::OVERFLOW, "a number is longer than its type allows".to_owned())
     }
 
-    pub fn size() -> Self {
-        Self::new("size", "the columns of the batch grew too large; set a smaller `batch:`".to_owned())
+    fn size() -> Self {
+        Self::new(code::SIZE, "the columns of the batch grew too large; set a smaller `batch:`".to_owned())
     }
 
     pub fn depth() -> Self {
-        Self::new("depth", format!("a value nests deeper than {} levels", json::DEPTH_MAX))
+        Self::new(code::DEPTH, format!("a value nests deeper than {VALUE_DEPTH_MAX} levels"))
     }
 
     pub fn at(mut self, field: &Field) -> Self {
@@ -80,6 +75,13 @@ impl Bad {
 impl From<Overflow> for Bad {
     fn from(_: Overflow) -> Self {
         Self::size()
+    }
+}
+
+impl From<Spent> for Bad {
+    fn from(_: Spent) -> Self {
+        let message = "it fills more columns, or becomes more text, than a record of its size may";
+        Self::new(code::SIZE, message.to_owned())
     }
 }
 
@@ -132,16 +134,14 @@ pub fn record(
     scratch.slots.clear();
     scratch.entries.clear();
     scratch.pairs.clear();
-    let cells = bytes.len().saturating_mul(CELLS_PER_BYTE).min(CELLS_MAX);
-    let cells_left = shape.message.width.saturating_add(cells);
-    let mut reader = Reader { trees: &shape.trees, bytes, cells_left, scratch };
+    let mut reader = Reader { trees: &shape.trees, bytes, spare: Spare::of(bytes.len()), scratch };
     reader.message(&shape.message, start, bytes.len(), columns)
 }
 
 struct Reader<'a, 's> {
     trees: &'a [Message],
     bytes: &'a [u8],
-    cells_left: usize,
+    spare: Spare,
     scratch: &'s mut Scratch,
 }
 
@@ -274,11 +274,11 @@ impl<'a> Reader<'a, '_> {
                     let mut reader = Reader {
                         trees: self.trees,
                         bytes: &joined,
-                        cells_left: self.cells_left,
+                        spare: self.spare,
                         scratch: &mut scratch,
                     };
                     let done = reader.value(op, Raw::Bytes { start: 0, end: joined.len() }, column);
-                    self.cells_left = reader.cells_left;
+                    self.spare = reader.spare;
                     done
                 }
                 Slot::Absent | Slot::Member(_) => self.absent(field, op, column),
@@ -293,7 +293,7 @@ impl<'a> Reader<'a, '_> {
 
     /// An empty list costs nothing on the wire either.
     fn close_list(&mut self, column: &mut Column) -> Result<()> {
-        self.cells_left = self.cells_left.checked_sub(1).ok_or_else(Bad::size)?;
+        self.spare.take(1)?;
         let Data::List { offsets, item } = &mut column.data else {
             return Err(misfit());
         };
@@ -303,14 +303,14 @@ impl<'a> Reader<'a, '_> {
     }
 
     fn absent(&mut self, field: &Field, op: &Op, column: &mut Column) -> Result<()> {
-        self.cells_left = self.cells_left.checked_sub(field.width).ok_or_else(Bad::size)?;
+        self.spare.take(field.width)?;
         match field.absent {
             Absent::Null => {
                 column.push_null();
                 Ok(())
             }
             Absent::Default => self.value(op, default(op), column),
-            Absent::Bad => Err(Bad::new("type_mismatch", "a required field is missing".to_owned())),
+            Absent::Bad => Err(Bad::new(code::TYPE_MISMATCH, "a required field is missing".to_owned())),
         }
     }
 
@@ -402,7 +402,10 @@ impl<'a> Reader<'a, '_> {
             (Op::Enum(symbols), Raw::Varint(number), Data::Bytes { offsets, bytes }) => {
                 let number = int32(number)?;
                 match symbols.get(number) {
-                    Some(name) => bytes.extend_from_slice(name.as_bytes()),
+                    Some(name) => {
+                        self.spare.take_text(name)?;
+                        bytes.extend_from_slice(name.as_bytes());
+                    }
                     None => bytes.extend_from_slice(number.to_string().as_bytes()),
                 }
                 push_offset(offsets, bytes.len())?;
@@ -410,7 +413,7 @@ impl<'a> Reader<'a, '_> {
             (Op::Text, Raw::Bytes { start, end }, Data::Bytes { offsets, bytes }) => {
                 let text = &self.bytes[start..end];
                 std::str::from_utf8(text)
-                    .map_err(|_| Bad::new("invalid_utf8", "a text is not UTF-8".to_owned()))?;
+                    .map_err(|_| Bad::new(code::INVALID_UTF8, "a text is not UTF-8".to_owned()))?;
                 bytes.extend_from_slice(text);
                 push_offset(offsets, bytes.len())?;
             }
@@ -426,7 +429,7 @@ impl<'a> Reader<'a, '_> {
                 push_offset(offsets, bytes.len())?;
             }
             (Op::Tree(index), Raw::Bytes { start, end }, Data::Bytes { offsets, bytes }) => {
-                let text = tree::text(self.trees, *index, self.bytes, start..end, &mut self.cells_left)?;
+                let text = tree::text(self.trees, *index, self.bytes, start..end, &mut self.spare)?;
                 bytes.extend_from_slice(text.as_bytes());
                 push_offset(offsets, bytes.len())?;
             }
@@ -483,7 +486,7 @@ pub fn timestamp(bytes: &[u8], start: usize, end: usize) -> Result<i64> {
     let seconds = number(seconds) as i64;
     let nanos = int32(number(nanos))?;
     if !(0..1_000_000_000).contains(&nanos) {
-        return Err(Bad::new("overflow", "nanoseconds of a timestamp are not below a second".to_owned()));
+        return Err(Bad::new(code::OVERFLOW, "nanoseconds of a timestamp are not below a second".to_owned()));
     }
     let micros =
         seconds.checked_mul(1_000_000).and_then(|micros| micros.checked_add(i64::from(nanos) / 1000));
@@ -513,10 +516,10 @@ pub fn expect(op: &Op, kind: Kind) -> Result<()> {
 }
 
 pub fn mismatch(kind: Kind) -> Bad {
-    Bad::new("type_mismatch", format!("it is written as {kind:?}, which is no way to write this field"))
+    Bad::new(code::TYPE_MISMATCH, format!("it is written as {kind:?}, which is no way to write this field"))
 }
 
 /// A defect of ours.
 pub fn misfit() -> Bad {
-    Bad::new("type_mismatch", "the column is of another type".to_owned())
+    Bad::new(code::TYPE_MISMATCH, "the column is of another type".to_owned())
 }

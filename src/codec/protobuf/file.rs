@@ -7,9 +7,12 @@ use base64::engine::general_purpose::STANDARD;
 use protox::Compiler;
 use protox::file::{FileResolver, GoogleFileResolver};
 use protox::prost_reflect::prost::Message as _;
-use protox::prost_reflect::prost_types::FileDescriptorProto;
+use protox::prost_reflect::prost_types::{
+    DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto, UninterpretedOption,
+};
 use protox::prost_reflect::{FileDescriptor, MessageDescriptor};
 
+use crate::codec::limits::on_deep_stack;
 use crate::config::plan::Recursion;
 use crate::model::Reference;
 
@@ -53,6 +56,8 @@ pub enum SchemaError {
     TooDeep(usize),
     #[error("the message has more than {0} fields")]
     TooWide(usize),
+    #[error("the names of the message's fields take more than {0} bytes")]
+    TooLarge(usize),
 }
 
 /// A compiled file.
@@ -67,6 +72,11 @@ pub struct File {
 /// # Errors
 /// [`SchemaError::Invalid`] with what the compiler says.
 pub fn parse(text: &str, references: &[Reference]) -> Result<File, SchemaError> {
+    let parsed = on_deep_stack(|| parse_here(text, references));
+    parsed.unwrap_or_else(|| Err(SchemaError::Invalid("its compiler fails on it".to_owned())))
+}
+
+fn parse_here(text: &str, references: &[Reference]) -> Result<File, SchemaError> {
     let invalid = |error: protox::Error| SchemaError::Invalid(error.to_string());
     let mut texts: HashMap<String, String> =
         BUILT_IN.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
@@ -141,11 +151,62 @@ impl FileResolver for Texts {
         // A `.proto` file has blanks or signs that base64 has not.
         let descriptor = STANDARD.decode(text.trim()).ok().filter(|bytes| !bytes.is_empty());
         let Some(bytes) = descriptor else {
-            return protox::file::File::from_source(name, text);
+            let file = protox::file::File::from_source(name, text)?;
+            let mut plain = file.file_descriptor_proto().clone();
+            return Ok(match leave_out_custom_options(&mut plain) {
+                true => protox::file::File::from_file_descriptor_proto(plain),
+                false => file,
+            });
         };
         let mut file = FileDescriptorProto::decode(bytes.as_slice()).map_err(protox::Error::new)?;
         // Serialisers write `default` there; files find one another by the names of references.
         file.name = Some(name.to_owned());
+        leave_out_custom_options(&mut file);
         Ok(protox::file::File::from_file_descriptor_proto(file))
     }
+}
+
+/// Takes out the options that a schema's authors have made themselves; `true` if there were any. None says how records
+/// are read, while their values, which are messages, are read by recursion, however deep they are.
+fn leave_out_custom_options(file: &mut FileDescriptorProto) -> bool {
+    let mut found = false;
+    let mut plain = |options: &mut Vec<UninterpretedOption>| {
+        let count = options.len();
+        options.retain(|option| {
+            matches!(option.name.as_slice(), [only] if !only.is_extension) && option.aggregate_value.is_none()
+        });
+        found |= options.len() < count;
+    };
+    file.options.iter_mut().for_each(|options| plain(&mut options.uninterpreted_option));
+    for service in &mut file.service {
+        service.options.iter_mut().for_each(|options| plain(&mut options.uninterpreted_option));
+        let methods = service.method.iter_mut().filter_map(|method| method.options.as_mut());
+        methods.for_each(|options| plain(&mut options.uninterpreted_option));
+    }
+    let mut fields: Vec<&mut FieldDescriptorProto> = file.extension.iter_mut().collect();
+    let mut enums: Vec<&mut EnumDescriptorProto> = file.enum_type.iter_mut().collect();
+    let mut messages: Vec<&mut DescriptorProto> = file.message_type.iter_mut().collect();
+    while let Some(message) = messages.pop() {
+        message.options.iter_mut().for_each(|options| plain(&mut options.uninterpreted_option));
+        let oneofs = message.oneof_decl.iter_mut().filter_map(|oneof| oneof.options.as_mut());
+        oneofs.for_each(|options| plain(&mut options.uninterpreted_option));
+        let ranges = message.extension_range.iter_mut().filter_map(|range| range.options.as_mut());
+        ranges.for_each(|options| plain(&mut options.uninterpreted_option));
+        fields.extend(message.field.iter_mut().chain(&mut message.extension));
+        enums.extend(&mut message.enum_type);
+        messages.extend(&mut message.nested_type);
+    }
+    fields.into_iter().filter_map(|field| field.options.as_mut()).for_each(|options| {
+        plain(&mut options.uninterpreted_option);
+    });
+    for symbols in enums {
+        symbols.options.iter_mut().for_each(|options| plain(&mut options.uninterpreted_option));
+        let values = symbols.value.iter_mut().filter_map(|value| value.options.as_mut());
+        values.for_each(|options| plain(&mut options.uninterpreted_option));
+    }
+    if found {
+        // It says where options stand that are gone.
+        file.source_code_info = None;
+    }
+    found
 }

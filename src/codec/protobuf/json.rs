@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Number, Value};
 
+use crate::codec::limits::VALUE_DEPTH_MAX;
+use crate::model::code;
+
 use super::Bad;
 use super::shape::Json;
 use super::wire::{Kind, Raw, Wire};
-
-/// Values within values, as Protobuf's own readers allow.
-pub const DEPTH_MAX: usize = 100;
 
 /// The JSON text of a message.
 ///
@@ -53,7 +53,7 @@ fn list(bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, B
 
 /// `Value`: of its fields the last one counts; without one it is null.
 fn value(bytes: &[u8], start: usize, end: usize, depth: usize) -> Result<Value, Bad> {
-    if depth > DEPTH_MAX {
+    if depth > VALUE_DEPTH_MAX {
         return Err(Bad::depth());
     }
     let mut last = None;
@@ -101,9 +101,9 @@ fn fields(
 
 fn utf8(bytes: &[u8], start: usize, end: usize) -> Result<String, Bad> {
     let text = std::str::from_utf8(&bytes[start..end]);
-    text.map(str::to_owned).map_err(|_| Bad::new("invalid_utf8", "a text is not UTF-8".to_owned()))
+    text.map(str::to_owned).map_err(|_| Bad::new(code::INVALID_UTF8, "a text is not UTF-8".to_owned()))
 }
 
 fn wrong() -> Bad {
-    Bad::new("type_mismatch", "a part of a JSON value is written in another way than its type".to_owned())
+    Bad::new(code::TYPE_MISMATCH, "a part of a JSON value is written in another way than its type".to_owned())
 }

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 use arrow::datatypes::SchemaRef;
 
+use crate::model::code;
+
 pub use decode::{Bad, Scratch};
 pub use file::{File, SchemaError, parse};
 
@@ -104,7 +106,7 @@ impl Writer {
             self.check_path(&indexes(&mut wire)?)?;
             if !wire.is_at_end() {
                 return Err(Bad::new(
-                    "framing",
+                    code::FRAMING,
                     "its header has bytes behind the message indexes".to_owned(),
                 ));
             }
@@ -117,11 +119,11 @@ impl Writer {
         match self.names.iter().find(|(own, _)| own == path) {
             Some((_, name)) if *name == self.reader.name => Ok(()),
             Some((_, name)) => Err(Bad::new(
-                "schema_type",
+                code::SCHEMA_TYPE,
                 format!("it is a `{name}`, and the route reads `{}`", self.reader.name),
             )),
             None => Err(Bad::new(
-                "framing",
+                code::FRAMING,
                 format!("its schema has no message at the {} indexes that it names", path.len()),
             )),
         }
@@ -137,9 +139,18 @@ fn prefixes(path: &[u64]) -> Vec<Vec<u8>> {
     if path == [0] { vec![vec![0], long] } else { vec![long] }
 }
 
+/// Which message of its file a record says it is, by its path there: in a header `beside` it, or at its start.
+///
+/// # Errors
+/// If that is no path.
+pub fn path(beside: Option<&[u8]>, payload: &[u8]) -> Result<Vec<u64>, Bad> {
+    let bytes = beside.unwrap_or(payload);
+    indexes(&mut Wire::new(bytes, 0, bytes.len()))
+}
+
 /// The path of a message in its file: a count and that many numbers, zigzag; a single 0 is the first message.
 fn indexes(wire: &mut Wire<'_>) -> Result<Vec<u64>, Bad> {
-    let wrong = || Bad::new("framing", "its message indexes are no path".to_owned());
+    let wrong = || Bad::new(code::FRAMING, "its message indexes are no path".to_owned());
     let mut index = || {
         let number = wire.varint().map_err(|_| wrong())?;
         u64::try_from(wire::zigzag(number)).map_err(|_| wrong())

@@ -9,13 +9,8 @@ use protox::prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescri
 
 use super::file::SchemaError;
 use super::wire;
+use crate::codec::limits::{DEPTH_MAX, FIELDS_MAX, SCHEMA_BYTES_MAX, TYPE_BYTES};
 use crate::config::plan::Recursion;
-
-/// Deeper messages are refused: decoding recurses once per level, and nobody writes them by hand.
-const DEPTH_MAX: usize = 64;
-
-/// More fields (all levels together) are refused: every one costs a column buffer per batch.
-const FIELDS_MAX: usize = 10_000;
 
 /// Numbers up to this are found by their place.
 const DENSE_MAX: u32 = 1024;
@@ -208,6 +203,8 @@ pub fn compile(
         open: Vec::new(),
         path: Vec::new(),
         field_count: 0,
+        bytes_left: SCHEMA_BYTES_MAX,
+        symbols: HashMap::new(),
     };
     let (message, fields) = compiler.message(descriptor)?;
     if fields.is_empty() {
@@ -232,6 +229,10 @@ struct Compiler {
     open: Vec<String>,
     path: Vec<String>,
     field_count: usize,
+    /// Of [`SCHEMA_BYTES_MAX`].
+    bytes_left: usize,
+    /// Of enums, by their full names: many fields may have one.
+    symbols: HashMap<String, Arc<Symbols>>,
 }
 
 impl Compiler {
@@ -304,6 +305,9 @@ impl Compiler {
             Read::List(_) | Read::Map { .. } => 1,
         };
         let name = descriptor.name().to_owned();
+        // The field's own, and that of its column.
+        let left = self.bytes_left.checked_sub(TYPE_BYTES + 2 * name.len());
+        self.bytes_left = left.ok_or(SchemaError::TooLarge(SCHEMA_BYTES_MAX))?;
         let column = ArrowField::new(&name, data_type, absent == Absent::Null);
         Ok((Field { name, oneof: None, read, absent, width }, column))
     }
@@ -345,7 +349,7 @@ impl Compiler {
             Kind::Bool => (Op::Bool, DataType::Boolean),
             Kind::String => (Op::Text, DataType::Utf8),
             Kind::Bytes => (Op::Bytes, DataType::Binary),
-            Kind::Enum(descriptor) => (Op::Enum(Arc::new(symbols(descriptor))), DataType::Utf8),
+            Kind::Enum(descriptor) => (Op::Enum(self.symbols(descriptor)), DataType::Utf8),
             Kind::Message(descriptor) => {
                 if let Some(known) = self.well_known(descriptor)? {
                     return Ok(known);
@@ -358,6 +362,11 @@ impl Compiler {
                 (Op::Message(message), DataType::Struct(fields))
             }
         })
+    }
+
+    fn symbols(&mut self, descriptor: &EnumDescriptor) -> Arc<Symbols> {
+        let known = self.symbols.entry(descriptor.full_name().to_owned());
+        known.or_insert_with(|| Arc::new(symbols(descriptor))).clone()
     }
 
     /// Messages that stand for something else than a struct of their fields.

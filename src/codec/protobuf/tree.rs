@@ -11,12 +11,14 @@ use super::decode::{Result, default, expect, int32, misfit, mismatch, pair, time
 use super::shape::{Absent, Field, Message, Op, Read};
 use super::wire::{Kind, Raw, Wire, zigzag};
 use super::{Bad, json};
+use crate::codec::limits::{CELL_BYTES, LOOKS_PER_CELL, Spare, VALUE_DEPTH_MAX};
+use crate::model::code;
 use crate::render;
 
 /// What a value costs of the cells that a record may fill: it is some hundred bytes until it is text.
 const CELLS_PER_VALUE: usize = 16;
 
-/// The JSON text of a message. `cells_left` is what the record may still fill.
+/// The JSON text of a message. `spare` is what the record may still fill.
 ///
 /// # Errors
 /// What is wrong with its bytes.
@@ -25,22 +27,22 @@ pub fn text(
     index: usize,
     bytes: &[u8],
     range: Range<usize>,
-    cells_left: &mut usize,
+    spare: &mut Spare,
 ) -> Result<String> {
-    let mut reader = Reader { trees, bytes, cells_left };
+    let mut reader = Reader { trees, bytes, spare };
     Ok(reader.message(index, &[range], 0)?.to_string())
 }
 
 struct Reader<'a, 'c> {
     trees: &'a [Message],
     bytes: &'a [u8],
-    cells_left: &'c mut usize,
+    spare: &'c mut Spare,
 }
 
 impl Reader<'_, '_> {
     /// A message, which may have come in several parts. `depth` values are around it.
     fn message(&mut self, index: usize, parts: &[Range<usize>], depth: usize) -> Result<Value> {
-        if depth >= json::DEPTH_MAX {
+        if depth >= VALUE_DEPTH_MAX {
             return Err(Bad::depth());
         }
         let trees = self.trees;
@@ -55,6 +57,7 @@ impl Reader<'_, '_> {
                     continue;
                 };
                 if let Some(oneof) = message.fields[place].oneof {
+                    self.spare.take(message.fields.len() / LOOKS_PER_CELL)?;
                     let others = message.fields.iter().zip(&mut found).enumerate();
                     others
                         .filter(|(other, (field, _))| *other != place && field.oneof == Some(oneof))
@@ -72,12 +75,13 @@ impl Reader<'_, '_> {
     }
 
     fn pay(&mut self) -> Result<()> {
-        *self.cells_left = self.cells_left.checked_sub(CELLS_PER_VALUE).ok_or_else(Bad::size)?;
+        self.spare.take(CELLS_PER_VALUE)?;
         Ok(())
     }
 
     fn field(&mut self, field: &Field, values: &[(Kind, Raw)], depth: usize) -> Result<Value> {
         self.pay()?;
+        self.spare.take(field.name.len() / CELL_BYTES)?;
         match &field.read {
             Read::One(op) => {
                 values.iter().try_for_each(|(kind, _)| expect(op, *kind))?;
@@ -85,7 +89,7 @@ impl Reader<'_, '_> {
                     ([], Absent::Null) => Ok(Value::Null),
                     ([], Absent::Default) => self.value(op, default(op), depth),
                     ([], Absent::Bad) => {
-                        Err(Bad::new("type_mismatch", "a required field is missing".to_owned()))
+                        Err(Bad::new(code::TYPE_MISMATCH, "a required field is missing".to_owned()))
                     }
                     ([.., (_, last)], _) => self.one(op, values, *last, depth),
                 }
@@ -154,6 +158,10 @@ impl Reader<'_, '_> {
 
     fn value(&mut self, op: &Op, raw: Raw, depth: usize) -> Result<Value> {
         match (op, raw) {
+            (Op::Enum(symbols), Raw::Varint(number)) => {
+                self.spare.take_text(symbols.get(int32(number)?).unwrap_or_default())?;
+                plain(op, raw, self.bytes, depth)
+            }
             (Op::Tree(index), Raw::Bytes { start, end }) => {
                 let part = start..end;
                 self.message(*index, std::slice::from_ref(&part), depth)
@@ -188,7 +196,7 @@ fn plain(op: &Op, raw: Raw, bytes: &[u8], depth: usize) -> Result<Value> {
         }
         (Op::Text, Raw::Bytes { start, end }) => {
             let text = std::str::from_utf8(&bytes[start..end]);
-            text.map_err(|_| Bad::new("invalid_utf8", "a text is not UTF-8".to_owned()))?.into()
+            text.map_err(|_| Bad::new(code::INVALID_UTF8, "a text is not UTF-8".to_owned()))?.into()
         }
         (Op::Bytes, Raw::Bytes { start, end }) => STANDARD.encode(&bytes[start..end]).into(),
         (Op::Timestamp, Raw::Bytes { start, end }) => {

@@ -1,9 +1,9 @@
 //! Protobuf's wire format: tags, varints, lengths. Every length is checked against the bytes that are left.
 
-use super::Bad;
+use crate::codec::limits::GROUP_DEPTH_MAX;
+use crate::model::code;
 
-/// Groups within groups: skipping them recurses.
-const GROUP_DEPTH_MAX: usize = 64;
+use super::Bad;
 
 /// How a value is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,11 +96,13 @@ impl<'a> Wire<'a> {
             2 => Kind::Bytes,
             3 => Kind::Group,
             5 => Kind::Bits32,
-            other => return Err(Bad::new("type_mismatch", format!("wire type {other} has no meaning here"))),
+            other => {
+                return Err(Bad::new(code::TYPE_MISMATCH, format!("wire type {other} has no meaning here")));
+            }
         };
         match u32::try_from(tag >> 3) {
             Ok(number @ 1..) => Ok((number, kind)),
-            _ => Err(Bad::new("type_mismatch", "a field number is 0, or too large".to_owned())),
+            _ => Err(Bad::new(code::TYPE_MISMATCH, "a field number is 0, or too large".to_owned())),
         }
     }
 
@@ -137,7 +139,7 @@ impl<'a> Wire<'a> {
     /// Goes past a group's end tag; where the tag begins.
     fn skip_group(&mut self, number: u32, depth: usize) -> Result<usize, Bad> {
         if depth > GROUP_DEPTH_MAX {
-            return Err(Bad::new("depth", format!("groups nest deeper than {GROUP_DEPTH_MAX} levels")));
+            return Err(Bad::new(code::DEPTH, format!("groups nest deeper than {GROUP_DEPTH_MAX} levels")));
         }
         loop {
             let before = self.at;
@@ -145,7 +147,7 @@ impl<'a> Wire<'a> {
             let tag = ahead.varint()?;
             if tag & 7 == 4 {
                 if tag >> 3 != u64::from(number) {
-                    return Err(Bad::new("type_mismatch", "a group ends that did not begin".to_owned()));
+                    return Err(Bad::new(code::TYPE_MISMATCH, "a group ends that did not begin".to_owned()));
                 }
                 self.at = ahead.at;
                 return Ok(before);

@@ -177,3 +177,44 @@ pub static ROLL: Scope = Scope {
         ),
     ],
 };
+
+pub static POSTGRES: Scope = Scope {
+    name: "postgres",
+    about: "A table of PostgreSQL. Columns are matched by name; see `docs/sinks/postgres.md` for types, rights and limits.",
+    keys: &[
+        required(
+            "url",
+            Kind::Text,
+            "`postgresql://user:password@host:5432/database?sslmode=require`. Take it, or the password in it, from `${VAR}` or `${file:path}`. Never shown. `sslmode` is `disable`, `prefer` (the default: TLS if the server has it) or `require`; with TLS, certificate and host are always checked.",
+        ),
+        key(
+            "ca_file",
+            Kind::Text,
+            "",
+            "Certificates (PEM) of authorities that are trusted beside the system's. A path relative to the file.",
+        ),
+        required(
+            "table",
+            Kind::Text,
+            "The table, `orders` or `shop.orders`. Without a schema, where the user's search path leads. It is written as it stands here, capital letters included.",
+        ),
+        key(
+            "mode",
+            Kind::Choice(&["append", "upsert"]),
+            "append",
+            "`append`: each row is inserted. `upsert`: a row replaces the one that has its key, and deletes remove it.",
+        ),
+        key(
+            "primary_key",
+            Kind::PrimaryKey,
+            "",
+            "For `mode: upsert`: the columns that rows are known by, `[id]`. Or `record_key`: the fields of the decoded record key, which are columns of the row by the same names; of a key that is one value, the column `_key`. The table has a primary key or a unique index over exactly these.",
+        ),
+        key(
+            "create",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "Create the table if it is not there, and add columns that it lacks.",
+        ),
+    ],
+};

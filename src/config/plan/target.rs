@@ -106,3 +106,64 @@ pub struct ParquetColumn {
     pub statistics: Option<Statistics>,
     pub has_bloom_filter: bool,
 }
+
+/// A table of PostgreSQL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Postgres {
+    pub url: SecretUrl,
+    /// Certificates of authorities that are trusted beside the system's.
+    pub ca_file: Option<PathBuf>,
+    /// `None`: where the user's search path leads.
+    pub schema: Option<String>,
+    pub table: String,
+    pub rows: TableRows,
+    /// It is created, and gets the columns that it lacks.
+    pub creates: bool,
+}
+
+impl Postgres {
+    /// The table as the file names it.
+    pub fn shown(&self) -> String {
+        match &self.schema {
+            Some(schema) => format!("{schema}.{}", self.table),
+            None => self.table.clone(),
+        }
+    }
+}
+
+/// `mode:` of a table: what becomes of rows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TableRows {
+    Append,
+    /// A row replaces the one that has its key.
+    Upsert(PrimaryKey),
+}
+
+/// `primary_key:` of a table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PrimaryKey {
+    /// The fields of the decoded record key; of a key that is one value, the column `_key`.
+    RecordKey,
+    Columns(Vec<String>),
+}
+
+/// A URL with a password in it; never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    pub fn new(url: String) -> Self {
+        Self(url)
+    }
+
+    /// For the one who connects.
+    pub fn secret(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretUrl(…)")
+    }
+}

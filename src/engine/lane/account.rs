@@ -73,6 +73,12 @@ impl Account {
         self.is_news = true;
     }
 
+    /// A sink has gone on without a record that it refuses.
+    pub fn let_go(&mut self, sink: usize) {
+        self.status.sinks[sink].let_go += 1;
+        self.is_news = true;
+    }
+
     /// Keeps an error to be shown, whether or not it passes.
     pub fn trouble(&mut self, message: &str, hint: Option<&str>) {
         self.status.trouble = Some(Trouble::now(message, hint));

@@ -1,11 +1,12 @@
 //! Sinks of a lane that catch up (PROTOCOL §4): what is read for them alone, and what follows when they fail.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use tracing::info;
 
 use crate::engine::batching::Taken;
-use crate::engine::catching::Reader;
+use crate::engine::catching::{Reader, Stand};
 use crate::engine::message::{Assigned, Report};
 use crate::engine::retry;
 use crate::model::{SinkSet, TopicPartition};
@@ -166,5 +167,20 @@ impl Lane {
         if !stands.is_empty() {
             self.report(Report::CatchUp(stands)).await;
         }
+    }
+
+    /// Where the sinks stand in these partitions.
+    pub(super) fn stands<'a>(
+        &self,
+        sources: impl Iterator<Item = &'a TopicPartition>,
+    ) -> BTreeMap<TopicPartition, Stand> {
+        let letters: SinkSet = self.letter_sinks().collect();
+        let rows_max = self.parts.limits.rows_max;
+        sources
+            .filter_map(|source| {
+                let accepted = self.ledger.accepted(self.keys.get(source)?)?;
+                Some((source.clone(), Stand { accepted, letters, rows_max }))
+            })
+            .collect()
     }
 }

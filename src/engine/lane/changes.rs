@@ -1,4 +1,4 @@
-//! Which rows of a decoded batch are for whom, and what became of its other records. Pure.
+//! Which rows of a decoded batch are for whom. Pure.
 
 use std::sync::Arc;
 
@@ -6,7 +6,6 @@ use arrow::datatypes::Schema;
 use arrow::error::ArrowError;
 use arrow::record_batch::RecordBatch;
 
-use crate::codec::DecodedBatch;
 use crate::handler::{Input, Traced};
 use crate::model::{Batch, Deletes, Move};
 
@@ -69,16 +68,6 @@ pub fn placed(moves: Vec<Move>, rows: Option<Traced>, offsets: &Arc<[i64]>) -> B
     }
 }
 
-/// The records of a batch of `count` that became nothing: no row, no delete, no bad record.
-pub fn left_out(count: usize, decoded: &DecodedBatch) -> Vec<usize> {
-    let mut is_there = vec![false; count];
-    let numbers = decoded.origins.iter().chain(&decoded.deletes.origins).map(|number| *number as usize);
-    for number in numbers.chain(decoded.rejected.iter().map(|bad| bad.index)) {
-        is_there[number] = true;
-    }
-    (0..count).filter(|number| !is_there[*number]).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use arrow::array::{ArrayRef, AsArray, Int64Array, StringArray};
@@ -136,23 +125,5 @@ mod tests {
         let batch = placed(Vec::new(), Some(traced), &offsets);
         assert_eq!((batch.origins.as_deref(), batch.offsets), (Some(&[0, 2][..]), Some(offsets.clone())));
         assert_eq!(placed(Vec::new(), None, &offsets).rows.num_rows(), 0);
-    }
-
-    #[test]
-    fn what_became_nothing_is_known() {
-        let decoded = DecodedBatch {
-            rows: rows(2),
-            origins: vec![0, 3],
-            deletes: Deletes { origins: vec![1], keys: None },
-            gone: Vec::new(),
-            rejected: vec![crate::codec::Rejected {
-                index: 5,
-                code: "framing",
-                message: String::new(),
-                schema_id: None,
-            }],
-            dropped: 2,
-        };
-        assert_eq!(left_out(6, &decoded), [2, 4]);
     }
 }

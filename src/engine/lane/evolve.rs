@@ -14,13 +14,13 @@ use async_trait::async_trait;
 use tokio::task::block_in_place;
 use tracing::{info, warn};
 
-use crate::codec::{Decoder, Rejected, Side};
+use crate::codec::{Decoders, Rejected, Side};
 use crate::config::plan::{BadRecords, OnNewSchema};
 use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::engine::message::{Place, Stop};
 use crate::handler::Handler;
-use crate::model::{Offset, RecordRef, SchemaId, SchemaKey, SchemaVersion, SinkSet};
+use crate::model::{Offset, RecordRef, SchemaId, SchemaKey, SchemaVersion, SinkSet, code};
 use crate::registry::{Newest, RegistryError};
 use crate::sink::{Settled, Sink, Store};
 
@@ -35,7 +35,7 @@ pub struct Evolution {
     pub policy: OnNewSchema,
     /// How often the subjects are asked for.
     pub interval: Duration,
-    /// What the route reads as.
+    /// What the route reads as. A subject is there once, however many record types are of it.
     pub read_as: Vec<Followed>,
     pub remake: Arc<dyn Remake>,
 }
@@ -62,8 +62,8 @@ pub trait Remake: Send + Sync {
 
 /// Parts of a lane for other reader schemas.
 pub struct Remade {
-    pub decoder: Decoder,
-    pub handler: Box<dyn Handler>,
+    pub decoders: Decoders,
+    pub handlers: Vec<Box<dyn Handler>>,
     /// In place of the sinks whose rows have another schema now.
     pub sinks: Vec<RemadeSink>,
 }
@@ -148,8 +148,7 @@ impl LaneSink {
 impl Lane {
     /// Shows what is read as.
     pub(super) fn show_schemas(&mut self) {
-        let versions = Side::BOTH.into_iter().filter_map(|side| self.parts.decoder.version(side));
-        let shown = versions.map(ToString::to_string).collect();
+        let shown = self.parts.decoders.versions().into_iter().map(ToString::to_string).collect();
         let followed = self.parts.evolution.iter().flat_map(|evolution| &evolution.read_as);
         let is_newer = |(followed, seen): &(&Followed, &SchemaVersion)| followed.version.id != seen.id;
         let newer_count = followed.zip(&self.evolving.seen).filter(is_newer).count();
@@ -336,7 +335,7 @@ impl Lane {
 
     /// Reads as `newest` from here on. No sink that is replaced holds anything that is not durable.
     async fn adopt(&mut self, newest: Vec<SchemaVersion>, made: Remade) {
-        let Remade { decoder, handler, sinks } = made;
+        let Remade { decoders, handlers, sinks } = made;
         let stood = self.standing();
         let mut replaced = SinkSet::EMPTY;
         let mut names = Vec::new();
@@ -357,7 +356,7 @@ impl Lane {
                 replaced = replaced.with(index);
             }
         }
-        (self.parts.decoder, self.parts.handler) = (decoder, handler);
+        (self.parts.decoders, self.parts.handlers) = (decoders, handlers);
         if let Some(evolution) = &mut self.parts.evolution {
             let from = shown(evolution.read_as.iter().map(|followed| &followed.version));
             let to = shown(newest.iter());
@@ -389,7 +388,7 @@ impl Lane {
             return Vec::new();
         }
         let newer =
-            |record: &RecordRef<'_>| self.parts.decoder.named(record).find(|named| suspects.contains(named));
+            |record: &RecordRef<'_>| self.parts.decoders.named(record).find(|named| suspects.contains(named));
         let firsts = taken.parts.iter().enumerate().filter_map(|(number, part)| {
             part.records().find_map(|record| {
                 let named = newer(&record)?;
@@ -431,13 +430,13 @@ impl Lane {
         };
         for (Rejected { code, message, schema_id, .. }, place) in bad {
             // Of garbage each record may name another schema, which is not there.
-            let Some(named) = schema_id.filter(|_| *code != "unknown_id") else {
+            let Some(named) = schema_id.filter(|_| *code != code::UNKNOWN_ID) else {
                 continue;
             };
-            let decoder = &self.parts.decoder;
-            let is_refused = |side| decoder.refusal(side, named).is_some_and(|why| message.ends_with(why));
+            let decoders = &self.parts.decoders;
+            let is_refused = || decoders.refusals(named).any(|why| message.ends_with(why));
             let refused = &mut self.evolving.refused;
-            if refused.contains(&named) || !Side::BOTH.into_iter().any(is_refused) {
+            if refused.contains(&named) || !is_refused() {
                 continue;
             }
             if refused.len() >= REFUSALS_MAX {

@@ -5,11 +5,13 @@ use std::time::Instant;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::OnDataLoss;
+use crate::engine::batching::Taken;
 use crate::engine::message::{Place, Report, Stop};
 use crate::engine::{chain, retry};
-use crate::model::{Classify, Fault, SinkSet, TopicPartition};
+use crate::model::{Classify, Fault, Move, SinkSet, TopicPartition};
 use crate::sink::{SinkError, Store};
 
+use super::ready::Ready;
 use super::{CHUNKS_MAX, CONFLICTS_MAX, Feed, Lane, State};
 
 /// A partition that the source cannot go on with.
@@ -107,30 +109,45 @@ impl Lane {
         self.recover_at(failed, 0, Instant::now());
     }
 
-    /// A sink will never take some row of a batch of `records`. Smaller batches are tried until it is alone in one.
-    pub(super) async fn refused(&mut self, index: usize, error: SinkError, records: usize) {
+    /// A sink will never take some row of a batch. Smaller batches are tried until its record is alone in one; `true` if
+    /// the sink has gone on without it then.
+    pub(super) async fn refused(
+        &mut self,
+        index: usize,
+        error: SinkError,
+        taken: &Taken,
+        moves: &[Move],
+        ready: &mut Ready,
+    ) -> bool {
         self.account.failed(index, Fault::Refused);
-        if records <= 1 {
-            // Everything before the record is settled, with this sink too.
-            self.flush_all().await;
-            if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
-                // But for a failing sink of dead letters: the record comes again when that has caught up.
-                return self.narrow(index, error, records).await;
-            }
-            if matches!(self.state, State::Running) {
-                let name = &self.parts.sinks[index].name;
-                let hint = error.hint().map(|hint| hint.into_owned());
-                let message = format!("sink `{name}` refuses what became of a record: {}", chain(&error));
-                let place = self.alone.clone();
-                self.stop(message, hint, place).await;
-            }
-            return;
+        let records = taken.records().count();
+        if records > 1 {
+            self.narrow(index, error, records, false).await;
+            return false;
         }
-        self.narrow(index, error, records).await;
+        // Everything before the record is settled, with this sink too.
+        self.flush_all().await;
+        if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
+            // But for a failing sink of dead letters: the record comes again when that has caught up.
+            self.narrow(index, error, records, false).await;
+            return false;
+        }
+        if records == 1 && self.lets_go(index) && self.is_working(index) {
+            return self.let_go_written(index, &error, taken, moves, ready).await;
+        }
+        if matches!(self.state, State::Running) {
+            let name = &self.parts.sinks[index].name;
+            let hint = error.hint().map(|hint| hint.into_owned());
+            let message = format!("sink `{name}` refuses what became of a record: {}", chain(&error));
+            let place = self.alone.clone();
+            self.stop(message, hint, place).await;
+        }
+        false
     }
 
-    /// Goes on with batches that are half as large, from where the sink stands.
-    pub(super) async fn narrow(&mut self, index: usize, error: SinkError, records: usize) {
+    /// Goes on with batches that are half as large, from where the sink stands. With `holds_it` the sink has taken the row,
+    /// and refused it when it was flushed.
+    pub(super) async fn narrow(&mut self, index: usize, error: SinkError, records: usize, holds_it: bool) {
         if !self.is_searching {
             let sink = &self.parts.sinks[index].name;
             warn!(
@@ -147,7 +164,9 @@ impl Lane {
         self.behind.narrow(records / 2);
         // Batches before this one are settled, or the search would begin anew each time: after what was set aside in
         // them. Dead letters that are not there yet come first; the search begins anew until they are.
-        if self.parts.sinks[index].sink.store() == Store::Own {
+        if holds_it {
+            self.late = self.late.with(index);
+        } else if self.parts.sinks[index].sink.store() == Store::Own {
             if let Err((letter, error)) = self.settle_letters().await {
                 return self.sink_failed(letter, error).await;
             }

@@ -104,7 +104,7 @@ impl Lane {
         if matches!(learnt, Learnt::Unknown) && self.expired.len() < EXPIRED_MAX {
             self.expired.push(Instant::now());
         }
-        self.parts.decoder.learn(key, learnt);
+        self.parts.decoders.learn(key, learnt);
     }
 }
 

@@ -12,6 +12,7 @@ mod account;
 pub mod begin;
 mod behind;
 mod changes;
+mod evaluate;
 mod evolve;
 mod faults;
 mod inbox;
@@ -19,44 +20,44 @@ mod lookup;
 mod newest;
 mod prepare;
 mod process;
+mod ready;
+mod refusals;
 mod resume;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
-use tokio::sync::mpsc;
 use tracing::{info, warn};
 
-use crate::codec::{Decoder, letters};
+use crate::codec::{Decoders, letters};
 use crate::config::plan::{BadRecords, BatchLimits, OnDataLoss};
 use crate::failpoint;
 use crate::handler::Handler;
-use crate::kafka::{Cluster, Gauge, Outlet};
+use crate::kafka::{Cluster, Gauge};
 use crate::model::{
     Chunk, Offset, PositionKey, Positions, SinkSet, Start, StartHash, TopicName, TopicPartition,
 };
 use crate::registry::Registry;
 use crate::repeat::Repeats;
 use crate::sink::{Settled, Sink, Store};
-use crate::status::{Held, LaneBoard, Reading as Measure};
 
 use super::batching::{Buffer, Pushed, Taken};
-use super::catching::{Reader, Stand};
+use super::catching::Reader;
 use super::ledger::Ledger;
 use super::message::{Committed, Control, Durable, Place, Report, Stop};
 use super::retry::Failures;
 use account::Account;
 use behind::Recovery;
+use evaluate::Searches;
 use evolve::Evolving;
 use faults::Failed;
-use inbox::Inbox;
 use lookup::Lookup;
 use prepare::Ends;
 
 pub use evolve::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
+pub use inbox::LaneHandle;
 pub use prepare::{LaneFactory, Life, lane};
 pub use resume::MOVED_HINT;
 
@@ -76,9 +77,10 @@ const CONFLICTS_MAX: u32 = 2;
 /// What a lane is made of.
 pub struct LaneParts {
     pub route: String,
-    /// Completes batches by the `_` columns that the handler asks for.
-    pub decoder: Decoder,
-    pub handler: Box<dyn Handler>,
+    /// Completes batches by the `_` columns that the handlers ask for.
+    pub decoders: Decoders,
+    /// One for each decoder.
+    pub handlers: Vec<Box<dyn Handler>>,
     pub sinks: Vec<LaneSink>,
     /// None if no value and no key of the route names a schema.
     pub registry: Option<Arc<dyn Registry>>,
@@ -88,6 +90,10 @@ pub struct LaneParts {
     pub start_hash: StartHash,
     pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
+    /// What follows when a sink refuses what became of a record.
+    pub refused_rows: BadRecords,
+    /// Of records whose type the route does not name, if that is not the same.
+    pub other_types: Option<BadRecords>,
     /// It reads the dead letters of its route, as what they were.
     pub is_replay: bool,
     /// None if the reader schemas are not the newest of their subjects.
@@ -101,6 +107,8 @@ pub struct LaneSink {
     pub name: String,
     pub identity: String,
     pub feed: Feed,
+    /// The records it is fed from, by their decoder; of no use for dead letters.
+    pub record_type: usize,
     /// Where it begins, if that is not where its route does, with the digest that tells an edit.
     pub start: Option<(Start, StartHash)>,
     /// The schema of the rows it is given.
@@ -115,7 +123,7 @@ pub struct LaneSink {
 pub enum Feed {
     /// The decoded fields.
     Fields,
-    /// A view, by its place in the route.
+    /// A view, by its place among those of its record type.
     View(usize),
     /// Records that could not be decoded.
     DeadLetters,
@@ -130,44 +138,6 @@ pub struct Summary {
     pub dropped: u64,
     pub sinks: Vec<(String, Settled)>,
     pub stop: Option<Stop>,
-}
-
-/// The two ends by which a lane is reached.
-pub struct LaneHandle {
-    pub route: String,
-    pub control: mpsc::Sender<Control>,
-    chunks: mpsc::Sender<Chunk>,
-    gauge: Arc<Gauge>,
-    /// For what catches up: it must not hold up the front, nor the other way round.
-    behind: mpsc::Sender<Chunk>,
-    behind_gauge: Arc<Gauge>,
-    passed: Arc<AtomicU64>,
-    /// What the lane tells of itself.
-    pub board: Arc<LaneBoard>,
-}
-
-impl LaneHandle {
-    /// Offsets that all sinks have taken, durable or not, counted again when they are read again.
-    pub fn passed(&self) -> u64 {
-        self.passed.load(Ordering::Relaxed)
-    }
-
-    /// An inbox for chunks of the front.
-    pub fn outlet(&self) -> Box<dyn Outlet> {
-        Box::new(Inbox { chunks: self.chunks.clone(), gauge: self.gauge.clone() })
-    }
-
-    /// A look at what the lane holds, for the front and for what catches up. Full is what nothing is fetched for at the
-    /// front.
-    pub fn held(&self) -> Measure {
-        let (front, behind) = (self.gauge.clone(), self.behind_gauge.clone());
-        Box::new(move || Held { bytes: (front.used() + behind.used()) as u64, is_full: front.is_full() })
-    }
-
-    /// An inbox for chunks of what catches up.
-    pub fn catch_up_outlet(&self) -> Box<dyn Outlet> {
-        Box::new(Inbox { chunks: self.behind.clone(), gauge: self.behind_gauge.clone() })
-    }
 }
 
 /// What a lane knows of a topic it reads.
@@ -222,8 +192,16 @@ pub struct Lane {
     taken_last: usize,
     /// Where the record of the last batch is, if it was the only one.
     alone: Option<Place>,
+    /// That batch, if all its sinks have taken it, until they have been flushed.
+    kept: Option<Taken>,
+    /// A sink has gone on without the record of the batch at work.
+    has_let_go: bool,
+    /// Parts of batches that views were tried on.
+    searches: Searches,
     /// A row that a sink refuses is looked for, in small batches.
     is_searching: bool,
+    /// Sinks that refused it only when they were flushed: until it is found they are flushed after each batch.
+    late: SinkSet,
     /// Dead letters were written and are not durable yet.
     has_letters: bool,
     summary: Summary,
@@ -272,7 +250,11 @@ impl Lane {
             is_pause_said: false,
             taken_last: 0,
             alone: None,
+            kept: None,
+            has_let_go: false,
+            searches: Searches::default(),
             is_searching: false,
+            late: SinkSet::EMPTY,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
             account: Account::new(ends.board.clone(), &parts.sinks),
@@ -578,21 +560,6 @@ impl Lane {
 
     async fn report(&mut self, report: Report) {
         self.ends.report(report).await;
-    }
-
-    /// Where the sinks stand in these partitions.
-    fn stands<'a>(
-        &self,
-        sources: impl Iterator<Item = &'a TopicPartition>,
-    ) -> BTreeMap<TopicPartition, Stand> {
-        let letters: SinkSet = self.letter_sinks().collect();
-        let rows_max = self.parts.limits.rows_max;
-        sources
-            .filter_map(|source| {
-                let accepted = self.ledger.accepted(self.keys.get(source)?)?;
-                Some((source.clone(), Stand { accepted, letters, rows_max }))
-            })
-            .collect()
     }
 }
 

@@ -1,125 +1,26 @@
 //! From a taken batch to rows in sinks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use arrow::array::Array;
 use arrow::error::ArrowError;
-use arrow::record_batch::RecordBatch;
 use tokio::task::block_in_place;
 use tracing::warn;
 
-use crate::codec::{DecodedBatch, Decoder, Rejected, letters};
 use crate::config::plan::BadRecords;
-use crate::cores;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
-use crate::engine::message::Place;
-use crate::engine::tally::Outcome;
 use crate::failpoint;
 use crate::handler::Traced;
-use crate::model::{
-    Classify, Deletes, Fault, Move, Offset, Position, PositionKey, Reason, RecordRef, TopicName, ranges,
-};
+use crate::model::{Classify, Fault, Move, Position, PositionKey, Reason, RecordRef, SinkSet, TopicName};
 
-use super::{Feed, Lane, State, changes};
+use super::evaluate::Evaluated;
+use super::ready::{Bad, Ready, place_of};
+use super::{Feed, Lane, LaneSink, State, changes};
 use crate::sink::SinkError;
 use crate::status::Stage;
-
-/// A decoded batch: all columns of `batch` in SQL, and what was set aside.
-struct Ready {
-    rows: RecordBatch,
-    /// For each row, the number of its record.
-    origins: Arc<[u32]>,
-    /// Numbers of records whose rows are there only for views that ask what happened.
-    gone: Vec<u32>,
-    deletes: Deletes,
-    records: u64,
-    /// Records that are left out by a rule: of which part of the batch, and where in it.
-    dropped: Vec<(usize, Offset)>,
-    bad: Vec<Bad>,
-    /// The rows of `bad`, if a sink wants them.
-    letters: Option<RecordBatch>,
-}
-
-impl Ready {
-    /// What became of the records `[start, end)` of a part of the batch.
-    fn outcome(&self, taken: &Taken, part: usize, start: Offset, end: Offset) -> Outcome {
-        let is_within = move |offset: i64| (start.get()..end.get()).contains(&offset);
-        let mut outcome = Outcome::default();
-        let mut set_aside = BTreeSet::new();
-        for bad in self.bad.iter().filter(|bad| bad.part == part && is_within(bad.offset().get())) {
-            *outcome.bad.entry(bad.rejected.code).or_default() += 1;
-            set_aside.insert(bad.offset().get());
-        }
-        let records = taken.parts[part].records().filter(|record| is_within(record.offset()));
-        let good = (records.count() as u64).saturating_sub(set_aside.len() as u64);
-        let is_dropped = |(of, offset): &&(usize, Offset)| *of == part && is_within(offset.get());
-        outcome.dropped = self.dropped.iter().filter(is_dropped).count() as u64;
-        outcome.rows = good.saturating_sub(outcome.dropped);
-        outcome
-    }
-}
-
-/// A record that was set aside, and where it is.
-struct Bad {
-    rejected: Rejected,
-    part: usize,
-    place: Place,
-}
-
-impl Bad {
-    fn offset(&self) -> Offset {
-        self.place.offset.unwrap_or_default()
-    }
-}
-
-fn place_of(record: &RecordRef<'_>) -> Place {
-    Place::new(record.source(), Offset::new(record.offset()))
-}
-
-/// What Arrow's offsets reach.
-const COLUMN_BYTES_MAX: usize = i32::MAX as usize;
-
-/// Decodes slices of the records side by side, as many as cores are free.
-fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<DecodedBatch, ArrowError> {
-    let cores = cores::lend(records.len() / cores::ROWS_MIN);
-    if cores.count() == 1 {
-        return decoder.decode(records);
-    }
-    let size = records.len().div_ceil(cores.count());
-    let parts = cores.map(records.chunks(size).collect(), |slice| decoder.decode(slice));
-    let memory = |part: &Result<DecodedBatch, ArrowError>| {
-        part.as_ref().map_or(0, |part| part.rows.get_array_memory_size())
-    };
-    if parts.iter().map(memory).sum::<usize>() >= COLUMN_BYTES_MAX {
-        // A column would not fit; decoded as one, the record that is too much is a bad record.
-        return decoder.decode(records);
-    }
-    let mut batches = Vec::with_capacity(parts.len());
-    let (mut rejected, mut dropped) = (Vec::new(), 0);
-    let (mut origins, mut gone, mut deletes, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (number, part) in parts.into_iter().enumerate() {
-        let part = part?;
-        let before = number * size;
-        let moved = part.rejected.into_iter().map(|bad| Rejected { index: before + bad.index, ..bad });
-        rejected.extend(moved);
-        let shift = |number: u32| before as u32 + number;
-        origins.extend(part.origins.into_iter().map(shift));
-        gone.extend(part.gone.into_iter().map(shift));
-        deletes.extend(part.deletes.origins.into_iter().map(shift));
-        keys.extend(part.deletes.keys);
-        dropped += part.dropped;
-        batches.push(part.rows);
-    }
-    let rows = arrow::compute::concat_batches(decoder.batch_schema(), &batches)?;
-    let keys: Vec<&dyn Array> = keys.iter().map(AsRef::as_ref).collect();
-    let keys = if keys.is_empty() { None } else { Some(arrow::compute::concat(&keys)?) };
-    let deletes = Deletes { origins: deletes, keys };
-    Ok(DecodedBatch { rows, origins, deletes, gone, rejected, dropped })
-}
 
 impl Lane {
     /// Does what is due: recovery, batches, flushes.
@@ -141,7 +42,7 @@ impl Lane {
             };
             let missing = {
                 let records: Vec<RecordRef<'_>> = taken.records().collect();
-                self.parts.decoder.missing(&records)
+                self.parts.decoders.missing(&records)
             };
             if !missing.is_empty() {
                 self.look_up(missing);
@@ -154,7 +55,12 @@ impl Lane {
             } else {
                 self.stop_before(taken, newer).await;
             }
+            if std::mem::take(&mut self.has_let_go) {
+                // At once: after a crash the dead letter would be written again.
+                self.flush_all().await;
+            }
             self.flush_due().await;
+            self.kept = None;
             self.show();
         }
         if matches!(self.state, State::Running) && self.lookup.is_none() && !self.failed.is_empty() {
@@ -168,7 +74,7 @@ impl Lane {
         self.taken_last = taken.records().count();
         self.alone = taken.records().next().filter(|_| self.taken_last == 1).map(|record| place_of(&record));
         let begun = Instant::now();
-        let ready = match block_in_place(|| self.decode(&taken)) {
+        let mut ready = match block_in_place(|| self.decode(&taken)) {
             Ok(ready) => ready,
             Err(error) => {
                 let message = format!("failed to build a batch: {}", chain(&error));
@@ -176,26 +82,45 @@ impl Lane {
             }
         };
         failpoint::hit("lane.batch.decoded");
-        self.account.decoded(ready.rows.num_rows(), begun.elapsed());
-        if let (BadRecords::Stop, Some(_)) = (self.parts.bad_records, ready.bad.first()) {
-            return self.stop_at_bad_record(taken, &ready).await;
+        self.account.decoded(ready.row_count(), begun.elapsed());
+        // Where a view that fails on a record stops the route, that record may be before the one that is known.
+        if self.parts.bad_records != BadRecords::Stop
+            && let Some(first) = ready.stops_at()
+        {
+            return self.stop_at_bad_record(taken, &ready, first).await;
         }
-        self.tell_refused(ready.bad.iter().map(|bad| (&bad.rejected, &bad.place)));
-        if self.parts.bad_records == BadRecords::Skip {
-            self.log_bad(&ready);
+        let Some(evaluated) = self.evaluate(&taken, &mut ready).await else {
+            return;
+        };
+        if let Some(first) = ready.stops_at() {
+            return self.stop_at_bad_record(taken, &ready, first).await;
         }
-        if self.write(&taken, &ready).await {
-            self.count_accepted(&taken, &ready);
+        if self.write_counted(&taken, &mut ready, &evaluated).await {
             if self.is_searching {
                 let is_wide = [self.buffer.widen(), self.behind.widen()];
                 self.is_searching = is_wide.contains(&false);
+                if !self.is_searching {
+                    self.late = SinkSet::EMPTY;
+                }
             }
             let offsets: i64 = taken.parts.iter().map(|part| part.end.get() - part.start.get()).sum();
             self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
-            self.summary.records += ready.records;
-            self.summary.bad += ready.bad.len() as u64;
-            self.summary.dropped += ready.dropped.len() as u64;
+            self.kept = Some(taken).filter(|_| self.taken_last == 1);
         }
+    }
+
+    /// Writes a batch without records that the route stops at; `true` if all its sinks took it, and it is counted.
+    async fn write_counted(&mut self, taken: &Taken, ready: &mut Ready, evaluated: &Evaluated) -> bool {
+        self.tell_refused(ready.bad.iter().map(|bad| (&bad.rejected, &bad.place)));
+        self.log_skipped(ready);
+        if !self.write(taken, ready, evaluated).await {
+            return false;
+        }
+        self.count_accepted(taken, ready);
+        self.summary.records += ready.records;
+        self.summary.bad += ready.bad.len() as u64;
+        self.summary.dropped += ready.dropped.len() as u64;
+        true
     }
 
     /// Counts a batch that all its sinks have taken. A record counts when the last sink of the lane has it: what one that
@@ -212,22 +137,23 @@ impl Lane {
         }
     }
 
-    /// The good prefix is written and made durable; then the route stops before the bad record.
-    async fn stop_at_bad_record(&mut self, taken: Taken, ready: &Ready) {
-        let cuts = ready.bad.iter().map(|bad| (bad.part, bad.offset()));
-        let prefix = taken.before(cuts);
-        let Bad { rejected, place, .. } = &ready.bad[0];
-        let (source, offset) = (&place.source, ready.bad[0].offset());
+    /// The good prefix is written and made durable; then the route stops before the bad record, the `first` one that it
+    /// stops at.
+    async fn stop_at_bad_record(&mut self, taken: Taken, ready: &Ready, first: usize) {
+        let stops = ready.bad.iter().filter(|bad| bad.policy == BadRecords::Stop);
+        let prefix = taken.before(stops.map(|bad| (bad.part, bad.offset())));
+        let Bad { rejected, place, .. } = &ready.bad[first];
+        let (source, offset) = (&place.source, ready.bad[first].offset());
         let id = rejected.schema_id.map(|key| format!(", schema {key}")).unwrap_or_default();
         let message =
             format!("bad record at {source} offset {offset}{id}: {} ({})", rejected.message, rejected.code);
         if let Some(prefix) = prefix {
             match block_in_place(|| self.decode(&prefix)) {
-                Ok(ready) => {
-                    if self.write(&prefix, &ready).await {
-                        self.count_accepted(&prefix, &ready);
-                        self.summary.records += ready.records;
-                        self.summary.dropped += ready.dropped.len() as u64;
+                Ok(mut ready) => {
+                    let evaluated = self.evaluate(&prefix, &mut ready).await;
+                    // What fails only now is before the bad record: it comes first after the next start.
+                    if let Some(evaluated) = evaluated.filter(|_| ready.stops_at().is_none()) {
+                        self.write_counted(&prefix, &mut ready, &evaluated).await;
                     }
                 }
                 Err(error) => {
@@ -246,17 +172,15 @@ impl Lane {
         self.flush_all().await;
         // If a sink failed meanwhile, the record comes again after it has recovered.
         if matches!(self.state, State::Running) {
-            let hint = "mend the producer, or set `bad_records: {dead_letter: …}` or `skip` for this route"
-                .to_owned();
-            self.stop(message, Some(hint), Some(place.clone())).await;
+            self.stop(message, Some(ready.bad[first].remedy()), Some(place.clone())).await;
         }
     }
 
     /// The first of each kind; the table at exit has the number of all.
-    fn log_bad(&self, ready: &Ready) {
+    fn log_skipped(&self, ready: &Ready) {
         let now = Instant::now();
         let mut by_code: BTreeMap<&str, (u64, &Bad)> = BTreeMap::new();
-        for bad in &ready.bad {
+        for bad in ready.bad.iter().filter(|bad| bad.policy == BadRecords::Skip) {
             by_code.entry(bad.rejected.code).or_insert((0, bad)).0 += 1;
         }
         for (code, (count, first)) in by_code {
@@ -278,85 +202,14 @@ impl Lane {
         }
     }
 
-    fn decode(&self, taken: &Taken) -> Result<Ready, ArrowError> {
-        let records: Vec<RecordRef<'_>> = taken.records().collect();
-        let decoded = decode_on_free_cores(&self.parts.decoder, &records)?;
-        let dropped = match decoded.dropped {
-            0 => Vec::new(),
-            _ => changes::left_out(records.len(), &decoded),
-        };
-        let ends = taken.parts.iter().scan(0, |end, part| {
-            *end += part.records().count();
-            Some(*end)
-        });
-        let ends: Vec<usize> = ends.collect();
-        let place = |number: usize| {
-            let part = ends.partition_point(|end| *end <= number);
-            Some((part, Offset::new(records[number].offset())?))
-        };
-        let dropped = dropped.into_iter().filter_map(place).collect();
-        let DecodedBatch { rows, origins, deletes, gone, rejected, .. } = decoded;
-        let has_sink = self.parts.sinks.iter().any(|sink| sink.feed == Feed::DeadLetters);
-        let letters = if has_sink && !rejected.is_empty() {
-            let letters: Vec<_> =
-                rejected.iter().map(|rejected| (records[rejected.index], rejected)).collect();
-            Some(letters::build(&self.parts.route, &letters)?)
-        } else {
-            None
-        };
-        let bad = rejected
-            .into_iter()
-            .map(|rejected| {
-                let record = &records[rejected.index];
-                Bad { part: taken.part_of(rejected.index), rejected, place: place_of(record) }
-            })
-            .collect();
-        let origins = origins.into();
-        Ok(Ready { rows, origins, gone, deletes, records: records.len() as u64, dropped, bad, letters })
-    }
-
     /// Writes to every sink of the batch; `true` if all of them took it.
-    async fn write(&mut self, taken: &Taken, ready: &Ready) -> bool {
+    async fn write(&mut self, taken: &Taken, ready: &mut Ready, evaluated: &Evaluated) -> bool {
         let moves = self.moves(taken);
-        let takes_deletes = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_deletes());
         let takes_places = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_places());
-        let is_traced = takes_deletes || takes_places;
         let offsets: Arc<[i64]> = match takes_places {
             true => taken.records().map(|record| record.offset()).collect(),
             false => Arc::default(),
         };
-        let input = match changes::input(&ready.rows, &ready.origins, &ready.gone, is_traced) {
-            Ok(input) => input,
-            Err(error) => return self.misfit(&error).await,
-        };
-        let wanted: BTreeSet<usize> = taken
-            .sinks
-            .iter()
-            .filter_map(|sink| match self.parts.sinks[sink].feed {
-                Feed::View(view) => Some(view),
-                Feed::Fields | Feed::DeadLetters => None,
-            })
-            .collect();
-        let views = if wanted.is_empty() || ready.rows.num_rows() == 0 {
-            Vec::new()
-        } else {
-            let begun = Instant::now();
-            let run = self.parts.handler.run(input.clone(), &wanted).await;
-            self.account.took(Stage::Views, begun.elapsed());
-            match run {
-                Ok(views) => views,
-                Err(error) => {
-                    let ranges = ranges(&moves);
-                    let message = format!("{} on {ranges}", chain(&error));
-                    let hint = "guard the expression in the view, for example with `try_cast` or `nullif`";
-                    self.flush_all().await;
-                    let place = self.alone.clone();
-                    self.stop(message, Some(hint.to_owned()), place).await;
-                    return false;
-                }
-            }
-        };
-        let value_count = self.parts.decoder.schema().fields().len();
         let (mut is_taken, mut writing) = (true, Duration::ZERO);
         for index in taken.sinks.iter() {
             if !self.is_working(index) {
@@ -365,18 +218,23 @@ impl Lane {
                 is_taken = false;
                 continue;
             }
-            let rows = match self.parts.sinks[index].feed {
-                Feed::View(view) => Ok(views.get(view).cloned().flatten()),
+            let LaneSink { feed, record_type, .. } = self.parts.sinks[index];
+            let rows = match feed {
+                Feed::View(view) => Ok(evaluated.views[record_type].get(view).cloned().flatten()),
                 Feed::DeadLetters => Ok(ready.letters.clone().map(Traced::of)),
-                Feed::Fields => changes::fields(&input, value_count).map(Some),
+                Feed::Fields => {
+                    let count = self.parts.decoders.each()[record_type].schema().fields().len();
+                    changes::fields(&evaluated.inputs[record_type], count).map(Some)
+                }
             };
             let takes_deletes = self.parts.sinks[index].sink.takes_deletes();
             let takes_places = self.parts.sinks[index].sink.takes_places();
+            let deletes = &ready.types[record_type].deletes;
             let batch = rows.and_then(|rows| {
                 if takes_places {
                     return Ok(changes::placed(moves.clone(), rows, &offsets));
                 }
-                changes::batch(moves.clone(), rows, &ready.deletes, takes_deletes)
+                changes::batch(moves.clone(), rows, deletes, takes_deletes)
             });
             let batch = match batch {
                 Ok(batch) => batch,
@@ -395,8 +253,7 @@ impl Lane {
                     self.has_letters |= ready.letters.is_some();
                 }
                 Err(error) if error.fault() == Fault::Refused => {
-                    is_taken = false;
-                    self.refused(index, error, taken.records().count()).await;
+                    is_taken &= self.refused(index, error, taken, &moves, ready).await;
                 }
                 Err(error) => {
                     is_taken = false;
@@ -412,13 +269,13 @@ impl Lane {
     }
 
     /// Stops for columns that do not fit together: a defect of ours. `false`, as nothing was written.
-    async fn misfit(&mut self, error: &ArrowError) -> bool {
+    pub(super) async fn misfit(&mut self, error: &ArrowError) -> bool {
         let message = format!("failed to build a batch: {}", chain(error));
         self.stop(message, None, None).await;
         false
     }
 
-    fn moves(&self, taken: &Taken) -> Vec<Move> {
+    pub(super) fn moves(&self, taken: &Taken) -> Vec<Move> {
         let names: BTreeMap<&PositionKey, &TopicName> =
             self.keys.iter().map(|(source, key)| (key, &source.topic)).collect();
         taken
@@ -450,7 +307,8 @@ impl Lane {
         for index in 0..self.parts.sinks.len() {
             let due = self.parts.sinks[index].sink.flush_due();
             let may_flush = self.is_working(index) && !self.is_held(index);
-            if may_flush && due.is_some_and(|due| due <= now || is_over) {
+            let is_late = self.late.contains(index);
+            if may_flush && due.is_some_and(|due| due <= now || is_over || is_late) {
                 is_moved |= self.flush(index).await;
             }
         }
@@ -544,25 +402,29 @@ impl Lane {
     async fn flush_one(&mut self, index: usize) -> bool {
         match self.settle(index).await {
             Ok(()) => true,
-            Err(error) => {
-                self.flush_failed(index, error).await;
-                false
-            }
+            Err(error) => self.flush_failed(index, error).await,
         }
     }
 
-    async fn flush_failed(&mut self, index: usize, error: SinkError) {
+    /// `true` if the sink has moved all the same.
+    async fn flush_failed(&mut self, index: usize, error: SinkError) -> bool {
         if error.fault() != Fault::Refused {
-            return self.sink_failed(index, error).await;
-        }
-        // The target refused it only when it came there. Batches of one record are flushed one by one.
-        let records = self.buffer.rows_max().min(self.taken_last);
-        if records <= 1 {
-            self.settle_others(index).await;
             self.sink_failed(index, error).await;
-        } else {
-            self.account.failed(index, Fault::Refused);
-            self.narrow(index, error, records).await;
+            return false;
         }
+        // The target refused it only when it came there. While the row is looked for, each batch is flushed by itself.
+        let records = self.buffer.rows_max().min(self.taken_last);
+        if records > 1 {
+            self.account.failed(index, Fault::Refused);
+            self.narrow(index, error, records, true).await;
+            return false;
+        }
+        if let Some(taken) = self.kept.take().filter(|_| self.lets_go(index)) {
+            self.account.failed(index, Fault::Refused);
+            return self.let_go_flushed(index, &error, &taken).await;
+        }
+        self.settle_others(index).await;
+        self.sink_failed(index, error).await;
+        false
     }
 }

@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 
 mod evolution;
 mod failures;
+mod record_types;
 
 use super::*;
-use crate::codec::Raw;
+use crate::codec::{Decoder, Raw};
 use crate::config::plan::{RawForm, Tombstones};
 use crate::engine::message::{Assigned, LaneId, Reading};
 use crate::handler::{Input, Traced, ViewError};
@@ -22,7 +23,7 @@ use crate::model::{
     Batch, ChunkBuilder, ClusterId, Incoming, Move, Partition, Position, TimestampType, TopicId,
 };
 use crate::sink::SinkError;
-use crate::status::Counts;
+use crate::status::{Counts, LaneBoard};
 
 /// Longer than anything takes here, pauses between attempts included.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -116,6 +117,8 @@ struct Target {
     flushes: VecDeque<Outcome>,
     /// A row that is never taken.
     refused: Option<String>,
+    /// It is refused only when it is to become durable.
+    is_late: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,9 +164,7 @@ impl Sink for Scripted {
                 }
             }
         }
-        if rows.iter().any(|row| target.refused.as_ref() == Some(row)) {
-            return Err(SinkError::refused("write a row", "change it", "no"));
-        }
+        target.check(&rows, false)?;
         self.rows.extend(rows);
         self.moves.extend(batch.moves.iter().cloned());
         self.since.get_or_insert_with(Instant::now);
@@ -180,6 +181,7 @@ impl Sink for Scripted {
         if outcome == Outcome::Failed {
             return Err(away());
         }
+        target.check(&self.rows, true)?;
         let moves = std::mem::take(&mut self.moves);
         self.since = None;
         target.positions.apply(&moves).map_err(SinkError::Conflict)?;
@@ -221,6 +223,12 @@ struct World {
     left: Option<(Offset, Offset)>,
     /// What the lane's board said last.
     counts: Mutex<Counts>,
+    bad_records: BadRecords,
+    refused_rows: BadRecords,
+    /// The main sink reads a view, which fails on this value.
+    poison: Option<&'static str>,
+    /// Offsets of good JSON that has to be among the dead letters as well.
+    set_aside: Vec<usize>,
 }
 
 impl World {
@@ -233,6 +241,10 @@ impl World {
             bounds,
             left: None,
             counts: Mutex::default(),
+            bad_records: BadRecords::DeadLetter,
+            refused_rows: BadRecords::Stop,
+            poison: None,
+            set_aside: Vec::new(),
         }
     }
 
@@ -296,6 +308,7 @@ impl World {
             name: name.to_owned(),
             identity: format!("r/{name}"),
             feed,
+            record_type: 0,
             start: None,
             rows: Arc::new(arrow::datatypes::Schema::empty()),
             former: Settled::default(),
@@ -308,17 +321,18 @@ impl World {
                 since: None,
             }),
         };
-        let before = Some((self.letters.clone(), self.bad()));
+        let before = Some((self.letters.clone(), [self.bad(), self.set_aside.clone()].concat()));
+        let feed = if self.poison.is_some() { Feed::View(0) } else { Feed::Fields };
         let value = Raw::new(RawForm::Json, Tombstones::Keep);
         let cluster = OneTopic { bounds: self.bounds.clone() };
         LaneParts {
             route: "r".to_owned(),
             sinks: vec![
-                sink("main", Feed::Fields, &self.main, before, "value"),
+                sink("main", feed, &self.main, before, "value"),
                 sink("letters", Feed::DeadLetters, &self.letters, None, "source_offset"),
             ],
-            decoder: Decoder::raw(Box::new(value), Box::new(Raw::for_keys(RawForm::Bytes))),
-            handler: Box::new(NoViews),
+            decoders: Decoder::raw(Box::new(value), Box::new(Raw::for_keys(RawForm::Bytes))).into(),
+            handlers: vec![Box::new(refusals::Picky(self.poison))],
             registry: None,
             cluster: Arc::new(cluster),
             limits: BatchLimits { rows_max: 3, bytes_max: 1 << 20, age_max: Duration::from_millis(5) },
@@ -326,7 +340,9 @@ impl World {
             start_hash: StartHash("h".to_owned()),
             on_data_loss: OnDataLoss::Stop,
             is_replay: false,
-            bad_records: BadRecords::DeadLetter,
+            bad_records: self.bad_records,
+            refused_rows: self.refused_rows,
+            other_types: None,
             evolution: None,
             is_bounded: false,
         }
@@ -562,3 +578,6 @@ async fn a_search_for_a_refused_row_waits_for_failing_letters() {
         run.unwrap();
     }
 }
+
+/// Records that sinks and views fail on.
+mod refusals;

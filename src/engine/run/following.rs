@@ -249,7 +249,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 fn patience(route: &Route) -> Duration {
     let rolls = route.sinks.iter().chain(&route.dead_letters).filter_map(|sink| match &sink.target {
         Target::Files { roll, .. } => Some(roll.age_max),
-        Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => None,
+        Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) | Target::Postgres(_) => None,
     });
     let age_max = rolls.fold(route.batch.age_max, Duration::max);
     age_max.saturating_mul(4).saturating_add(PATIENCE)

@@ -1,80 +1,14 @@
 //! Who writes to a directory, and how far each of them is: the fold of its log's entries. Pure.
 //!
-//! Nearly every directory has one owner, that of entry 0. Others come by `shared: true`, each with positions of its own,
-//! or by `adopt`: then the positions of one owner become those of another, in one entry, and the former one can commit
-//! no more.
+//! Nearly every directory has one owner, that of entry 0. Others come by `shared: true`, or by `adopt`: then the positions of
+//! one owner become those of another, in one entry.
 
 use std::collections::BTreeMap;
 
 use crate::model::{Conflict, Move, Position, PositionKey, Positions, Reason, TopicName};
+use crate::sink::owner::{Admission, Claim, Owner, Refusal, admit};
 
-use super::entry::{Checkpoint, Entry, Owner, StoredAccount, StoredPosition};
-
-/// Who opens a log, and what it may do where somebody else writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Claim {
-    pub owner: Owner,
-    /// The identity whose positions it takes over if it has none of its own.
-    pub adopt: Option<String>,
-    /// It may write beside others.
-    pub is_shared: bool,
-}
-
-impl From<Owner> for Claim {
-    fn from(owner: Owner) -> Self {
-        Self { owner, adopt: None, is_shared: false }
-    }
-}
-
-/// How somebody gets into a log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Admission {
-    /// It writes there already.
-    Known,
-    /// It is new, beside others.
-    Joins,
-    /// It takes over the positions of this one.
-    Adopts(Owner),
-}
-
-/// Why somebody does not get into a log.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Refusal {
-    #[error("belongs to {owner}")]
-    Foreign { owner: Owner },
-    #[error("belongs to {owner}, and `{wanted}`, which is to be adopted, does not write there")]
-    NoneToAdopt { wanted: String, owner: Owner },
-    #[error("has `{wanted}`, which is to be adopted, in more than one group: {}", groups.join(", "))]
-    Ambiguous { wanted: String, groups: Vec<String> },
-    #[error("was taken over by {by}")]
-    Taken { by: Owner },
-}
-
-impl Refusal {
-    /// What helps `claim`.
-    pub fn remedy(&self, claim: &Claim) -> String {
-        match self {
-            Self::Foreign { owner } | Self::NoneToAdopt { owner, .. }
-                if owner.cluster == claim.owner.cluster =>
-            {
-                let former = &owner.identity;
-                format!(
-                    "give each sink its own `path`; if the sink, its route or the group was renamed, say \
-                     `adopt: {former}` to go on where that one stands; if both write there, say `shared: true`"
-                )
-            }
-            Self::Foreign { .. } | Self::NoneToAdopt { .. } => {
-                "give each sink its own `path`, or say `shared: true`: positions of another cluster mean nothing here"
-                    .to_owned()
-            }
-            Self::Ambiguous { .. } => "give this sink a new `path`, or say `shared: true`".to_owned(),
-            Self::Taken { by } => format!(
-                "end this deployment, or let its sink be that one: `id: {}`; to take the positions back, say `adopt: {}`",
-                by.identity, by.identity
-            ),
-        }
-    }
-}
+use super::entry::{Checkpoint, Entry, StoredAccount, StoredPosition};
 
 /// Why moves do not fit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,11 +115,6 @@ impl Accounts {
         self.all.get(owner)
     }
 
-    /// Those who may commit.
-    fn active(&self) -> impl Iterator<Item = (&Owner, &Account)> {
-        self.iter().filter(|(_, account)| account.taken_by.is_none())
-    }
-
     pub fn is_creator(&self, owner: &Owner) -> bool {
         *owner == self.creator
     }
@@ -203,44 +132,11 @@ impl Accounts {
     /// # Errors
     /// Why not.
     pub fn admit(&self, claim: &Claim) -> Result<Admission, Refusal> {
-        let own = self.get(&claim.owner);
-        if own.is_some_and(|account| account.taken_by.is_none()) {
-            return Ok(Admission::Known);
-        }
-        if let Some(wanted) = &claim.adopt
-            && let Some(former) = self.adoptable(claim, wanted)?
-        {
-            return Ok(Admission::Adopts(former));
-        }
-        if let Some(by) = own.and_then(|account| account.taken_by.clone()) {
-            return Err(Refusal::Taken { by });
-        }
-        if claim.is_shared {
-            return Ok(Admission::Joins);
-        }
-        // Who has created it, unless somebody else has taken over.
-        let creator = self.active().find(|(owner, _)| self.is_creator(owner));
-        let owner = creator.or_else(|| self.active().next()).map(|(owner, _)| owner);
-        let owner = owner.unwrap_or(&self.creator).clone();
-        Err(match &claim.adopt {
-            Some(wanted) => Refusal::NoneToAdopt { wanted: wanted.clone(), owner },
-            None => Refusal::Foreign { owner },
-        })
-    }
-
-    /// Of the same group, or of the only other one: a group may be renamed too, a cluster may not.
-    fn adoptable(&self, claim: &Claim, wanted: &str) -> Result<Option<Owner>, Refusal> {
-        let is_meant = |owner: &&Owner| owner.identity == wanted && owner.cluster == claim.owner.cluster;
-        let found: Vec<&Owner> = self.active().map(|(owner, _)| owner).filter(is_meant).collect();
-        let same = found.iter().find(|owner| owner.group == claim.owner.group);
-        match (same, found.as_slice()) {
-            (Some(former), _) | (None, [former]) => Ok(Some((*former).clone())),
-            (None, []) => Ok(None),
-            (None, several) => Err(Refusal::Ambiguous {
-                wanted: wanted.to_owned(),
-                groups: several.iter().map(|owner| owner.group.clone()).collect(),
-            }),
-        }
+        // Who has created it comes first.
+        let (first, others): (Vec<_>, Vec<_>) = self.iter().partition(|(owner, _)| self.is_creator(owner));
+        let all = first.into_iter().chain(others);
+        let writers: Vec<_> = all.map(|(owner, account)| (owner, account.taken_by.as_ref())).collect();
+        admit(claim, &writers)
     }
 
     /// The moves that carry over what `former` has.

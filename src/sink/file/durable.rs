@@ -10,8 +10,8 @@ use uuid::Uuid;
 
 use crate::failpoint;
 use crate::model::Conflict;
+use crate::sink::owner::Refusal;
 
-use super::accounts::Refusal;
 use super::entry::DataFile;
 use super::log::COMMIT_TRIES_MAX;
 use super::names::{staged_path, tmp_dir};

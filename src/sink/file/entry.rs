@@ -1,6 +1,5 @@
 //! The commit log's entries and checkpoints, as they are on disk. Versions 1 and 2; see `docs/formats.md`.
 
-use std::fmt;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
@@ -8,7 +7,9 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::model::metadata::hex;
-use crate::model::{ClusterId, Move, Position, PositionKey, StartHash, TopicName};
+use crate::model::{Move, Position, PositionKey, StartHash, TopicName};
+
+pub use crate::sink::owner::Owner;
 
 /// The version of what only the owner of entry 0 has written to.
 pub const VERSION: u32 = 1;
@@ -16,15 +17,6 @@ pub const VERSION: u32 = 1;
 /// The version of what names another owner. A program that knows only version 1 would take the moves for those of the
 /// owner of entry 0, so it has to refuse.
 pub const VERSION_OWNERS: u32 = 2;
-
-/// Who writes to a directory: one sink of one group of one cluster.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Owner {
-    pub cluster: ClusterId,
-    pub group: String,
-    /// `route/sink`, or the sink's `id:`.
-    pub identity: String,
-}
 
 impl Owner {
     /// 16 hex digits that tell this owner from others, for names of files.
@@ -35,12 +27,6 @@ impl Owner {
             hasher.update(part.as_bytes());
         }
         hex(&hasher.finalize()[..8])
-    }
-}
-
-impl fmt::Display for Owner {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "sink `{}` of group `{}` on cluster `{}`", self.identity, self.group, self.cluster)
     }
 }
 
@@ -150,6 +136,7 @@ pub fn hash(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::ClusterId;
 
     #[test]
     fn the_form_on_disk_is_fixed() {

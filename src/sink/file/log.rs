@@ -14,8 +14,9 @@ use tracing::info;
 use uuid::Uuid;
 
 use crate::model::{Move, Positions};
+use crate::sink::owner::{Admission, Claim, Refusal};
 
-use super::accounts::{Accounts, Admission, Claim, Objection, Refusal};
+use super::accounts::{Accounts, Objection};
 use super::durable::{
     LogError, create, create_dir_durably, list, parent, point, remove_if_there, show, sync_dir,
 };
@@ -454,6 +455,24 @@ fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T,
         path: path.to_owned(),
         problem: format!("cannot be read: {error}"),
     })
+}
+
+/// Folds an entry or a checkpoint of these bytes, whoever has written them. For fuzzers.
+pub fn fold(bytes: &[u8]) {
+    if let Ok(checkpoint) = serde_json::from_slice::<Checkpoint>(bytes) {
+        let (first, others) = Accounts::restore(&checkpoint).store();
+        assert!(first.owner == checkpoint.created.owner && others.len() <= checkpoint.others.len());
+    }
+    let Ok(entry) = serde_json::from_slice::<Entry>(bytes) else {
+        return;
+    };
+    let creator = entry.created.as_ref().map(|created| created.owner.clone());
+    if let Some(owner) = creator.or_else(|| entry.owner.clone()) {
+        let mut accounts = Accounts::new(owner.clone());
+        // Moves that do not fit are told, and change nothing.
+        let is_applied = accounts.apply(1, &entry).is_ok();
+        assert!(is_applied || accounts == Accounts::new(owner) || entry.owner.is_some());
+    }
 }
 
 fn check_version(path: &Path, version: u32) -> Result<(), LogError> {

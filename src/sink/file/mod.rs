@@ -31,14 +31,15 @@ use crate::config::plan::Roll;
 use crate::encode::Misfit;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName, ranges};
 
-pub use accounts::{Account, Admission, Claim, Refusal};
 pub use avro::AvroFormat;
-pub use entry::Owner;
+#[doc(hidden)]
+pub use log::fold;
 pub use parquet::{ParquetFormat, check_columns, parquet_type};
 pub use partition::Partitioning;
-pub use survey::{Survey, reset};
+pub use survey::{reset, survey};
 pub use text::{CsvFormat, JsonLinesFormat};
 
+use super::owner::Claim;
 use super::{Settled, Sink, SinkError, Store};
 use durable::LogError;
 use log::{INTERVALS, Intervals, Log};
@@ -228,7 +229,9 @@ fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
     let action = format!("write sink `{identity}` below `{}`", root.display());
     match error {
         LogError::Conflict(conflict) => SinkError::Conflict(conflict),
-        LogError::Refused { ref refusal, .. } => SinkError::stop(action, refusal.remedy(claim), error),
+        LogError::Refused { ref refusal, .. } => {
+            SinkError::stop(action, refusal.remedy(claim, "path"), error)
+        }
         LogError::Damaged { .. } => SinkError::stop(
             action,
             "restore the directory as a whole, `_sidestream` included, or start a new `path`",

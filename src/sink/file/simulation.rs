@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 
 use super::*;
 use crate::model::{ClusterId, Offset, Partition, TopicId};
+use crate::sink::owner::Owner;
 
 const INSTANCES: usize = 3;
 const STEPS: usize = 120;

@@ -11,6 +11,7 @@ use arrow::datatypes::{DataType, Field, Schema};
 
 use super::*;
 use crate::model::{Classify, ClusterId, Fault, Offset, Partition, TopicId};
+use crate::sink::owner::Owner;
 
 fn step(start: Option<i64>, end: i64, reason: Reason) -> Move {
     Move {

@@ -76,7 +76,8 @@ struct Point {
     can_fail: bool,
 }
 
-/// Reads the table: each point is a line that calls `step` or `reply` with its name first.
+/// Reads the table: each point is a line that calls `step` or `reply` with its name first. Those of PostgreSQL are left out:
+/// no stand has one, and `tests/it/postgres.rs` passes them.
 fn points() -> Vec<Point> {
     let point = |line: &'static str| {
         let (rest, can_fail) = match line.strip_prefix("step(\"") {
@@ -85,7 +86,8 @@ fn points() -> Vec<Point> {
         };
         Some(Point { name: rest.split('"').next()?, can_fail })
     };
-    SOURCE.lines().map(str::trim).filter_map(point).collect()
+    let points = SOURCE.lines().map(str::trim).filter_map(point);
+    points.filter(|point| !point.name.starts_with("postgres.")).collect()
 }
 
 /// What has to be done for a point to be come to.

@@ -163,9 +163,9 @@ impl Instance {
         }
     }
 
-    /// A lane has stopped, or its positions belong to a later deployment.
+    /// A lane has stopped, whether it was heard or not, or its positions belong to a later deployment.
     pub fn needs_a_person(&self, owner: u64) -> bool {
-        !self.stopped.is_empty() || self.owner < owner
+        self.lanes.iter().any(Lane::is_stopped) || self.owner < owner
     }
 
     /// What a lane has said since is on its way to the engine.

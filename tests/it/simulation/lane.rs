@@ -166,6 +166,10 @@ impl Lane {
         self.sinks.len()
     }
 
+    pub fn is_stopped(&self) -> bool {
+        self.is_stopped
+    }
+
     /// A chunk waits that the lane would take now.
     pub fn has_chunks(&self) -> bool {
         let is_behind = self.apart.is_none() && !self.behind_inbox.is_empty();

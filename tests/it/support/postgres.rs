@@ -102,6 +102,11 @@ impl Postgres {
         })
     }
 
+    /// A database of it, for any client.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
     pub fn port(&self) -> u16 {
         self.port
     }

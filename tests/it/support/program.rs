@@ -122,6 +122,11 @@ impl Service {
         self.child.wait().unwrap();
     }
 
+    /// Sends a signal: `STOP` freezes it, `CONT` lets it go on.
+    pub fn send(&self, name: &str) {
+        signal(self.child.id(), name);
+    }
+
     /// SIGTERM, and the exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         signal(self.child.id(), "TERM");

@@ -5,9 +5,9 @@
 
 mod apache;
 mod arrow;
-mod cell;
+pub mod cell;
 mod evolve;
-mod generate;
+pub mod generate;
 mod refused;
 mod rules;
 mod text;
@@ -23,7 +23,7 @@ use crate::codec::columns::Column;
 use cell::{Cell, of_rows};
 
 /// Runs `check` for `count` seeds, or as the environment says.
-fn for_each_seed(count: u64, mut check: impl FnMut(u64)) {
+pub fn for_each_seed(count: u64, mut check: impl FnMut(u64)) {
     let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
     let seeds = match number("DIFFERENTIAL_SEED") {
         Some(seed) => seed..seed + 1,
@@ -47,7 +47,7 @@ impl Drop for PrintSeed {
 }
 
 /// Levels below the fields of a schema.
-fn depth(seed: u64) -> usize {
+pub fn depth(seed: u64) -> usize {
     1 + (seed % 3) as usize
 }
 

@@ -210,8 +210,8 @@ impl Generator {
     }
 }
 
-/// Whether a default can be written for the type. apache-avro, which parses our schemas, knows none for a
-/// uuid on bytes and for a duration: such schemas are refused (`a_default_nobody_parses` in [`super::apache`]).
+/// Whether both can read a default of the type. apache-avro knows none for a uuid on bytes and for a duration
+/// (`a_default_that_only_we_read` in [`super::apache`]).
 pub fn has_json(node: &Node) -> bool {
     match &node.kind {
         Kind::Bytes => node.logical != Some(Logical::Uuid),

@@ -173,14 +173,15 @@ impl Remake for Again {
         assert_eq!(rows.len(), 2);
         let decoder = Digits::decoder(newest[0].version.clone());
         let sink = RemadeSink { index: 0, rows: decoder.schema().clone(), sink: scripted(&self.target) };
-        Ok(Remade { decoder, handler: Box::new(NoViews), sinks: vec![sink] })
+        Ok(Remade { decoders: decoder.into(), handlers: vec![Box::new(NoViews)], sinks: vec![sink] })
     }
 }
 
 fn parts(world: &World, policy: OnNewSchema, is_unfit: bool, is_away: u32) -> LaneParts {
     let mut parts = world.parts();
-    parts.decoder = Digits::decoder(version(1));
-    parts.sinks[0].rows = parts.decoder.schema().clone();
+    let decoder = Digits::decoder(version(1));
+    parts.sinks[0].rows = decoder.schema().clone();
+    parts.decoders = decoder.into();
     parts.sinks[0].sink = scripted(&world.main);
     parts.registry = Some(Arc::new(Subject::new(is_away)));
     parts.evolution = Some(Evolution {
