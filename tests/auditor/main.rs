@@ -15,7 +15,10 @@ mod stand;
 mod topics;
 mod workload;
 
-/// Brokers and registry of the tests; these use the standard library only.
+/// Brokers, registry and database of the tests; these use the standard library only.
+#[path = "../it/support/postgres.rs"]
+#[expect(dead_code, clippy::unwrap_used, reason = "other tests ask for more, and a scenario may panic")]
+mod postgres;
 #[path = "../it/support/probe.rs"]
 mod probe;
 #[path = "../it/support/services.rs"]

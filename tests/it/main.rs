@@ -77,6 +77,9 @@ mod record_types;
 /// kill -9, and nothing lost or doubled.
 mod kills;
 
+/// Every sink in every case, with what it promises.
+mod conformance;
+
 /// Newer schemas while routes run, and schemas that cannot be read.
 mod evolution;
 

@@ -17,7 +17,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{ClientConfig, Message, Offset, TopicPartitionList};
 use serde_json::Value;
 
-use super::{Context, Outcome, Scenario, conclude, not_possible, say};
+use super::{Context, Outcome, Scenario, conclude, not_possible, say, tables};
 use crate::manifest::{Kind, Manifest};
 use crate::stand::{FLOW_LIMIT, Instance, Stand, StandOptions, eventually, tail};
 use crate::topics::{self, Isolation};
@@ -70,14 +70,18 @@ const READ_LIMIT: Duration = Duration::from_secs(120);
 
 /// One line of the program's table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Point {
-    name: &'static str,
+pub struct Point {
+    pub name: &'static str,
     /// The step before it can be told as failed.
-    can_fail: bool,
+    pub can_fail: bool,
 }
 
-/// Reads the table: each point is a line that calls `step` or `reply` with its name first. Those of PostgreSQL are left out:
-/// no stand has one, and `tests/it/postgres.rs` passes them.
+/// Only a stand with a database comes to it: `tables.rs`.
+fn is_of_table(point: &Point) -> bool {
+    point.name.starts_with(tables::POINTS)
+}
+
+/// Reads the table: each point is a line that calls `step` or `reply` with its name first.
 fn points() -> Vec<Point> {
     let point = |line: &'static str| {
         let (rest, can_fail) = match line.strip_prefix("step(\"") {
@@ -86,8 +90,7 @@ fn points() -> Vec<Point> {
         };
         Some(Point { name: rest.split('"').next()?, can_fail })
     };
-    let points = SOURCE.lines().map(str::trim).filter_map(point);
-    points.filter(|point| !point.name.starts_with("postgres.")).collect()
+    SOURCE.lines().map(str::trim).filter_map(point).collect()
 }
 
 /// What has to be done for a point to be come to.
@@ -124,14 +127,15 @@ fn setup(name: &str) -> Setup {
 
 /// Points that a process comes to once or twice, or as often as there are leftovers.
 fn is_rare(name: &str) -> bool {
-    let is_once = ["engine.assigned", "engine.assign.sent", "file.checkpoint.created"].contains(&name);
+    let once = ["engine.assigned", "engine.assign.sent", "file.checkpoint.created", "postgres.opened"];
+    let is_once = once.contains(&name);
     let setup = setup(name);
     is_once || matches!(setup, Setup::Drain | Setup::Rebalance | Setup::Leftover(_))
 }
 
 /// What happens at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Action {
+pub enum Action {
     Kill,
     Stop,
     Error,
@@ -149,14 +153,14 @@ impl Action {
 
 /// One round: a point, and which time it is come to.
 #[derive(Debug, Clone, Copy)]
-struct Round {
+pub struct Round {
     point: Point,
     nth: u64,
     action: Action,
 }
 
 impl Round {
-    fn variable(&self) -> String {
+    pub fn variable(&self) -> String {
         format!("{}:{}={}", self.point.name, self.nth, self.action.name())
     }
 }
@@ -173,7 +177,7 @@ struct Came {
 
 fn killed(context: &Context) -> Result<Outcome, String> {
     let mut random = context.random();
-    let rounds = rounds(context, Action::Kill, KILLS_CI, &mut random, |_| true);
+    let rounds = rounds(context, Action::Kill, KILLS_CI, &mut random, |point| !is_of_table(point));
     carry_out(context, &rounds)
 }
 
@@ -189,7 +193,8 @@ fn frozen(context: &Context) -> Result<Outcome, String> {
 
 fn deceived(context: &Context) -> Result<Outcome, String> {
     let mut random = context.random();
-    let rounds = rounds(context, Action::Error, OTHERS_CI, &mut random, |point| point.can_fail);
+    let is_wanted = |point: &Point| point.can_fail && !is_of_table(point);
+    let rounds = rounds(context, Action::Error, OTHERS_CI, &mut random, is_wanted);
     carry_out(context, &rounds)
 }
 
@@ -197,7 +202,7 @@ fn deceived(context: &Context) -> Result<Outcome, String> {
 const CHOICE: &str = "FAIL_POINTS";
 
 /// At night each point the first time and a later one, in CI a few of them.
-fn rounds(
+pub fn rounds(
     context: &Context,
     action: Action,
     ci: u32,
@@ -301,7 +306,7 @@ fn one(context: &Context, round: &Round) -> Result<Came, String> {
 }
 
 /// Brings the program to the point, and away from it; how long it took until rows flowed again.
-fn disturb(stand: &mut Stand, round: &Round) -> Result<Duration, String> {
+pub fn disturb(stand: &mut Stand, round: &Round) -> Result<Duration, String> {
     if let Setup::Leftover(name) = setup(round.point.name) {
         let mut first = stand.start(&[(VARIABLE, format!("{name}=kill").as_str())])?;
         await_action(&mut first, name, Action::Kill, FLOW_LIMIT)?;
@@ -381,8 +386,8 @@ fn copies_topic(options: &WorkloadOptions) -> String {
     format!("{}.copies", options.prefix)
 }
 
-/// The workload's topic that the Kafka sink gets.
-fn source_topic(options: &WorkloadOptions) -> String {
+/// The workload's topic that the sinks get which it has none of.
+pub fn source_topic(options: &WorkloadOptions) -> String {
     format!("{}.raw", options.prefix)
 }
 
@@ -424,14 +429,24 @@ fn create_topic(options: &WorkloadOptions, name: &str) -> Result<(), String> {
     created.into_iter().try_for_each(|result| result.map(drop).map_err(|(_, code)| cannot(&code)))
 }
 
-/// What a Kafka sink's topic lacks, and what it has more than once.
+/// What a sink lacks, and what it has more than once.
 #[derive(Debug, Clone, Copy)]
-struct Copies {
-    lost: usize,
-    doubled: usize,
+pub struct Copies {
+    pub lost: usize,
+    pub doubled: usize,
 }
 
 fn copies(options: &WorkloadOptions, manifest: &Manifest) -> Result<Copies, String> {
+    compare(options, manifest, &copies_topic(options), read_places(options)?)
+}
+
+/// Compares the places that `name` has, as often as it has them, with what was written.
+pub fn compare(
+    options: &WorkloadOptions,
+    manifest: &Manifest,
+    name: &str,
+    places: Vec<(i64, i64)>,
+) -> Result<Copies, String> {
     let source = source_topic(options);
     let is_expected = |kind: Kind| kind != Kind::Bad;
     let written = manifest.records.iter().filter(|record| record.topic == source && !record.is_aborted);
@@ -440,13 +455,12 @@ fn copies(options: &WorkloadOptions, manifest: &Manifest) -> Result<Copies, Stri
         .map(|record| (i64::from(record.partition), record.offset))
         .collect();
     let mut found: BTreeMap<(i64, i64), usize> = BTreeMap::new();
-    for place in read_places(options)? {
+    for place in places {
         *found.entry(place).or_default() += 1;
     }
     if let Some((partition, offset)) = found.keys().find(|place| !expected.contains(place)) {
         return Err(format!(
-            "{} has a copy of {source}/{partition} offset {offset}, which was never written",
-            copies_topic(options)
+            "{name} has a copy of {source}/{partition} offset {offset}, which was never written"
         ));
     }
     let lost = expected.iter().filter(|place| !found.contains_key(place)).count();

@@ -15,6 +15,7 @@ mod members;
 mod operators;
 mod registry;
 mod soak;
+mod tables;
 mod tools;
 
 use std::collections::BTreeSet;
@@ -93,9 +94,10 @@ pub struct Tally {
 
 /// All scenarios, in the order of the table.
 fn all() -> Vec<&'static Scenario> {
-    let parts: [&'static [Scenario]; 10] = [
+    let parts: [&'static [Scenario]; 11] = [
         kills::ALL,
         failpoints::ALL,
+        tables::ALL,
         members::ALL,
         operators::ALL,
         brokers::ALL,

@@ -305,6 +305,17 @@ pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
     all
 }
 
+/// Waits until all partitions of a topic can be read: a broker that has just started does not lead them yet.
+pub fn await_leaders(services: &Services, topic: &str) {
+    let consumer: BaseConsumer = client(services).create().unwrap();
+    super::program::eventually("all partitions have a leader", || {
+        let Ok(metadata) = consumer.fetch_metadata(Some(topic), TIMEOUT) else { return false };
+        let partitions = metadata.topics()[0].partitions();
+        let is_led = |id| consumer.fetch_watermarks(topic, id, TIMEOUT).is_ok();
+        !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id()))
+    });
+}
+
 /// Everything in a topic: key, value and headers, in the order of each partition.
 pub fn consume(services: &Services, topic: &str) -> Vec<OwnedMessage> {
     let consumer: BaseConsumer = client(services).set("group.id", super::unique("reader")).create().unwrap();
