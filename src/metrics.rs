@@ -75,12 +75,12 @@ table! {
     RECORDS_READ = counter("sidestream_records_read_total", &["route"], "Records taken from the consumer, also those that were read again.");
     RECORD_BYTES = counter("sidestream_record_bytes_read_total", &["route"], "Bytes of keys, values and headers of the records read.");
     ROWS_DECODED = counter("sidestream_rows_decoded_total", &["route"], "Rows made of records, also of those that were read again.");
-    RECORDS_SETTLED = counter("sidestream_records_settled_total", &["route"], "Good records whose range is durable in all sinks of the route.");
+    RECORDS_SETTLED = counter("sidestream_records_settled_total", &["route"], "Good records whose range is durable in all required sinks of the route.");
     RECORDS_BAD = counter("sidestream_records_bad_total", &["route", "code"], "Bad records by code (docs/bad-records.md), once their range is durable in all sinks, dead letters included.");
     RECORDS_DROPPED = counter("sidestream_records_dropped_total", &["route"], "Records left out by a rule of the file (tombstones: skip), once their range is durable in all sinks.");
     RECORDS_ABANDONED = counter("sidestream_records_abandoned_total", &["route"], "Records let go before they were durable (they are read again, by this instance or another), or that all sinks had already.");
     RECORDS_IN_FLIGHT = gauge("sidestream_records_in_flight", &["route"], "Records held now, or with sinks that have not made them durable yet.");
-    LAG = gauge("sidestream_lag_records", &["route"], "Offsets between what is durable in all sinks and the ends of the partitions owned, summed. Missing while the ends are not known.");
+    LAG = gauge("sidestream_lag_records", &["route"], "Offsets between what is durable in all required sinks and the ends of the partitions owned, summed. Missing while the ends are not known.");
     LAG_MAX = gauge("sidestream_lag_records_max", &["route"], "The same, of the partition that is furthest behind.");
     PARTITIONS = gauge("sidestream_route_partitions", &["route"], "Partitions that the route has taken up in this instance.");
     ROUTE_STATE = gauge("sidestream_route_state", &["route", "state"], "Instances of the route in each state: 1 or 0, but for routes that are one for each topic.");
@@ -98,6 +98,9 @@ table! {
     SINK_FLUSH = histogram("sidestream_sink_flush_seconds", &["route", "sink"], "How long flushes took that succeeded; its _count is their number.");
     SINK_FAILURES = counter("sidestream_sink_failures_total", &["route", "sink", "fault"], "Failed calls by who must act: transient (it is tried again), conflict (another writer), refused (a row), stop (a person).");
     SINK_LET_GO = counter("sidestream_sink_let_go_total", &["route", "sink"], "Records that the sink refused and the route went on without, by refused_rows: each sink counts its own.");
+    SINK_AWAY = gauge("sidestream_sink_away", &["route", "sink"], "Instances of the route that go on without the sink now (required: false); 0 for a sink that takes part.");
+    SINK_OWED = gauge("sidestream_sink_owed_records", &["route", "sink"], "Offsets that the required sinks have durable and this one (required: false) has not.");
+    SINK_SKIPPED = counter("sidestream_sink_skipped_total", &["route", "sink"], "Offsets that a sink (required: false) never saw: the brokers had deleted them before it was back.");
     SINK_LAST_FLUSH = gauge("sidestream_sink_last_flush_timestamp_seconds", &["route", "sink"], "When the sink last made something durable.");
     MEMORY_HELD = gauge("sidestream_memory_held_bytes", &[], "Bytes of records held for all routes.");
     MEMORY_BUDGET = gauge("sidestream_memory_budget_bytes", &[], "What may be held for all routes: half of the file's memory.");
@@ -219,6 +222,10 @@ impl Page {
         for state in State::ALL {
             self.add(&ROUTE_STATE, &[route, state.name()], f64::from(u8::from(state == lane.state)));
         }
+        for sink in status.sinks.iter().filter(|sink| !sink.is_required) {
+            self.add(&SINK_AWAY, &[route, &sink.name], f64::from(u8::from(sink.away.is_some())));
+            self.add(&SINK_OWED, &[route, &sink.name], sink.owed as f64);
+        }
     }
 
     /// What only grows, also of lanes that are no more.
@@ -252,6 +259,9 @@ impl Page {
                 self.add(&SINK_FAILURES, &[route, &sink.name, fault], count as f64);
             }
             self.add(&SINK_LET_GO, &labels, sink.let_go as f64);
+            if !sink.is_required {
+                self.add(&SINK_SKIPPED, &labels, sink.skipped as f64);
+            }
             if let Some(at) = sink.last_flush {
                 self.put(&SINK_LAST_FLUSH, &labels, Value::Greatest(seconds(at)));
             }
@@ -430,6 +440,7 @@ mod tests {
         lane.describe(About { entry: entry.to_owned(), patience: Duration::ZERO, held });
         let mut sink = SinkStatus::new("archive");
         sink.last_flush = Some(jiff::Timestamp::UNIX_EPOCH);
+        sink.is_required = false;
         let counts = Counts {
             read: 20,
             settled: 10,

@@ -85,11 +85,18 @@ pub fn lag(next: &[Offset], end: Offset) -> u64 {
     u64::try_from(end.get() - slowest.get()).unwrap_or_default()
 }
 
+/// The offsets of the sinks that are waited for.
+pub fn required(lane: &LaneView, next: &[Offset]) -> Vec<Offset> {
+    let sinks = &lane.status.sinks;
+    let is_required = |index: usize| sinks.get(index).is_none_or(|sink| sink.is_required);
+    next.iter().enumerate().filter(|(index, _)| is_required(*index)).map(|(_, next)| *next).collect()
+}
+
 /// The lag of a lane; `None` as long as an end is not known.
 pub fn lag_of(lane: &LaneView, ends: &Known) -> Option<Lag> {
     let mut all = Lag::default();
     for (source, next) in lane.status.partitions.iter() {
-        let lag = lag(next, *ends.get(source)?);
+        let lag = lag(&required(lane, next), *ends.get(source)?);
         all.sum += lag;
         all.max = all.max.max(lag);
     }

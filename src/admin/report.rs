@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use crate::model::{Offset, TopicPartition};
 use crate::status::{FAULTS, LaneView, SinkStatus, Stage, Trouble, View};
 
-use super::ends::{Known, lag, lag_of};
+use super::ends::{Known, lag, lag_of, required};
 
 /// Routes that are shown, of thousands that a `per_topic` route may have. Those that have stopped or recover come first.
 const ROUTES_MAX: usize = 200;
@@ -120,24 +120,31 @@ fn settled(sink: &SinkStatus) -> Value {
         .filter(|(_, count)| *count > 0)
         .map(|((_, name), count)| (name.to_owned(), json!(count)))
         .collect();
-    json!({
+    let mut settled = json!({
         "rows": sink.rows,
         "bytes": sink.bytes,
         "files": sink.files,
         "flushes": sink.flush.count(),
         "lastFlush": sink.last_flush.map(time),
         "failures": failures,
-    })
+    });
+    if !sink.is_required {
+        settled["required"] = json!(false);
+        settled["away"] = json!(sink.away.as_ref().map(trouble));
+        settled["owed"] = json!(sink.owed);
+        settled["skipped"] = json!(sink.skipped);
+    }
+    settled
 }
 
-fn behind(ends: &Known, source: &TopicPartition, next: &[Offset]) -> Option<u64> {
-    ends.get(source).map(|end| lag(next, *end))
+fn behind(lane: &LaneView, ends: &Known, source: &TopicPartition, next: &[Offset]) -> Option<u64> {
+    ends.get(source).map(|end| lag(&required(lane, next), *end))
 }
 
 /// Those that are furthest behind, by name.
 fn partitions(lane: &LaneView, ends: &Known, shown_max: usize) -> Value {
     let mut all: Vec<(&TopicPartition, &Vec<Offset>)> = lane.status.partitions.iter().collect();
-    all.sort_by_key(|(source, next)| std::cmp::Reverse(behind(ends, source, next)));
+    all.sort_by_key(|(source, next)| std::cmp::Reverse(behind(lane, ends, source, next)));
     all.truncate(shown_max);
     let shown = all.into_iter().map(|(source, next)| {
         let sinks = lane.status.sinks.iter().zip(next);
@@ -145,9 +152,9 @@ fn partitions(lane: &LaneView, ends: &Known, shown_max: usize) -> Value {
             sinks.map(|(sink, next)| (sink.name.as_ref(), next.get())).collect();
         let shown = json!({
             "next": of_sinks,
-            "durable": next.iter().min().map(|next| next.get()),
+            "durable": required(lane, next).iter().min().map(|next| next.get()),
             "end": ends.get(source).map(|end| end.get()),
-            "lag": behind(ends, source, next),
+            "lag": behind(lane, ends, source, next),
         });
         (source.to_string(), shown)
     });

@@ -1,5 +1,6 @@
 //! From a plan to concrete things.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ use crate::sink::file::{
     AvroFormat, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, ParquetFormat, Partitioning,
 };
 use crate::sink::http::HttpSink;
-use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions};
+use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions, Transaction};
 use crate::sink::owner::{Claim, Owner};
 use crate::sink::postgres::{PostgresSink, PostgresSinkOptions};
 use crate::sink::{self, SinkError};
@@ -158,7 +159,7 @@ async fn bind_type(route: &Route, decoder: Decoder) -> Result<(Decoder, Views), 
 }
 
 pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
-    let Target::Kafka { topic, key, value } = &plan.target else {
+    let Target::Kafka { topic, key, value, .. } = &plan.target else {
         return None;
     };
     Some(KafkaSinkOptions {
@@ -215,6 +216,10 @@ pub struct Surroundings<'a> {
     pub cluster: &'a ClusterId,
     /// For sinks that write with its schemas.
     pub registry: Option<&'a Arc<dyn Registry>>,
+    /// For sinks that write to others, by name.
+    pub clusters: &'a BTreeMap<String, Kafka>,
+    /// For sinks that write in the lane's.
+    pub transaction: Option<&'a Transaction>,
 }
 
 /// Who a sink is to its target.
@@ -225,6 +230,21 @@ pub fn claim(plan: &Sink, around: Surroundings<'_>) -> Claim {
         identity: plan.identity.clone(),
     };
     Claim { owner, adopt: plan.adopt.clone(), is_shared: plan.is_shared }
+}
+
+/// Builds a sink as a lane has it: one that is not required works in the background.
+///
+/// # Errors
+/// If a client cannot be made.
+pub fn lane_sink(
+    plan: &Sink,
+    schema: SchemaRef,
+    key: &DataType,
+    deletes: Option<DeleteKey>,
+    around: Surroundings<'_>,
+) -> anyhow::Result<Box<dyn sink::Sink>> {
+    let built = sink(plan, schema, key, deletes, around)?;
+    Ok(if plan.is_required { built } else { Box::new(sink::Background::new(built)) })
 }
 
 /// Builds a sink for rows of `schema`, of records whose keys have the type `key`. A topic gets keys that are gone as
@@ -271,11 +291,24 @@ pub fn sink(
             *rows_max,
             Box::new(super::progress::Above(std::io::stdout())),
         )),
-        Target::Kafka { .. } => {
+        Target::Kafka { cluster, is_transactional, .. } => {
             let options = kafka_options(plan).ok_or_else(|| anyhow!("sink `{}` has no topic", plan.name))?;
             let options = KafkaSinkOptions { deletes, ..options };
             let registry = around.registry.cloned();
-            Box::new(KafkaSink::new(&kafka::producer_config(around.kafka), options, registry)?)
+            if *is_transactional {
+                let built = around
+                    .transaction
+                    .and_then(|transaction| KafkaSink::in_transaction(transaction, options, registry));
+                let built =
+                    built.ok_or_else(|| anyhow!("sink `{}` has no group to write offsets of", plan.name))?;
+                return Ok(Box::new(built));
+            }
+            let kafka = match cluster {
+                Some(name) => around.clusters.get(name),
+                None => Some(around.kafka),
+            };
+            let kafka = kafka.ok_or_else(|| anyhow!("sink `{}` names no known cluster", plan.name))?;
+            Box::new(KafkaSink::new(&kafka::producer_config(kafka), options, registry)?)
         }
         Target::Http(options) => Box::new(HttpSink::new(plan.identity.clone(), options)?),
         Target::Postgres(table) => {

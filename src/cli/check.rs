@@ -236,7 +236,7 @@ fn company(route: &Route, routes: &[Route], group: &str) -> Option<String> {
 
 fn print_sinks(route: &Route) {
     for sink in route.sinks.iter().chain(&route.dead_letters) {
-        print_line(&format!("  sink {}: {}", sink.name, sink.target.guarantee()));
+        print_line(&format!("  sink {}: {}", sink.name, sink.guarantee()));
     }
 }
 

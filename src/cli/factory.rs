@@ -23,6 +23,7 @@ use crate::sink::Settled;
 
 use super::build::{self, ReaderError};
 use super::load::Loaded;
+use super::transactions::Groups;
 use super::{changes, follow};
 
 /// Routes that ask the registry at the same time: a pattern may match thousands of topics.
@@ -40,6 +41,7 @@ pub struct Factory {
     registry: Option<Arc<dyn Registry>>,
     cluster: Arc<dyn Cluster>,
     cluster_id: ClusterId,
+    groups: Groups,
     asking: Semaphore,
     /// A bounded run does not wait for what is not there yet.
     is_bounded: bool,
@@ -60,10 +62,11 @@ impl Factory {
         registry: Option<Arc<dyn Registry>>,
         cluster: Arc<dyn Cluster>,
         cluster_id: ClusterId,
+        groups: Groups,
         is_bounded: bool,
     ) -> Self {
         let asking = Semaphore::new(ASKING_MAX);
-        Self { loaded, registry, cluster, cluster_id, asking, is_bounded, ready: Mutex::default() }
+        Self { loaded, registry, cluster, cluster_id, groups, asking, is_bounded, ready: Mutex::default() }
     }
 
     /// Makes what can be made at once, and returns what is wrong in the file.
@@ -104,14 +107,17 @@ impl Factory {
 
     async fn assemble(&self, route: &Route, decoders: Vec<Decoder>) -> Result<LaneParts, Failure> {
         let bound = build::bind(route, decoders).await.map_err(Failure::Problems)?;
+        let transaction = self.groups.transaction(route, &self.loaded.plan);
         let around = build::Surroundings {
             kafka: &self.loaded.plan.kafka,
             cluster: &self.cluster_id,
             registry: self.registry.as_ref(),
+            clusters: &self.loaded.plan.clusters,
+            transaction: transaction.as_ref(),
         };
         let lane_sink = |sink: &Sink, feed, schema: SchemaRef, deletes| {
-            let built =
-                build::sink(sink, SchemaRef::clone(&schema), &bound.of(sink).key_type(), deletes, around)?;
+            let key = bound.of(sink).key_type();
+            let built = build::lane_sink(sink, SchemaRef::clone(&schema), &key, deletes, around)?;
             Ok(LaneSink {
                 name: sink.name.clone(),
                 identity: sink.identity.clone(),
@@ -120,6 +126,7 @@ impl Factory {
                 start: sink.start.clone(),
                 rows: schema,
                 sink: built,
+                is_required: sink.is_required,
                 former: Settled::default(),
             })
         };
@@ -130,8 +137,9 @@ impl Factory {
         let letters =
             route.dead_letters.iter().map(|sink| lane_sink(sink, Feed::DeadLetters, letters::schema(), None));
         let sinks = outputs.chain(letters).collect::<anyhow::Result<Vec<_>>>().map_err(Failure::Sink)?;
+        let (registry, cluster) = (self.registry.as_ref(), &self.cluster_id);
         let evolution =
-            follow::evolution(route, &bound.decoders, &self.loaded, self.registry.as_ref(), &self.cluster_id);
+            follow::evolution(route, &bound.decoders, &self.loaded, registry, cluster, transaction);
         Ok(LaneParts {
             route: route.name.clone(),
             sinks,

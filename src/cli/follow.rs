@@ -14,6 +14,7 @@ use crate::engine::lane::{Evolution, Followed, Remade, RemadeSink, Remake, Remak
 use crate::engine::message::Stop;
 use crate::model::{Classify, ClusterId, Fault, SchemaId, SchemaKey};
 use crate::registry::{Newest, RegisteredSchema, Registry, RegistryError};
+use crate::sink::kafka::Transaction;
 
 use super::build::{self, Bound, ReaderError};
 use super::changes;
@@ -50,14 +51,20 @@ pub fn evolution(
     loaded: &Arc<Loaded>,
     registry: Option<&Arc<dyn Registry>>,
     cluster: &ClusterId,
+    transaction: Option<Transaction>,
 ) -> Option<Evolution> {
     let read_as = followed(route, decoders);
     if read_as.is_empty() {
         return None;
     }
     let (registry, settings) = (registry?.clone(), loaded.plan.registry.as_ref()?);
-    let follower =
-        Follower { route: route.clone(), loaded: loaded.clone(), registry, cluster: cluster.clone() };
+    let follower = Follower {
+        route: route.clone(),
+        loaded: loaded.clone(),
+        registry,
+        cluster: cluster.clone(),
+        transaction,
+    };
     Some(Evolution {
         policy: route.on_new_schema,
         interval: settings.refresh.max(INTERVAL_MIN),
@@ -72,6 +79,8 @@ struct Follower {
     loaded: Arc<Loaded>,
     registry: Arc<dyn Registry>,
     cluster: ClusterId,
+    /// What its sinks write in goes on.
+    transaction: Option<Transaction>,
 }
 
 #[async_trait]
@@ -88,6 +97,8 @@ impl Remake for Follower {
             kafka: &self.loaded.plan.kafka,
             cluster: &self.cluster,
             registry: Some(&self.registry),
+            clusters: &self.loaded.plan.clusters,
+            transaction: self.transaction.as_ref(),
         };
         let mut sinks = Vec::new();
         let outputs = self.route.sinks.iter();
@@ -100,7 +111,8 @@ impl Remake for Follower {
                 continue;
             }
             check_rows(&sink.name, former, &schema).map_err(|misfit| misfit.told(&self.loaded))?;
-            let built = build::sink(sink, schema.clone(), &bound.of(sink).key_type(), deletes, around);
+            let key = bound.of(sink).key_type();
+            let built = build::lane_sink(sink, schema.clone(), &key, deletes, around);
             let built = built.map_err(|error| RemakeError::Unfit(stop(format!("{error:#}"), None)))?;
             sinks.push(RemadeSink { index, rows: schema, sink: built });
         }

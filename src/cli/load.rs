@@ -46,15 +46,16 @@ pub fn load_with(path: &Path, variables: &[(String, String)]) -> Result<Loaded, 
     let root = path.parent().unwrap_or_else(|| Path::new(""));
     match read(&text, &Environment::of_process(root).with(variables)) {
         Ok(plan) => {
-            let refused = kafka::refused_properties(&plan.kafka);
-            for (name, what) in &refused {
-                usage(&format!("`{name}` under `kafka:` in `{}`: {what}", path.display()));
+            let clusters =
+                plan.clusters.iter().map(|(name, cluster)| (format!("clusters: {name}: kafka:"), cluster));
+            let mut is_refused = false;
+            for (place, settings) in clusters.chain([("kafka:".to_owned(), &plan.kafka)]) {
+                for (name, what) in kafka::refused_properties(settings) {
+                    usage(&format!("`{name}` under `{place}` in `{}`: {what}", path.display()));
+                    is_refused = true;
+                }
             }
-            if refused.is_empty() {
-                Ok(Loaded { plan, path: path.to_owned(), text })
-            } else {
-                Err(Failure::Usage)
-            }
+            if !is_refused { Ok(Loaded { plan, path: path.to_owned(), text }) } else { Err(Failure::Usage) }
         }
         Err(problems) => {
             print(path, &text, &problems);

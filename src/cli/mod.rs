@@ -20,6 +20,7 @@ mod replay;
 mod run;
 mod standing;
 mod table;
+mod transactions;
 mod types;
 
 use std::backtrace::{Backtrace, BacktraceStatus};

@@ -292,7 +292,7 @@ async fn outlooks(
 }
 
 fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outlook], told: &mut Told) {
-    told.line(1, &format!("sink {}: {}", seat.sink.name, seat.sink.target.guarantee()));
+    told.line(1, &format!("sink {}: {}", seat.sink.name, seat.sink.guarantee()));
     match seat.place.survey().map(|survey| &survey.admission) {
         Some(Ok(Admission::Adopts(former))) => {
             told.line(2, &format!("takes the positions of {former} over"));

@@ -18,13 +18,16 @@ use crate::engine::lane::Summary;
 use crate::engine::message::Stop;
 use crate::engine::run::{EngineError, EngineParts, Until};
 use crate::engine::{self, chain, retry};
-use crate::kafka::{self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource, KafkaSources};
+use crate::kafka::{
+    self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource, KafkaSources, Membership,
+};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
 use crate::status::{Board, Held};
 
 use super::factory::Factory;
 use super::progress::Progress;
+use super::transactions::Groups;
 use super::{Failure, build, eyes, load, table};
 
 /// librdkafka's default.
@@ -150,17 +153,19 @@ struct Party {
     routes: Vec<Route>,
     /// Those of the file that it does not run.
     others: Vec<Route>,
+    membership: Membership,
 }
 
 /// The routes that are not isolated together, and each of the others by itself.
-fn parties(plan: &Plan, cluster: &Arc<dyn Cluster>) -> Vec<Party> {
+fn parties(plan: &Plan, cluster: &Arc<dyn Cluster>, groups: &mut Groups) -> Vec<Party> {
     let (isolated, together): (Vec<Route>, Vec<Route>) =
         plan.routes.iter().cloned().partition(|route| route.is_isolated);
     let mut parties = Vec::new();
     if !together.is_empty() {
         let others = plan.others.iter().chain(&isolated).cloned().collect();
         let (kafka, cluster) = (plan.kafka.clone(), cluster.clone());
-        parties.push(Party { kafka, cluster, routes: together, others });
+        let membership = groups.add(&kafka, &together);
+        parties.push(Party { kafka, cluster, routes: together, others, membership });
     }
     for route in isolated {
         let kafka = match route.replays {
@@ -171,7 +176,9 @@ fn parties(plan: &Plan, cluster: &Arc<dyn Cluster>) -> Vec<Party> {
         let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&kafka)));
         let rest = plan.routes.iter().filter(|other| other.name != route.name);
         let others = plan.others.iter().chain(rest).cloned().collect();
-        parties.push(Party { kafka, cluster, routes: vec![route], others });
+        let routes = vec![route];
+        let membership = groups.add(&kafka, &routes);
+        parties.push(Party { kafka, cluster, routes, others, membership });
     }
     parties
 }
@@ -222,7 +229,8 @@ async fn prepare(
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
-    let parties = parties(plan, &cluster);
+    let mut groups = Groups::default();
+    let parties = parties(plan, &cluster, &mut groups);
     if until.is_some() && !join {
         for party in &parties {
             wait_alone(&party.kafka, party.cluster.as_ref()).await.map_err(anyhow::Error::from)?;
@@ -239,7 +247,8 @@ async fn prepare(
     {
         return Err(load::usage(&format!("`--until` names topic `{topic}`, which no route reads")));
     }
-    let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id, until.is_some());
+    let is_bounded = until.is_some();
+    let factory = Factory::new(loaded.clone(), registry, cluster.clone(), cluster_id, groups, is_bounded);
     let problems = factory.first_look(&instances(plan, &matched)).await;
     if !problems.is_empty() {
         loaded.print(&problems);
@@ -257,13 +266,13 @@ async fn prepare(
     let watchers = Progress::shared("reading", parties.len());
     let mut prepared = Vec::new();
     for (party, watcher) in parties.into_iter().zip(watchers) {
-        let Party { kafka, cluster, routes, others } = party;
+        let Party { kafka, cluster, routes, others, membership } = party;
         let matched = matched_by(&routes, &others, &names);
         let until = match until {
             Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
             None => None,
         };
-        let source = KafkaSource::start(&kafka::consumer_config(&kafka, plan.topic_refresh))
+        let source = KafkaSource::start(&kafka::consumer_config(&kafka, plan.topic_refresh), membership)
             .map_err(anyhow::Error::from)?;
         board.watch_source(source.counts().clone());
         let catch_up = KafkaSources::new(&kafka, plan.topic_refresh);

@@ -200,7 +200,13 @@ impl Ground {
             let first = self.groups[group].committed.get(&TopicPartition::new(topic, Partition(0)));
             first.and_then(|first| first.metadata.start(&name)).is_some_and(|hash| hash == route.start_hash)
         });
-        let around = build::Surroundings { kafka: &plan.kafka, cluster: cluster_id, registry: None };
+        let around = build::Surroundings {
+            kafka: &plan.kafka,
+            cluster: cluster_id,
+            registry: None,
+            clusters: &plan.clusters,
+            transaction: None,
+        };
         let mut instances = Vec::new();
         if route.is_per_topic {
             for topic in topics {

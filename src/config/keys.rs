@@ -111,6 +111,12 @@ pub static ROOT: Scope = Scope {
             "Where `/metrics`, `/health`, `/ready` and `/status` are answered.",
         ),
         key(
+            "clusters",
+            Kind::Named(&CLUSTER),
+            "",
+            "Other clusters that sinks write to, by name: `kafka: {cluster: name, …}` of a sink.",
+        ),
+        key(
             "dead_letters",
             Kind::Named(&DEAD_LETTER),
             "",
@@ -381,6 +387,12 @@ pub static SINK: Scope = Scope {
             "It may write to a directory or a table that another sink (of another route, group or cluster) writes to; each has its own positions there. Sinks of files and of PostgreSQL only.",
         ),
         key(
+            "required",
+            Kind::Choice(&["true", "false"]),
+            "true",
+            "Whether the route waits for this sink. Without it (`false`) a sink that fails or is slow holds up neither the other sinks nor the group: the route goes on, and it catches up when it is back. What the brokers have deleted by then it never sees. At least one sink of a route is required.",
+        ),
+        key(
             "start",
             Kind::Start,
             "",
@@ -388,7 +400,12 @@ pub static SINK: Scope = Scope {
         ),
         key("parquet", Kind::Scope(&PARQUET), "", "Parquet files in a directory, exactly once."),
         key("console", Kind::Scope(&CONSOLE), "", "The first rows of every batch on the screen."),
-        key("kafka", Kind::Scope(&KAFKA_SINK), "", "Records of a Kafka topic, at least once."),
+        key(
+            "kafka",
+            Kind::Scope(&KAFKA_SINK),
+            "",
+            "Records of a Kafka topic, at least once, or exactly once with `transactional: true`.",
+        ),
         key(
             "http",
             Kind::Scope(&HTTP),
@@ -437,6 +454,16 @@ pub static DEAD_LETTER_TOPIC: Scope = Scope {
     keys: &[required("topic", Kind::Text, "The topic. It must exist, and no route may read it.")],
 };
 
+pub static CLUSTER: Scope = Scope {
+    name: "clusters.<name>",
+    about: "A cluster that sinks write to. Nothing is read from it.",
+    keys: &[required(
+        "kafka",
+        Kind::TextMap,
+        "librdkafka properties of its producers, word for word, with `bootstrap.servers`. Nothing is taken from the file's `kafka:`.",
+    )],
+};
+
 pub static CONSOLE: Scope = Scope {
     name: "console",
     about: "Rows on the screen, as a table: for looking at a route.",
@@ -445,13 +472,25 @@ pub static CONSOLE: Scope = Scope {
 
 pub static KAFKA_SINK: Scope = Scope {
     name: "kafka (sink)",
-    about: "Records of a topic of the same cluster, at least once. Columns named `key`, `value`, `topic`, `headers`, `partition` are used where the sink does not say otherwise (Spark's sink columns).",
+    about: "Records of a topic, at least once, or exactly once for read_committed consumers. Columns named `key`, `value`, `topic`, `headers`, `partition` are used where the sink does not say otherwise (Spark's sink columns).",
     keys: &[
         key(
             "topic",
             Kind::Text,
             "",
             "The topic; without it every row names its own in a column `topic`. It must exist.",
+        ),
+        key(
+            "transactional",
+            Kind::Choice(&["true", "false"]),
+            "false",
+            "Write rows and the group's offsets in one transaction: exactly once for consumers with `isolation.level=read_committed`. All sinks of the route have to say so, its dead letters go to topics and are a part of it, and no other route of its group reads its topics. `docs/sinks/kafka.md` has the limits.",
+        ),
+        key(
+            "cluster",
+            Kind::Text,
+            "",
+            "Another cluster, by its name under `clusters`. Without it, the cluster that is read.",
         ),
         key(
             "key",

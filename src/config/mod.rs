@@ -27,6 +27,7 @@ mod sink;
 mod subject;
 mod template;
 pub mod topics;
+mod transactions;
 mod tree;
 mod values;
 

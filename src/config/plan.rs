@@ -1,7 +1,9 @@
 //! What the engine runs: validated, complete, without options where a default exists.
 
+mod form;
 mod target;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -12,6 +14,10 @@ use crate::model::{Start, StartHash, TopicName};
 use super::topics::Topics;
 use super::tree::Content;
 
+pub use form::{
+    AllowIds, Framing, KeyForm, OnNewSchema, RawForm, ReaderSchema, Recursion, RegistryForm, SchemaFormat,
+    ValueForm,
+};
 pub use target::{
     Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Postgres, PrimaryKey,
     SecretUrl, Statistics, TableRows, TextCompression,
@@ -21,6 +27,8 @@ pub use target::{
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
     pub kafka: Kafka,
+    /// Others that sinks write to, by name.
+    pub clusters: BTreeMap<String, Kafka>,
     pub registry: Option<Registry>,
     /// Bytes, for everything held between the broker and the sinks.
     pub memory: u64,
@@ -176,6 +184,11 @@ pub struct Route {
 }
 
 impl Route {
+    /// Are its records written in transactions? Then those of all its sinks are.
+    pub fn has_transactions(&self) -> bool {
+        self.sinks.iter().any(|sink| sink.target.is_transactional())
+    }
+
     /// May its records say that a key is gone?
     pub fn has_deletes(&self) -> bool {
         self.tombstones == Tombstones::Delete || self.envelope == Envelope::Debezium
@@ -189,133 +202,6 @@ pub struct RecordType {
     pub name: String,
     pub form: RegistryForm,
     pub views: Vec<View>,
-}
-
-/// `key:` of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KeyForm {
-    /// With the id of a schema that the registry has, read as the newest schema of the subject of keys.
-    Registry(RegistryForm),
-    /// As it is.
-    Raw(RawForm),
-    /// Plain JSON, read as the Avro schema of this file.
-    Json(PathBuf),
-}
-
-/// `value:` of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ValueForm {
-    /// With the id of a schema that the registry has.
-    Registry(RegistryForm),
-    /// As it is.
-    Raw(RawForm),
-    /// Plain JSON, read as the Avro schema of this file.
-    Json(PathBuf),
-}
-
-/// `registry`, or one of the formats that it has, and what the records are read as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RegistryForm {
-    pub schema: ReaderSchema,
-    /// Where the reader schema is, if not where serialisers put it; see [`Route::subject`].
-    pub subject: Option<String>,
-    /// None: whichever the reader schema is.
-    pub format: Option<SchemaFormat>,
-    /// Of Protobuf: the message, if not the first one of its file.
-    pub message: Option<String>,
-    /// The one type to read, of those that schemas may have: see [`RecordType::name`].
-    pub record_type: Option<String>,
-    pub framing: Framing,
-    pub recursion: Recursion,
-    /// Of JSON Schema: records are held against all of their schema, not only its types.
-    pub is_validated: bool,
-}
-
-/// `recursive:` of a form: what becomes of a type that contains itself, which Arrow does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Recursion {
-    #[default]
-    Refuse,
-    /// JSON text, from where the type begins again.
-    Json,
-}
-
-/// How a record names its schema.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// By a header if there is one, else by a prefix.
-    Confluent,
-    Header,
-    /// Four bytes of an id behind a zero byte.
-    Prefix,
-    /// Eight bytes of an id behind a zero byte.
-    Apicurio,
-}
-
-/// Formats of schemas in the registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SchemaFormat {
-    Avro,
-    Protobuf,
-    JsonSchema,
-}
-
-impl SchemaFormat {
-    /// As the registry calls it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Avro => "AVRO",
-            Self::Protobuf => "PROTOBUF",
-            Self::JsonSchema => "JSON",
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum RawForm {
-    Bytes,
-    String,
-    /// Validated JSON text.
-    Json,
-}
-
-/// `reader_schema:` of a route.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ReaderSchema {
-    Latest,
-    Version(u32),
-    Id(u32),
-    File(PathBuf),
-}
-
-/// `allow_ids:` of a route: which schemas of the registry its records may name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AllowIds {
-    Any,
-    /// Those that are registered under the subjects of its topics.
-    Subject,
-}
-
-/// `on_new_schema:` of a route: what follows from a newer version of the subject it follows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnNewSchema {
-    /// Records are read as the newer one.
-    Widen,
-    /// It is told, and nothing changes before the next start.
-    Pin,
-    /// The route stops before the first record of it.
-    Stop,
-}
-
-impl OnNewSchema {
-    /// As in the file.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Widen => "widen",
-            Self::Pin => "pin",
-            Self::Stop => "stop",
-        }
-    }
 }
 
 /// `tombstones:` of a route: what a record without a value becomes.
@@ -386,6 +272,21 @@ pub struct Sink {
     pub adopt: Option<String>,
     /// It may write where others write.
     pub is_shared: bool,
+    /// The route waits for it; without the others it goes on.
+    pub is_required: bool,
+}
+
+impl Sink {
+    /// What `check` prints of it.
+    pub fn guarantee(&self) -> String {
+        let kept = self.target.guarantee();
+        match self.is_required {
+            true => kept.into_owned(),
+            false => format!(
+                "{kept}; not required: the route goes on without it while it fails, and it catches up later, but for what the brokers have deleted by then"
+            ),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -400,7 +301,15 @@ pub enum Target {
     /// A table on the screen.
     Console { rows_max: usize },
     /// Records of a topic; a `topic` column says which where this does not.
-    Kafka { topic: Option<TopicName>, key: Option<Written>, value: Option<Written> },
+    Kafka {
+        topic: Option<TopicName>,
+        key: Option<Written>,
+        value: Option<Written>,
+        /// In one transaction with the group's offsets.
+        is_transactional: bool,
+        /// Another one than the one that is read, by its name.
+        cluster: Option<String>,
+    },
     /// Requests to a server.
     Http(Http),
     /// Rows of a table.
@@ -509,6 +418,11 @@ impl Target {
         }
     }
 
+    /// Are its records and the group's offsets in one transaction?
+    pub fn is_transactional(&self) -> bool {
+        matches!(self, Self::Kafka { is_transactional: true, .. })
+    }
+
     /// Are records written with schemas of the registry?
     pub fn has_schemas(&self) -> bool {
         let is_registered = |written: &Written| matches!(written.form, WrittenForm::Registered(_));
@@ -538,9 +452,19 @@ impl Target {
     }
 
     /// What `check` prints of a sink.
-    pub fn guarantee(&self) -> &'static str {
-        match self {
+    pub fn guarantee(&self) -> Cow<'static, str> {
+        let said = match self {
             Self::Console { .. } => "a convenience: rows may be shown again",
+            Self::Kafka { topic, is_transactional: true, .. } => {
+                let topics = match topic {
+                    Some(topic) => format!("topic {topic}"),
+                    None => "the topics that rows name".to_owned(),
+                };
+                return Cow::Owned(format!(
+                    "exactly once into {topics} for read_committed consumers: rows and the group's offsets are one \
+                     transaction; other consumers see rows that were aborted, too"
+                ));
+            }
             Self::Kafka { .. } => {
                 "at least once: every row is with the broker before the position moves; rows come again after a crash"
             }
@@ -551,6 +475,7 @@ impl Target {
                 "exactly once: files and positions are one entry of the directory's commit log"
             }
             Self::Postgres(_) => "exactly once: rows and positions are one transaction",
-        }
+        };
+        Cow::Borrowed(said)
     }
 }

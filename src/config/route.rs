@@ -13,7 +13,7 @@ use super::plan::{
 use super::record_types::{Place, ReadTypes};
 use super::sink::DeadLetter;
 use super::tree::{Key, Node, Span, Value};
-use super::{Problem, envelope, record_types, sink, subject, template, topics, values};
+use super::{Problem, envelope, record_types, sink, subject, template, topics, transactions, values};
 use crate::model::{Offset, Partition, SinkSet, Start, StartHash, TopicName};
 
 /// A route and the places that checks of several routes speak of.
@@ -78,7 +78,9 @@ pub fn read(
         mapping.require("sinks", context);
         sink::read_all(&owner, &mapping, &views, &digest, context)
     };
+    sink::check_required(&read_sinks, context);
     let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
+    let dead_letters = transactions::join_letters(&sinks, dead_letters);
     let sink_count = sinks.len() + dead_letters.len();
     if sink_count > SinkSet::SINKS_MAX {
         let message =
@@ -161,7 +163,8 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
             }
             continue;
         }
-        if what != "table" && place == "{topic}" {
+        let is_elsewhere = matches!(sink.target, Target::Kafka { cluster: Some(_), .. });
+        if what != "table" && place == "{topic}" && !is_elsewhere {
             let message =
                 format!("sink `{}` writes into the topic that is read: it would come back", sink.name);
             context.problems.push(Problem::new(span, message).hint("for example `topic: '{topic}.copy'`"));
@@ -526,7 +529,7 @@ pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
                         );
                     }
                 }
-                Target::Kafka { topic: Some(topic), .. } if read.contains(topic) => {
+                Target::Kafka { topic: Some(topic), cluster: None, .. } if read.contains(topic) => {
                     let message =
                         format!("topic `{topic}` is read by a route: what is written would come back");
                     context.problem(span, message);

@@ -35,6 +35,18 @@ pub fn read_all(
         .collect()
 }
 
+/// At least one sink is waited for: it says how far the route is.
+pub fn check_required(sinks: &[(Sink, Span)], context: &mut Context<'_>) {
+    if let Some((_, span)) = sinks.first()
+        && sinks.iter().all(|(sink, _)| !sink.is_required)
+    {
+        let problem = Problem::new(*span, "no sink of this route is required");
+        let hint =
+            "leave `required: false` out of one of them: how far that one is tells how far the route is";
+        context.problems.push(problem.hint(hint));
+    }
+}
+
 fn read(
     route: &str,
     key: &Key,
@@ -49,6 +61,7 @@ fn read(
     let identity = mapping.text("id", context);
     let adopt = mapping.text("adopt", context);
     let is_shared = mapping.choice("shared", context) == "true";
+    let is_required = mapping.choice("required", context) == "true";
     let start = start(&mapping, context);
     let view = from.flatten().map_or("batch", |view| views[view].name.as_str());
     let target = target(key, view, &mapping, context);
@@ -68,6 +81,7 @@ fn read(
         target: target?,
         adopt,
         is_shared,
+        is_required,
     })
 }
 
@@ -117,6 +131,7 @@ impl DeadLetter {
             target,
             adopt: None,
             is_shared: false,
+            is_required: true,
         }
     }
 }
@@ -148,7 +163,8 @@ fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option
     let kafka = mapping.nested("kafka", &keys::DEAD_LETTER_TOPIC, context)?;
     kafka.require("topic", context);
     let topic = kafka.text("topic", context)?;
-    Some(Target::Kafka { topic: Some(TopicName::new(&topic)), key: None, value: None })
+    let topic = Some(TopicName::new(&topic));
+    Some(Target::Kafka { topic, key: None, value: None, is_transactional: false, cluster: None })
 }
 
 fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
@@ -259,7 +275,9 @@ fn kafka(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let key = kafka_sink::read("key", &kafka, context);
     let value = kafka_sink::read("value", &kafka, context);
     let topic = kafka.text("topic", context).map(|name| TopicName::new(&name));
-    Some(Target::Kafka { topic, key, value })
+    let is_transactional = kafka.choice("transactional", context) == "true";
+    let cluster = kafka.text("cluster", context);
+    Some(Target::Kafka { topic, key, value, is_transactional, cluster })
 }
 
 /// `Some(None)` is `batch`.

@@ -118,7 +118,8 @@ impl Route {
         let sinks = self.sinks.iter().chain(&self.dead_letters);
         sinks
             .filter_map(|sink| match &sink.target {
-                Target::Kafka { topic, .. } => topic.clone(),
+                Target::Kafka { topic, cluster: None, .. } => topic.clone(),
+                Target::Kafka { cluster: Some(_), .. } => None,
                 Target::Files { .. } | Target::Console { .. } | Target::Http(_) | Target::Postgres(_) => None,
             })
             .collect()

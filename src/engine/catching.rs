@@ -31,6 +31,11 @@ pub struct Stand {
     pub letters: SinkSet,
     /// Records in a batch of this lane.
     pub rows_max: usize,
+    /// Nothing is read for these: their route goes on without them.
+    pub away: SinkSet,
+    /// These were away a moment ago, and read by themselves however near they are: the front is not sent back for a sink
+    /// that may fail again at once.
+    pub beside: SinkSet,
 }
 
 impl Stand {
@@ -46,7 +51,8 @@ impl Stand {
 
     fn of(&self, sinks: SinkSet) -> impl Iterator<Item = Offset> + '_ {
         let each = self.accepted.iter().enumerate();
-        each.filter(move |(sink, _)| sinks.contains(*sink)).map(|(_, accepted)| *accepted)
+        let is_of = move |sink: usize| sinks.contains(sink) && !self.away.contains(sink);
+        each.filter(move |(sink, _)| is_of(*sink)).map(|(_, accepted)| *accepted)
     }
 
     /// Is `at` more than so many batches behind `front`? Offsets stand for records: there are never more.
@@ -55,15 +61,22 @@ impl Stand {
         at.get().saturating_add(records) < front.get()
     }
 
-    /// The sinks that are too far behind their siblings to keep step with them.
+    /// The sinks that are too far behind their siblings to keep step with them, or read by themselves anyway.
     fn stragglers(&self) -> SinkSet {
-        let Some(front) = self.lowest(self.letters).or_else(|| self.highest(SinkSet::ALL)) else {
+        let near = SinkSet::ALL.minus(self.beside);
+        let Some(front) = self.lowest(self.letters).or_else(|| self.highest(near)) else {
             return SinkSet::EMPTY;
         };
-        let each = self.accepted.iter().enumerate();
-        each.filter(|(sink, at)| !self.letters.contains(*sink) && self.is_behind(**at, front, WINDOW_BATCHES))
-            .map(|(sink, _)| sink)
-            .collect()
+        let is_behind = |(sink, at): &(usize, &Offset)| {
+            self.beside.contains(*sink) || self.is_behind(**at, front, WINDOW_BATCHES)
+        };
+        let each = self.accepted.iter().enumerate().filter(|(sink, _)| !self.letters.contains(*sink));
+        each.filter(is_behind).map(|(sink, _)| sink).filter(|sink| !self.away.contains(*sink)).collect()
+    }
+
+    /// The sinks that read by themselves, of which `known` did so far.
+    pub fn apart(&self, known: SinkSet) -> SinkSet {
+        self.beside.iter().fold(known, SinkSet::with).minus(self.away)
     }
 }
 
@@ -92,7 +105,8 @@ pub fn near<K: Copy + Ord>(lanes: &BTreeMap<K, (Stand, SinkSet)>) -> BTreeSet<K>
         return BTreeSet::new();
     };
     let is_near = |stand: &Stand, apart: SinkSet| {
-        stand.lowest(apart).is_some_and(|lowest| !stand.is_behind(lowest, front, 1))
+        let lowest = stand.lowest(apart.minus(stand.beside));
+        lowest.is_some_and(|lowest| !stand.is_behind(lowest, front, 1))
     };
     lanes.iter().filter(|(_, (stand, apart))| is_near(stand, *apart)).map(|(lane, _)| *lane).collect()
 }
@@ -103,7 +117,8 @@ mod tests {
 
     fn stand(accepted: &[i64]) -> Stand {
         let accepted = accepted.iter().map(|raw| Offset::new(*raw).unwrap()).collect();
-        Stand { accepted, letters: SinkSet::EMPTY, rows_max: 10 }
+        let none = SinkSet::EMPTY;
+        Stand { accepted, letters: none, rows_max: 10, away: none, beside: none }
     }
 
     fn sinks(sinks: &[usize]) -> SinkSet {
@@ -131,6 +146,28 @@ mod tests {
         // Nor does the lane hold up another one.
         lane.accepted[2] = Offset::new(20).unwrap();
         assert_eq!(apart(&[lane, stand(&[100])]), [SinkSet::ALL, SinkSet::EMPTY]);
+    }
+
+    /// Where one that is away stands moves nobody; one that comes back reads by itself, and leads nowhere either.
+    #[test]
+    fn sinks_that_are_away_or_come_back_hold_nobody_back() {
+        let mut lane = stand(&[100, 0]);
+        lane.away = sinks(&[1]);
+        assert_eq!(apart(&[lane.clone()]), [SinkSet::EMPTY]);
+        assert_eq!(
+            (lane.lowest(SinkSet::ALL), lane.apart(sinks(&[1]))),
+            (lane.lowest(sinks(&[0])), SinkSet::EMPTY)
+        );
+        (lane.away, lane.beside) = (SinkSet::EMPTY, sinks(&[1]));
+        for stood in [0, 99, 500] {
+            lane.accepted[1] = Offset::new(stood).unwrap();
+            assert_eq!(apart(&[lane.clone()]), [sinks(&[1])]);
+            assert_eq!(lane.apart(SinkSet::EMPTY), sinks(&[1]));
+            assert!(near(&BTreeMap::from([(0, (lane.clone(), sinks(&[1])))])).is_empty());
+        }
+        lane.accepted[1] = Offset::new(95).unwrap();
+        lane.beside = SinkSet::EMPTY;
+        assert_eq!(near(&BTreeMap::from([(0, (lane, sinks(&[1])))])), BTreeSet::from([0]));
     }
 
     #[test]

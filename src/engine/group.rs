@@ -37,6 +37,8 @@ struct Standing {
     unfit: Option<MetadataError>,
     /// Lanes that catch up and have not said from where; nobody waits for them.
     unheard: BTreeSet<LaneId>,
+    /// Sinks move the offset, in their transactions: here it is only known.
+    is_moved_by_sinks: bool,
 }
 
 /// What a lane last said.
@@ -65,8 +67,17 @@ impl Group {
             unstored: BTreeSet::new(),
             unfit: None,
             unheard: BTreeSet::new(),
+            is_moved_by_sinks: false,
         };
         self.partitions.insert(source, standing);
+    }
+
+    /// Nothing is committed for a partition from here: sinks do it in their transactions, and an offset of ours that came
+    /// later would lead theirs back.
+    pub fn leave_to_sinks(&mut self, source: &TopicPartition) {
+        if let Some(standing) = self.partitions.get_mut(source) {
+            standing.is_moved_by_sinks = true;
+        }
     }
 
     /// A lane has stopped, and will not say where it stands in partitions where it has not yet. If its sinks keep their
@@ -189,6 +200,10 @@ impl Group {
             standing.is_changed = false;
             // The group may be ahead of a sink that was added later; then its metadata holds the difference.
             let next = standing.committed.map_or(next, |committed| committed.max(next));
+            if standing.is_moved_by_sinks {
+                standing.committed = Some(next);
+                continue;
+            }
             standing.metadata.keep_positions(&standing.positions, next);
             let behind = standing.behind().filter(|behind| *behind < next);
             standing.metadata.set_behind(behind);
@@ -240,7 +255,9 @@ impl Group {
     /// Does the group not know of this partition yet where a sink began, although it can be committed? A sink without a
     /// store of its own would not be found again there.
     pub fn awaits_first(&self, source: &TopicPartition) -> bool {
-        let is_known = |standing: &Standing| standing.is_stored && standing.unstored.is_empty();
+        let is_known = |standing: &Standing| {
+            standing.is_moved_by_sinks || (standing.is_stored && standing.unstored.is_empty())
+        };
         self.partitions.get(source).is_some_and(|standing| !is_known(standing))
             && self.durable(source).is_some()
     }
@@ -268,7 +285,7 @@ impl Standing {
             return;
         }
         match (store, self.committed) {
-            (Store::Own, _) => {
+            (Store::Own | Store::Transaction, _) => {
                 self.durable.remove(&lane);
             }
             (Store::Group, Some(committed)) => {
@@ -326,6 +343,28 @@ mod tests {
         assert_eq!(due(&mut group), NONE);
         group.retry();
         assert_eq!(due(&mut group), [7]);
+    }
+
+    #[test]
+    fn what_sinks_move_in_their_transactions_is_not_committed_beside_them() {
+        let mut group = Group::default();
+        let committed = Committed { offset: Offset::new(3), ..Committed::default() };
+        group.own(source(), &[LaneId(0)], committed);
+        group.leave_to_sinks(&source());
+        assert!(!group.awaits_first(&source()));
+        group.progress(LaneId(0), &source(), &durable(7));
+        assert_eq!(due(&mut group), NONE);
+        group.retry();
+        assert_eq!(due(&mut group), NONE);
+        // It is known all the same, for lanes that have to begin anew.
+        let standing = group.standing(&source()).unwrap();
+        assert_eq!(standing.offset, Offset::new(7));
+        assert_eq!(standing.metadata.position(&IdentityHash::of("r/k")), Offset::new(7));
+        // It goes with the partition.
+        group.disown(&source());
+        group.own(source(), &[LaneId(0)], Committed::default());
+        group.progress(LaneId(0), &source(), &durable(9));
+        assert_eq!(due(&mut group), [9]);
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //! - `durable <= accepted`, and both only grow, except when a sink's positions are read again;
 //! - a sink accepts only ranges that begin exactly where it stands;
 //! - what may be committed to the group is the minimum of the required sinks' durable offsets;
-//! - of a partition, each sink is served by one reader: that of the front, or the one for what catches up.
+//! - of a partition, each sink is served by one reader: that of the front, or the one for what catches up;
+//! - a sink that is away is served by none, and keeps its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,10 @@ use super::catching::Reader;
 #[derive(Debug)]
 pub struct Ledger {
     sink_count: usize,
+    /// The others are those that their route goes on without.
+    required: SinkSet,
+    /// Of those, the ones that are given nothing now.
+    away: SinkSet,
     partitions: BTreeMap<PositionKey, Vec<Standing>>,
     /// Sinks that catch up, by themselves; no entry where none does.
     apart: BTreeMap<PositionKey, SinkSet>,
@@ -31,8 +36,55 @@ struct Standing {
 
 impl Ledger {
     pub fn new(sink_count: usize) -> Self {
-        assert!((1..=SinkSet::SINKS_MAX).contains(&sink_count));
-        Self { sink_count, partitions: BTreeMap::new(), apart: BTreeMap::new() }
+        Self::of(sink_count, (0..sink_count).collect())
+    }
+
+    /// Of sinks that are not all required. One of them is.
+    pub fn of(sink_count: usize, required: SinkSet) -> Self {
+        assert!((1..=SinkSet::SINKS_MAX).contains(&sink_count) && !required.is_empty());
+        let (partitions, apart) = (BTreeMap::new(), BTreeMap::new());
+        Self { sink_count, required, away: SinkSet::EMPTY, partitions, apart }
+    }
+
+    /// The sinks that the others and the group wait for.
+    pub fn required(&self) -> SinkSet {
+        self.required
+    }
+
+    /// The sinks that nobody waits for.
+    pub fn optional(&self) -> SinkSet {
+        (0..self.sink_count).collect::<SinkSet>().minus(self.required)
+    }
+
+    /// The sinks that nothing is read for.
+    pub fn away(&self) -> SinkSet {
+        self.away
+    }
+
+    /// A sink that is not required is given nothing any more, or takes part again.
+    pub fn set_away(&mut self, sink: usize, is_away: bool) {
+        debug_assert!(!self.required.contains(sink), "nothing goes on without a sink that is required");
+        let others = self.away.minus(SinkSet::EMPTY.with(sink));
+        self.away = if is_away { others.with(sink) } else { others };
+    }
+
+    /// What a sink had accepted and not made durable is gone.
+    pub fn throw_back(&mut self, sink: usize) {
+        for standings in self.partitions.values_mut() {
+            standings[sink].accepted = standings[sink].durable;
+        }
+    }
+
+    /// A sink that was away stands here.
+    pub fn stand(&mut self, sink: usize, key: &PositionKey, next: Offset) {
+        if let Some(standings) = self.partitions.get_mut(key) {
+            standings[sink] = Standing { durable: next, accepted: next };
+        }
+    }
+
+    /// What a sink has durable of a partition.
+    pub fn durable(&self, sink: usize, key: &PositionKey) -> Option<Offset> {
+        Some(self.partitions.get(key)?.get(sink)?.durable)
     }
 
     /// Takes up a partition: `durable` holds the stored position of each sink, in their order.
@@ -65,10 +117,11 @@ impl Ledger {
     pub fn served(&self, key: &PositionKey, reader: Reader) -> SinkSet {
         let all: SinkSet = (0..self.sink_count).collect();
         let front = all.minus(self.apart(key));
-        match reader {
+        let served = match reader {
             Reader::Front => front,
             Reader::CatchUp => all.minus(front),
-        }
+        };
+        served.minus(self.away)
     }
 
     /// What each sink has accepted.
@@ -150,20 +203,25 @@ impl Ledger {
         self.partitions.values().any(|standings| standings[sink].accepted > standings[sink].durable)
     }
 
-    /// Offsets at and above `from` up to which all sinks have accepted everything: the last one is how far that goes, the
-    /// others are where a sink on the way there is durable, and may be thrown back to. Nothing if one stands at `from` or
-    /// below.
+    /// Offsets at and above `from` up to which all required sinks have accepted everything: the last one is how far that
+    /// goes, the others are where a sink on the way there is durable, and may be thrown back to. Nothing if one stands at
+    /// `from` or below.
     pub fn complete(&self, key: &PositionKey, from: Offset) -> BTreeSet<Offset> {
-        let Some(lowest) = self.accepted_by_all(key).filter(|lowest| *lowest > from) else {
+        let Some(lowest) = self.accepted_by_required(key).filter(|lowest| *lowest > from) else {
             return BTreeSet::new();
         };
-        let durable = self.partitions.get(key).into_iter().flatten().map(|standing| standing.durable);
+        let durable = self.of_required(key).map(|standing| standing.durable);
         durable.filter(|durable| *durable > from && *durable < lowest).chain([lowest]).collect()
     }
 
-    /// What all sinks have accepted, whoever serves them.
-    pub fn accepted_by_all(&self, key: &PositionKey) -> Option<Offset> {
-        self.partitions.get(key)?.iter().map(|standing| standing.accepted).min()
+    /// What all required sinks have accepted, whoever serves them.
+    pub fn accepted_by_required(&self, key: &PositionKey) -> Option<Offset> {
+        self.of_required(key).map(|standing| standing.accepted).min()
+    }
+
+    fn of_required(&self, key: &PositionKey) -> impl Iterator<Item = &Standing> {
+        let standings = self.partitions.get(key).into_iter().flatten().enumerate();
+        standings.filter(move |(sink, _)| self.required.contains(*sink)).map(|(_, standing)| standing)
     }
 
     /// The minimum of the durable offsets of `required` sinks.
@@ -244,6 +302,33 @@ mod tests {
         assert_eq!(ledger.lowest(&key(), Reader::CatchUp), None);
     }
 
+    /// One that is away wants nothing, whoever reads; what counts and what is committed does not wait for it.
+    #[test]
+    fn nobody_waits_for_a_sink_that_is_away() {
+        let mut ledger = Ledger::of(2, SinkSet::EMPTY.with(0));
+        ledger.assign(key(), &[at(10), at(10)]);
+        for sink in 0..2 {
+            ledger.accept(sink, &[step(10, 20)]);
+        }
+        ledger.set_away(1, true);
+        ledger.throw_back(1);
+        assert!(!ledger.is_pending(1) && ledger.is_pending(0));
+        assert_eq!(ledger.interest(&key(), Reader::Front, at(20)), (SinkSet::EMPTY.with(0), None));
+        ledger.accept(0, &[step(20, 30)]);
+        assert_eq!(ledger.complete(&key(), at(20)), BTreeSet::from([at(30)]));
+        let mut stored = Positions::default();
+        stored.restore(key(), TopicName::new("t"), step(10, 30).end);
+        ledger.settle(0, &stored);
+        assert_eq!(ledger.committable(&key(), ledger.required()), Some(at(30)));
+        // It comes back to be read for beside the others.
+        ledger.set_apart(key(), SinkSet::EMPTY.with(1));
+        assert_eq!(ledger.lowest(&key(), Reader::CatchUp), None);
+        ledger.set_away(1, false);
+        ledger.stand(1, &key(), at(12));
+        assert_eq!(ledger.lowest(&key(), Reader::CatchUp), Some(at(12)));
+        assert_eq!(ledger.lowest(&key(), Reader::Front), Some(at(30)));
+    }
+
     #[test]
     fn a_range_is_complete_once_the_last_sink_has_it() {
         let mut ledger = Ledger::new(2);
@@ -257,6 +342,6 @@ mod tests {
         ledger.accept(0, &[step(10, 25)]);
         // The second sink may be thrown back to 20, which must not cut what is counted as one.
         assert_eq!(ledger.complete(&key(), at(10)), BTreeSet::from([at(20), at(25)]));
-        assert_eq!(ledger.accepted_by_all(&key()), Some(at(25)));
+        assert_eq!(ledger.accepted_by_required(&key()), Some(at(25)));
     }
 }

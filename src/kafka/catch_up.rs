@@ -6,6 +6,7 @@ use rdkafka::ClientConfig;
 
 use crate::config::plan::Kafka;
 
+use super::membership::Membership;
 use super::settings::consumer_config;
 use super::source::{KafkaSource, SourceError};
 use super::{Source, Sources};
@@ -34,6 +35,7 @@ impl KafkaSources {
 
 impl Sources for KafkaSources {
     fn start(&self) -> Result<Box<dyn Source>, SourceError> {
-        Ok(Box::new(KafkaSource::start(&self.config)?))
+        // What they read is held by the member of the group.
+        Ok(Box::new(KafkaSource::start(&self.config, Membership::default())?))
     }
 }

@@ -103,7 +103,16 @@ impl fmt::Debug for KafkaCluster {
 }
 
 impl KafkaCluster {
-    pub fn new(config: ClientConfig) -> Self {
+    /// One that answers with the group's offsets as they are, whatever an open transaction may still make of them: who
+    /// could end it has to be able to begin.
+    pub fn new(mut config: ClientConfig) -> Self {
+        config.set("isolation.level", "read_uncommitted");
+        Self { config, client: Arc::default() }
+    }
+
+    /// One that answers with the group's offsets only when no open transaction can move them any more.
+    pub fn settled(mut config: ClientConfig) -> Self {
+        config.set("isolation.level", "read_committed");
         Self { config, client: Arc::default() }
     }
 

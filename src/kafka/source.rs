@@ -20,6 +20,7 @@ use crate::status::SourceCounts;
 
 use super::event::{Assignment, Command, Commit, Event};
 use super::ffi::{self, ConsumerError, Polled, Poller};
+use super::membership::Membership;
 use super::slot::{Failed, Outlets, Slot, gauges, hand_on, holders, offer};
 use super::{Source, triage};
 
@@ -70,16 +71,17 @@ impl KafkaSource {
         &self.counts
     }
 
-    /// Starts the thread.
+    /// Starts the thread, which keeps `membership` as it is with the group.
     ///
     /// # Errors
     /// [`SourceError`] if the configuration is refused; brokers that are away are no error.
-    pub fn start(config: &ClientConfig) -> Result<Self, SourceError> {
+    pub fn start(config: &ClientConfig, membership: Membership) -> Result<Self, SourceError> {
         let consumer: Arc<MemberConsumer> = Arc::new(config.create().map_err(SourceError::Create)?);
         let poller = Poller::new(consumer.clone()).ok_or(SourceError::NoGroup)?;
         let (command_tx, command_rx) = mpsc::sync_channel(COMMANDS_MAX);
         let (event_tx, event_rx) = async_mpsc::channel(EVENTS_MAX);
         let counts = Arc::<SourceCounts>::default();
+        membership.join(&consumer);
         let worker = Worker {
             counts: counts.clone(),
             poller,
@@ -90,6 +92,7 @@ impl KafkaSource {
             by_handle: HashMap::new(),
             events: EventQueue { sender: event_tx, backlog: VecDeque::new() },
             awaits_answer: None,
+            membership,
             repeats: Repeats::default(),
         };
         thread::Builder::new()
@@ -155,6 +158,8 @@ struct Worker {
     events: EventQueue,
     counts: Arc<SourceCounts>,
     awaits_answer: Option<Awaited>,
+    /// For those that write in transactions.
+    membership: Membership,
     /// librdkafka's lines, as they were said.
     repeats: Repeats,
 }
@@ -224,6 +229,10 @@ impl Worker {
             Other::Assign(partitions) => self.assigned(partitions),
             Other::Revoke { partitions, is_lost } => {
                 self.awaits_answer = Some(Awaited::Unassign);
+                if is_lost {
+                    // They may belong to somebody else already.
+                    self.membership.take(&partitions);
+                }
                 self.events.push(Event::Revoked { partitions, is_lost });
             }
             Other::Committed(result) => self.events.push(Event::Committed(result)),
@@ -235,6 +244,7 @@ impl Worker {
     /// knows from where. Until then nobody else can have them.
     fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         self.awaits_answer = Some(Awaited::Assign);
+        self.membership.give(&partitions);
         self.answer();
         self.events.push(Event::Assigned(partitions));
     }
@@ -350,6 +360,8 @@ impl Worker {
 
     /// Stops fetching those of `partitions` that are fetched, and answers the group also if none is.
     fn release(&mut self, partitions: &[TopicPartition]) {
+        // Before the group is answered: no transaction of ours takes them along any more.
+        self.membership.take(partitions);
         self.drop_slots(partitions);
         self.answer();
     }
@@ -452,6 +464,7 @@ impl Worker {
 
     /// Leaves the group. A rebalance event without an answer would hang the client for ever.
     fn close(mut self) {
+        self.membership.end();
         let all: Vec<TopicPartition> = self.slots.keys().cloned().collect();
         self.drop_slots(&all);
         self.answer();

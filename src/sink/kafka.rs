@@ -1,15 +1,17 @@
-//! Rows as records of a Kafka topic: idempotent, at least once.
+//! Rows as records of a Kafka topic: idempotent, at least once; or in transactions (`transaction.rs`), exactly once for
+//! readers of what is committed.
 //!
 //! Columns named `key`, `value`, `topic`, `headers`, `partition` are used as Spark's Kafka sink does, where the
 //! sink does not say otherwise; without a `value` the value is the JSON of all columns. The broker has
 //! every record before a position moves; positions are kept beside the group's offsets. A delete is a null value under
 //! its key, where the key of the rows is the one of the records.
 
+mod deliveries;
 mod formats;
+mod sending;
+mod transaction;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arrow::array::{Array, ArrayRef, AsArray, Int32Array};
@@ -17,28 +19,26 @@ use arrow::datatypes::{DataType, Int32Type};
 use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
-use rdkafka::config::RDKafkaLogLevel as Level;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::producer::Producer as _;
 use tokio::task::block_in_place;
-use tracing::{debug, info, warn};
 
 use crate::config::plan::{Written, WrittenForm};
-use crate::cores;
 use crate::encode::{Misfit, Unfit};
-use crate::failpoint;
-use crate::model::{Batch, Move, Position, PositionKey, Positions, TopicName, ranges};
+use crate::model::{Batch, Classify, Fault, Position, PositionKey, Positions, TopicName};
 use crate::registry::Registry;
 use crate::render::{JsonRows, Values};
-use crate::repeat::{self, Repeats};
 
 use super::pending::GroupPositions;
 use super::{Settled, Sink, SinkError, Store};
 
+use deliveries::{Deliveries, Producer};
 use formats::{Encoded, Schemas};
 pub use formats::{Examined, Part, SchemaProblem, examine};
+use sending::{Sending, deliver, unwritten};
+use transaction::Seat;
+pub use transaction::{GroupMember, Transaction, TransactionOptions};
 
 /// For records that are sent to reach the broker. Beyond it they are sent again: the broker drops copies
 /// within one producer's life.
@@ -74,66 +74,17 @@ pub enum DeleteKey {
 pub struct KafkaSink {
     options: KafkaSinkOptions,
     schemas: Schemas,
-    producer: ThreadedProducer<Deliveries>,
-    positions: GroupPositions,
+    way: Way,
     sent: Settled,
     settled: Settled,
 }
 
-/// What the broker said of records; shared with the producer's thread.
-#[derive(Clone, Default)]
-struct Deliveries(Arc<Counts>);
-
-#[derive(Default)]
-struct Counts {
-    failed: AtomicU64,
-    first: Mutex<Option<KafkaError>>,
-    /// librdkafka's lines, as they were said.
-    repeats: Repeats,
-}
-
-impl ClientContext for Deliveries {
-    fn log(&self, level: Level, facility: &str, message: &str) {
-        if matches!(level, Level::Debug) {
-            // Asked for with the property `debug`: all of it.
-            debug!(facility, "librdkafka: {message}");
-            return;
-        }
-        let cause = repeat::cause(&format!("{facility} {message}"));
-        if let Some(times) = self.0.repeats.say(&cause, 1, Instant::now()) {
-            match level {
-                Level::Info | Level::Notice => info!(facility, times, "librdkafka: {message}"),
-                _ => warn!(facility, times, "librdkafka: {message}"),
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        let cause = repeat::cause(&format!("{error} {reason}"));
-        if let Some(times) = self.0.repeats.say(&cause, 1, Instant::now()) {
-            warn!(%error, times, "librdkafka: {reason}");
-        }
-    }
-}
-
-impl ProducerContext for Deliveries {
-    type DeliveryOpaque = ();
-
-    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
-        if let Err((error, _)) = result {
-            self.0.failed.fetch_add(1, Ordering::SeqCst);
-            let mut first = self.0.first.lock().unwrap_or_else(PoisonError::into_inner);
-            first.get_or_insert_with(|| error.clone());
-        }
-    }
-}
-
-impl Deliveries {
-    /// The first failure since the last call.
-    fn take_failure(&self) -> Option<KafkaError> {
-        self.0.failed.swap(0, Ordering::SeqCst);
-        self.0.first.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
+/// How records get into sight.
+enum Way {
+    /// One by one.
+    Plain(Producer, GroupPositions),
+    /// With the records of the lane's other sinks, and with the group's offsets.
+    Transaction(Seat),
 }
 
 impl KafkaSink {
@@ -146,139 +97,23 @@ impl KafkaSink {
         options: KafkaSinkOptions,
         registry: Option<Arc<dyn Registry>>,
     ) -> Result<Self, KafkaError> {
-        Ok(Self {
-            options,
-            schemas: Schemas::new(registry),
-            producer: config.create_with_context(Deliveries::default())?,
-            positions: GroupPositions::default(),
-            sent: Settled::default(),
-            settled: Settled::default(),
-        })
+        let producer = config.create_with_context(Deliveries::default())?;
+        Ok(Self::with(options, registry, Way::Plain(producer, GroupPositions::default())))
     }
 
-    fn send_all(&mut self, batch: &Batch, deleted: Option<&RecordBatch>) -> Result<(), SinkError> {
-        let mut rest = batch.rows.clone();
-        if rest.num_rows() > 0 {
-            failpoint::hit("kafka.send.begun");
-        }
-        let half = rest.num_rows().div_ceil(2);
-        let deletes =
-            deleted.map_or(Ok(Vec::new()), |keys| render_deletes(keys, &self.options, &self.schemas));
-        let deletes = deletes.map_err(|wrong| self.unwritten(wrong, &batch.moves))?;
-        let mut deletes = batch.deletes.origins.iter().copied().zip(deletes).peekable();
-        let mut sent = 0;
-        while rest.num_rows() > 0 {
-            // Rendered side by side where cores are free, sent in order. What is rendered ahead stays small.
-            let cores = cores::lend(rest.num_rows() / cores::ROWS_MIN);
-            let slices = (0..cores.count()).map_while(|_| cut_front(&mut rest, cores::ROWS_MIN)).collect();
-            let (options, schemas) = (&self.options, &self.schemas);
-            let slices = cores.map(slices, |slice| -> Result<Vec<Rendered>, Wrong> {
-                Ok(Rows::new(&slice, options, schemas)?.render()?)
-            });
-            drop(cores);
-            for slice in slices {
-                let records = slice.map_err(|wrong| self.unwritten(wrong, &batch.moves))?;
-                for record in records {
-                    // What is deleted before the row is written.
-                    if let Some(origin) = batch.origins.as_ref().and_then(|origins| origins.get(sent)) {
-                        while let Some((_, delete)) = deletes.next_if(|(number, _)| number < origin) {
-                            self.send(delete, &batch.moves)?;
-                        }
-                    }
-                    self.send(record, &batch.moves)?;
-                    sent += 1;
-                    if sent == half {
-                        failpoint::hit("kafka.send.half");
-                    }
-                }
-            }
-        }
-        for (_, delete) in deletes {
-            self.send(delete, &batch.moves)?;
-            sent += 1;
-        }
-        if sent > 0 {
-            SinkError::point("kafka.send.done")?;
-        }
-        self.positions.accept(&batch.moves);
-        Ok(())
+    /// One that writes in the transactions of its lane; `None` if it is none of their sinks.
+    pub fn in_transaction(
+        transaction: &Transaction,
+        options: KafkaSinkOptions,
+        registry: Option<Arc<dyn Registry>>,
+    ) -> Option<Self> {
+        let seat = transaction.seat(&options.identity)?;
+        Some(Self::with(options, registry, Way::Transaction(seat)))
     }
 
-    fn send(&mut self, rendered: Rendered, moves: &[Move]) -> Result<(), SinkError> {
-        let Some(topic) = self.options.topic.as_ref().or(rendered.topic.as_ref()) else {
-            return Err(self.refused("its `topic` column is null", moves));
-        };
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(topic);
-        record.key = rendered.key.as_deref();
-        record.payload = rendered.value.as_deref();
-        record.partition = rendered.partition;
-        record.headers = rendered.headers;
-        loop {
-            match self.producer.send(record) {
-                Ok(()) => break,
-                Err((KafkaError::MessageProduction(Code::QueueFull), again)) => {
-                    record = again;
-                    // A timeout only means that there is no room yet.
-                    self.producer.flush(ROOM_WAIT).ok();
-                }
-                Err((error, _)) => return Err(self.explain(error, moves)),
-            }
-        }
-        let bytes = rendered.key.as_ref().map_or(0, Vec::len) + rendered.value.as_ref().map_or(0, Vec::len);
-        self.sent.rows += 1;
-        self.sent.bytes += bytes as u64;
-        Ok(())
-    }
-
-    fn deliver(&mut self) -> Result<Positions, SinkError> {
-        failpoint::hit("kafka.flush.begun");
-        let flushed = self.producer.flush(DELIVERY_MAX);
-        let failure = self.producer.context().take_failure().or_else(|| flushed.err());
-        if let Some(error) = failure {
-            return Err(self.explain(error, self.positions.accepted()));
-        }
-        SinkError::point("kafka.flush.done")?;
-        let positions = self.positions.settle()?;
-        self.settled = self.sent;
-        Ok(positions)
-    }
-
-    fn refused(&self, problem: &str, moves: &[Move]) -> SinkError {
-        let action = format!("write a row of {} with sink `{}`", ranges(moves), self.options.identity);
-        SinkError::refused(action, "change the view that this sink reads", problem.to_owned())
-    }
-
-    /// Rows that do not become records.
-    fn unwritten(&self, wrong: Wrong, moves: &[Move]) -> SinkError {
-        match wrong {
-            Wrong::Row(misfit) => self.refused(&misfit.to_string(), moves),
-            Wrong::Columns(problem) => {
-                let action = format!("write {} with sink `{}`", ranges(moves), self.options.identity);
-                SinkError::stop(action, "change the view that this sink reads", problem)
-            }
-        }
-    }
-
-    fn explain(&self, error: KafkaError, moves: &[Move]) -> SinkError {
-        let action = format!("write {} with sink `{}`", ranges(moves), self.options.identity);
-        match error.rdkafka_error_code() {
-            Some(Code::MessageSizeTooLarge) => SinkError::refused(
-                action,
-                "raise `message.max.bytes` of the topic and under `kafka:`, or make the rows smaller",
-                error,
-            ),
-            Some(Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed) => {
-                SinkError::stop(action, "give this user the right to write the topic", error)
-            }
-            code => {
-                let is_unknown = matches!(code, Some(Code::UnknownTopicOrPartition | Code::UnknownTopic));
-                SinkError::Transient {
-                    action,
-                    hint: is_unknown.then(|| "create the topic".into()),
-                    source: error.into(),
-                }
-            }
-        }
+    fn with(options: KafkaSinkOptions, registry: Option<Arc<dyn Registry>>, way: Way) -> Self {
+        let (sent, settled) = (Settled::default(), Settled::default());
+        Self { options, schemas: Schemas::new(registry), way, sent, settled }
     }
 }
 
@@ -523,37 +358,92 @@ fn is_headers(data_type: &DataType) -> bool {
 #[async_trait]
 impl Sink for KafkaSink {
     async fn positions(&mut self) -> Result<Positions, SinkError> {
-        Ok(self.positions.settled().clone())
+        match &mut self.way {
+            Way::Plain(_, positions) => Ok(positions.settled().clone()),
+            Way::Transaction(seat) => seat.positions().await,
+        }
     }
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
-        self.schemas.prepare(&self.options, &batch.rows).await?;
-        let deleted = deleted(&self.options, batch)
-            .map_err(|problem| self.unwritten(Wrong::Columns(problem), &batch.moves))?;
+        let Self { options, schemas, way, sent, .. } = self;
+        schemas.prepare(options, &batch.rows).await?;
+        let deleted = deleted(options, batch)
+            .map_err(|problem| unwritten(&options.identity, Wrong::Columns(problem), &batch.moves))?;
         if let Some(keys) = &deleted {
             // They have no values, whose schema would be another one without the columns of rows.
-            let options = KafkaSinkOptions { value: None, ..self.options.clone() };
-            self.schemas.prepare(&options, keys).await?;
+            let options = KafkaSinkOptions { value: None, ..options.clone() };
+            schemas.prepare(&options, keys).await?;
         }
-        block_in_place(|| self.send_all(batch, deleted.as_ref()))
+        let (options, schemas) = (&*options, &*schemas);
+        let send = |producer: &Producer, place| {
+            let moves = &batch.moves;
+            let mut sending = Sending { options, schemas, producer, place, moves, sent: Settled::default() };
+            let told = block_in_place(|| sending.all(batch, deleted.as_ref()));
+            (told, sending.sent)
+        };
+        match way {
+            Way::Plain(producer, positions) => {
+                let (told, new) = send(producer, 0);
+                sent.rows += new.rows;
+                sent.bytes += new.bytes;
+                told?;
+                positions.accept(&batch.moves);
+            }
+            Way::Transaction(seat) => {
+                let has_records = batch.rows.num_rows() > 0 || deleted.is_some();
+                let turn = seat.begin(&batch.moves, has_records).await?;
+                if let Some(producer) = turn.producer() {
+                    let (told, new) = send(producer, turn.place());
+                    sent.rows += new.rows;
+                    sent.bytes += new.bytes;
+                    if let Err(error) = told {
+                        // What refuses a record of ours may have refused the transaction.
+                        if new.rows > 0 || error.fault() != Fault::Refused {
+                            turn.spoil();
+                        }
+                        return Err(error);
+                    }
+                }
+                turn.accept(&batch.moves);
+            }
+        }
+        Ok(())
     }
 
     fn flush_due(&self) -> Option<Instant> {
         // Rows are wanted at once; a flush only waits for what is under way.
-        self.positions.since()
+        match &self.way {
+            Way::Plain(_, positions) => positions.since(),
+            Way::Transaction(seat) => seat.since(),
+        }
     }
 
     async fn flush(&mut self) -> Result<Positions, SinkError> {
-        block_in_place(|| self.deliver())
+        let identity = &self.options.identity;
+        let positions = match &mut self.way {
+            Way::Plain(producer, positions) => block_in_place(|| deliver(identity, producer, positions)),
+            Way::Transaction(seat) => seat.flush().await,
+        }?;
+        self.settled = self.sent;
+        Ok(positions)
     }
 
     async fn abandon(&mut self) {
-        self.positions.abandon();
+        match &mut self.way {
+            Way::Plain(producer, positions) => {
+                positions.abandon();
+                // What is under way may arrive or not: it is sent again.
+                producer.purge(rdkafka::producer::PurgeConfig::default().queue());
+                block_in_place(|| producer.flush(ROOM_WAIT)).ok();
+                producer.context().take_failure();
+            }
+            Way::Transaction(seat) => {
+                if seat.abandon().await {
+                    self.settled = self.sent;
+                }
+            }
+        }
         self.sent = self.settled;
-        // What is under way may arrive or not: it is sent again.
-        self.producer.purge(rdkafka::producer::PurgeConfig::default().queue());
-        block_in_place(|| self.producer.flush(ROOM_WAIT)).ok();
-        self.producer.context().take_failure();
     }
 
     fn settled(&self) -> Settled {
@@ -561,11 +451,17 @@ impl Sink for KafkaSink {
     }
 
     fn store(&self) -> Store {
-        Store::Group
+        match &self.way {
+            Way::Plain(..) => Store::Group,
+            Way::Transaction(_) => Store::Transaction,
+        }
     }
 
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position) {
-        self.positions.restore(key, topic, position);
+        match &mut self.way {
+            Way::Plain(_, positions) => positions.restore(key, topic, position),
+            Way::Transaction(seat) => seat.restore(key, topic, position),
+        }
     }
 
     fn takes_deletes(&self) -> bool {

@@ -3,6 +3,7 @@
 //! A sink keeps its own progress with its data (PROTOCOL §5): positions move in the same atomic step
 //! that makes rows durable, and only from where they stand. The engine never writes progress for a sink.
 
+mod background;
 pub mod console;
 mod error;
 pub mod file;
@@ -19,11 +20,13 @@ use async_trait::async_trait;
 
 use crate::model::{Batch, Position, PositionKey, Positions, TopicName};
 
+pub use background::Background;
 pub use error::SinkError;
 
 /// A place where the rows of one view come to rest.
 ///
-/// Called by one task at a time: [`positions`](Sink::positions) first, then any number of
+/// Called by one task at a time, side by side with other sinks, and never cut off in the middle of a call, so that no call
+/// has to be safe for that: [`positions`](Sink::positions) first, then any number of
 /// [`write`](Sink::write), and [`flush`](Sink::flush) when the sink says it is due. After any error the
 /// engine calls [`abandon`](Sink::abandon), reads the positions again and sends the rows after them again.
 #[async_trait]
@@ -57,7 +60,7 @@ pub trait Sink: Send {
     /// Where its positions are kept.
     fn store(&self) -> Store;
 
-    /// Takes a position that the group keeps for a sink of [`Store::Group`]; it replaces what was known.
+    /// Takes a position that the group keeps for a sink that has no store of its own; it replaces what was known.
     fn restore(&mut self, key: PositionKey, topic: &TopicName, position: Position);
 
     /// Does it take the keys that are gone? Then batches have them, and the origins of their rows.
@@ -68,6 +71,17 @@ pub trait Sink: Send {
     /// Does it tell rows apart by the places of their records? Then batches have the origins of rows and the offsets of
     /// records. It does not take deletes.
     fn takes_places(&self) -> bool {
+        false
+    }
+
+    /// Is it still at work on what it was given, or has it something to tell by [`flush`](Sink::flush)? Only of one that
+    /// works in the background.
+    fn is_busy(&self) -> bool {
+        false
+    }
+
+    /// Has it as much to do as it may have? Only of one that works in the background.
+    fn is_full(&self) -> bool {
         false
     }
 
@@ -84,6 +98,8 @@ pub enum Store {
     Own,
     /// Beside the group's committed offsets (PROTOCOL §3): rows may come twice after a crash.
     Group,
+    /// There too, but moved by the sink itself, in the transaction that has its rows (PROTOCOL §6).
+    Transaction,
 }
 
 /// Counts for the table at exit.

@@ -115,6 +115,14 @@ pub struct SinkStatus {
     /// Records that it refused, and that its route went on without.
     pub let_go: u64,
     pub last_flush: Option<Timestamp>,
+    /// The others and the group wait for it.
+    pub is_required: bool,
+    /// Why its route goes on without it now.
+    pub away: Option<Trouble>,
+    /// Offsets that the required sinks have durable and it has not.
+    pub owed: u64,
+    /// Offsets that it never saw, as the brokers had deleted them before it was back.
+    pub skipped: u64,
 }
 
 impl SinkStatus {
@@ -129,6 +137,10 @@ impl SinkStatus {
             failures: [0; FAULTS.len()],
             let_go: 0,
             last_flush: None,
+            is_required: true,
+            away: None,
+            owed: 0,
+            skipped: 0,
         }
     }
 
@@ -142,6 +154,7 @@ impl SinkStatus {
             *count += other;
         }
         self.last_flush = self.last_flush.max(other.last_flush);
+        self.skipped += other.skipped;
     }
 
     pub fn failed(&mut self, fault: Fault) {

@@ -56,6 +56,9 @@ mod fuzzing;
 /// Rows in requests to a server.
 mod http;
 
+/// Sinks that a route goes on without.
+mod optional;
+
 /// Types without an Arrow form, and validation.
 mod types;
 
@@ -73,6 +76,9 @@ mod postgres;
 
 /// Records of several types in one topic.
 mod record_types;
+
+/// Rows and the group's offsets in one transaction; rows for another cluster.
+mod transactions;
 
 /// kill -9, and nothing lost or doubled.
 mod kills;

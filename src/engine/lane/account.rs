@@ -8,7 +8,7 @@ use jiff::Timestamp;
 
 use crate::engine::batching::Taken;
 use crate::engine::tally::{Outcome, Tally};
-use crate::model::{Chunk, Fault, Offset, PositionKey, Positions, SinkSet, TopicPartition};
+use crate::model::{Chunk, Fault, Offset, PositionKey, Positions, TopicPartition};
 use crate::sink::Settled;
 use crate::status::{LaneBoard, LaneStatus, LastBatch, SinkStatus, Stage, State as Shown, Trouble};
 
@@ -33,7 +33,9 @@ pub struct Account {
 
 impl Account {
     pub fn new(board: Arc<LaneBoard>, sinks: &[LaneSink]) -> Self {
-        let sinks = sinks.iter().map(|sink| SinkStatus::new(&sink.name)).collect();
+        let status =
+            |sink: &LaneSink| SinkStatus { is_required: sink.is_required, ..SinkStatus::new(&sink.name) };
+        let sinks = sinks.iter().map(status).collect();
         let status = LaneStatus { sinks, ..LaneStatus::default() };
         Self { board, tally: Tally::default(), status, shown_at: None, shown_held: 0, is_news: true }
     }
@@ -69,8 +71,28 @@ impl Account {
 
     pub fn failed(&mut self, sink: usize, fault: Fault) {
         self.status.sinks[sink].failed(fault);
-        self.status.waiting.failed();
+        // Nothing waits for one that is not required.
+        if self.status.sinks[sink].is_required {
+            self.status.waiting.failed();
+        }
         self.is_news = true;
+    }
+
+    /// The route goes on without a sink, for a reason with a hint; `None`: it is back.
+    pub fn away(&mut self, sink: usize, why: Option<(&str, Option<&str>)>) {
+        self.status.sinks[sink].away = why.map(|(message, hint)| Trouble::now(message, hint));
+        self.is_news = true;
+    }
+
+    /// A sink that nobody waits for goes on behind offsets that the brokers do not have any more.
+    pub fn skipped(&mut self, sink: usize, offsets: u64) {
+        self.status.sinks[sink].skipped += offsets;
+        self.is_news = true;
+    }
+
+    /// Offsets that a sink is behind those that are waited for.
+    pub fn owed(&self, sink: usize) -> u64 {
+        self.status.sinks[sink].owed
     }
 
     /// A sink has gone on without a record that it refuses.
@@ -183,15 +205,27 @@ impl Lane {
 
     /// Counts what all sinks have durable now, and notes where each of them stands.
     pub(super) fn settle_account(&mut self) {
-        let required: SinkSet = (0..self.parts.sinks.len()).collect();
+        let required = self.ledger.required();
         for key in self.keys.values() {
             if let Some(next) = self.ledger.committable(key, required) {
                 self.account.settle(key, next);
             }
         }
+        for sink in (0..self.parts.sinks.len()).filter(|sink| !required.contains(*sink)) {
+            let owed = self.keys.values().filter_map(|key| {
+                let (next, own) = (self.ledger.committable(key, required)?, self.ledger.durable(sink, key)?);
+                u64::try_from(next.get() - own.get()).ok()
+            });
+            self.account.status.sinks[sink].owed = owed.sum();
+        }
         let standing = |key: &PositionKey| {
-            let next = |stored: &Positions| Some(stored.get(key)?.next);
-            self.stored.iter().map(next).collect::<Option<Vec<Offset>>>()
+            let sinks = self.stored.iter().enumerate();
+            let next = |(sink, stored): (usize, &Positions)| {
+                let stored = stored.get(key).map(|position| position.next);
+                // Of one that could not say yet where it stands: where it begins if it was never here.
+                stored.or_else(|| self.ledger.durable(sink, key).filter(|_| !required.contains(sink)))
+            };
+            sinks.map(next).collect::<Option<Vec<Offset>>>()
         };
         let partitions: BTreeMap<TopicPartition, Vec<Offset>> =
             self.keys.iter().filter_map(|(source, key)| Some((source.clone(), standing(key)?))).collect();
@@ -202,7 +236,7 @@ impl Lane {
     /// What sinks have lost is read again, by whichever reader.
     pub(super) fn abandon_account(&mut self) {
         for key in self.keys.values() {
-            if let Some(next) = self.ledger.accepted_by_all(key) {
+            if let Some(next) = self.ledger.accepted_by_required(key) {
                 self.account.abandon(key, next);
             }
         }

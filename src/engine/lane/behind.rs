@@ -27,11 +27,14 @@ impl Lane {
     pub(super) async fn assigned(&mut self, assigned: Vec<Assigned>) {
         let (mut rewound, mut behind) = (Vec::new(), Vec::new());
         let mut is_news = false;
+        let beside = self.optional.beside();
         for Assigned { source, apart, front, catch_up } in assigned {
             let Some(key) = self.keys.get(&source).copied() else {
                 continue;
             };
-            is_news |= self.ledger.set_apart(key, apart);
+            // What was told before one came back does not know of it.
+            let all = beside.iter().fold(apart, SinkSet::with);
+            is_news |= self.ledger.set_apart(key, all);
             for (reader, reading) in [(Reader::Front, front), (Reader::CatchUp, catch_up)] {
                 let lowest = self.ledger.lowest(&key, reader);
                 let (buffer, stale) = match reader {
@@ -47,12 +50,22 @@ impl Lane {
                         buffer.restart(key, reading.number, reading.from, reading.end);
                     }
                     // It goes on as it does.
-                    (Some(_), None) => {}
+                    (Some(_), None) => {
+                        if reader == Reader::CatchUp && all != apart {
+                            stale.push(source.clone());
+                        }
+                    }
                     // Nobody reads there any more.
-                    (None, _) => buffer.remove(&key),
+                    (None, reading) => {
+                        buffer.remove(&key);
+                        if reader == Reader::CatchUp && reading.is_some() {
+                            stale.push(source.clone());
+                        }
+                    }
                 }
             }
         }
+        self.give_way();
         if let Some(Recovery { sinks, attempt, .. }) = self.apart
             && !self.are_apart(sinks)
         {
@@ -99,7 +112,7 @@ impl Lane {
         for reader in turns {
             let (buffer, gauge) = match reader {
                 Reader::Front => (&mut self.buffer, &self.gauge),
-                Reader::CatchUp if self.apart.is_some() => continue,
+                Reader::CatchUp if self.apart.is_some() || self.awaits_late() => continue,
                 Reader::CatchUp => (&mut self.behind, &self.behind_gauge),
             };
             if (buffer.is_ready(now) || gauge.is_full() || !self.failed.is_empty())
@@ -176,10 +189,11 @@ impl Lane {
     ) -> BTreeMap<TopicPartition, Stand> {
         let letters: SinkSet = self.letter_sinks().collect();
         let rows_max = self.parts.limits.rows_max;
+        let (away, beside) = (self.ledger.away(), self.optional.beside());
         sources
             .filter_map(|source| {
                 let accepted = self.ledger.accepted(self.keys.get(source)?)?;
-                Some((source.clone(), Stand { accepted, letters, rows_max }))
+                Some((source.clone(), Stand { accepted, letters, rows_max, away, beside }))
             })
             .collect()
     }

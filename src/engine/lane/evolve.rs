@@ -312,16 +312,10 @@ impl Lane {
     /// Makes durable what the sinks hold that are to be replaced. If that cannot be, now, everything that is not durable
     /// is let go: it is read again, as the newer version, from where the sinks stand then.
     async fn is_ready_to_replace(&mut self, sinks: SinkSet) -> bool {
-        let mut is_moved = false;
-        for index in sinks.iter() {
-            let may_flush = self.is_working(index) && !self.is_held(index);
-            if may_flush && self.parts.sinks[index].sink.flush_due().is_some() {
-                is_moved |= self.flush(index).await;
-            }
-        }
-        if is_moved {
+        if self.flush(sinks).await {
             self.report_progress().await;
         }
+        self.leave_pending(sinks).await;
         if !matches!(self.state, State::Running) {
             return false;
         }
@@ -340,7 +334,7 @@ impl Lane {
         let mut replaced = SinkSet::EMPTY;
         let mut names = Vec::new();
         for RemadeSink { index, rows, mut sink } in sinks {
-            if sink.store() == Store::Group {
+            if sink.store() != Store::Own {
                 for (key, topic, position) in self.stored[index].iter() {
                     sink.restore(*key, topic, *position);
                 }

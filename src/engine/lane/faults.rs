@@ -135,6 +135,10 @@ impl Lane {
         if records == 1 && self.lets_go(index) && self.is_working(index) {
             return self.let_go_written(index, &error, taken, moves, ready).await;
         }
+        if self.is_optional(index) {
+            self.sink_failed(index, error).await;
+            return false;
+        }
         if matches!(self.state, State::Running) {
             let name = &self.parts.sinks[index].name;
             let hint = error.hint().map(|hint| hint.into_owned());
@@ -148,7 +152,7 @@ impl Lane {
     /// Goes on with batches that are half as large, from where the sink stands. With `holds_it` the sink has taken the row,
     /// and refused it when it was flushed.
     pub(super) async fn narrow(&mut self, index: usize, error: SinkError, records: usize, holds_it: bool) {
-        if !self.is_searching {
+        if self.searching.is_empty() {
             let sink = &self.parts.sinks[index].name;
             warn!(
                 route = self.parts.route,
@@ -157,10 +161,12 @@ impl Lane {
                 "looking for the row that is refused"
             );
         }
-        self.is_searching = true;
+        self.searching = self.searching.with(index);
         // Half of it; what is taken then doubles the next one. Each batch that is taken brings the row at least half
         // as near again, so that a few dozen batches find it among tens of thousands.
-        self.buffer.narrow(records / 2);
+        if !self.is_optional(index) {
+            self.buffer.narrow(records / 2);
+        }
         self.behind.narrow(records / 2);
         // Batches before this one are settled, or the search would begin anew each time: after what was set aside in
         // them. Dead letters that are not there yet come first; the search begins anew until they are.
@@ -195,6 +201,9 @@ impl Lane {
         let hint = error.hint().map(|hint| hint.into_owned());
         let message = chain(&error);
         self.account.trouble(&format!("sink `{name}`: {message}"), hint.as_deref());
+        if self.is_optional(index) {
+            return self.optional_failed(index, fault, &message, hint.as_deref());
+        }
         match fault {
             Fault::Stop | Fault::Refused => {
                 let place = self.alone.clone().filter(|_| fault == Fault::Refused);
@@ -226,7 +235,8 @@ impl Lane {
     }
 
     pub(super) fn recover_at(&mut self, failed: SinkSet, attempt: u32, now: Instant) {
-        if self.recover_apart_at(failed, attempt, now) {
+        let failed = self.leave_failed(failed, attempt, now);
+        if failed.is_empty() || self.recover_apart_at(failed, attempt, now) {
             return;
         }
         let failed = match self.apart.take() {

@@ -17,12 +17,15 @@ mod evolve;
 mod faults;
 mod inbox;
 mod lookup;
+mod lost;
 mod newest;
+mod optional;
 mod prepare;
 mod process;
 mod ready;
 mod refusals;
 mod resume;
+mod side_by_side;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -54,6 +57,7 @@ use evaluate::Searches;
 use evolve::Evolving;
 use faults::Failed;
 use lookup::Lookup;
+use optional::Optional;
 use prepare::Ends;
 
 pub use evolve::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
@@ -114,6 +118,8 @@ pub struct LaneSink {
     /// The schema of the rows it is given.
     pub rows: SchemaRef,
     pub sink: Box<dyn Sink>,
+    /// The route waits for it; without the others it goes on.
+    pub is_required: bool,
     /// What those before it have settled, whose rows had another schema.
     pub former: Settled,
 }
@@ -171,6 +177,7 @@ pub struct Lane {
     failed: Vec<Failed>,
     /// Sinks that failed while they catch up everywhere: nobody else waits for them.
     apart: Option<Recovery>,
+    optional: Optional,
     /// A batch that waits for schemas.
     staged: Option<Taken>,
     lookup: Option<Lookup>,
@@ -198,8 +205,8 @@ pub struct Lane {
     has_let_go: bool,
     /// Parts of batches that views were tried on.
     searches: Searches,
-    /// A row that a sink refuses is looked for, in small batches.
-    is_searching: bool,
+    /// Sinks that refuse a row: it is looked for, in small batches.
+    searching: SinkSet,
     /// Sinks that refused it only when they were flushed: until it is found they are flushed after each batch.
     late: SinkSet,
     /// Dead letters were written and are not durable yet.
@@ -207,6 +214,12 @@ pub struct Lane {
     summary: Summary,
     account: Account,
     ends: Ends,
+}
+
+/// Which sinks the group and the others wait for.
+fn required(sinks: &[LaneSink]) -> SinkSet {
+    let all = sinks.iter().enumerate().filter(|(_, sink)| sink.is_required);
+    all.map(|(index, _)| index).collect()
 }
 
 enum State {
@@ -229,7 +242,7 @@ impl Lane {
         to_resume: BTreeMap<TopicPartition, Committed>,
     ) -> Self {
         Self {
-            ledger: Ledger::new(parts.sinks.len()),
+            ledger: Ledger::of(parts.sinks.len(), required(&parts.sinks)),
             buffer: Buffer::new(parts.limits),
             behind: Buffer::of(Reader::CatchUp, parts.limits),
             was_behind: false,
@@ -238,6 +251,7 @@ impl Lane {
             state: State::Running,
             failed: Vec::new(),
             apart: None,
+            optional: Optional::default(),
             staged: None,
             lookup: None,
             evolving: Evolving::default(),
@@ -253,7 +267,7 @@ impl Lane {
             kept: None,
             has_let_go: false,
             searches: Searches::default(),
-            is_searching: false,
+            searching: SinkSet::EMPTY,
             late: SinkSet::EMPTY,
             has_letters: false,
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
@@ -344,7 +358,8 @@ impl Lane {
                 let batch = batches.filter(|_| self.staged.is_none()).map(|due| due.min(look));
                 let resume = self.resume_retry.map(|(at, _)| at);
                 let apart = self.apart.as_ref().map(|recovery| recovery.at);
-                flushes.chain(batch).chain(resume).chain(apart).chain(self.evolving.due()).min()
+                let beside = apart.into_iter().chain(self.optional_due());
+                flushes.chain(batch).chain(resume).chain(beside).chain(self.evolving.due()).min()
             }
         }
     }
@@ -382,6 +397,9 @@ impl Lane {
     }
 
     fn is_working(&self, sink: usize) -> bool {
+        if self.optional.has_failed(sink) {
+            return false;
+        }
         match &self.state {
             State::Running => self.apart.as_ref().is_none_or(|recovery| !recovery.sinks.contains(sink)),
             State::Recovering { sinks, .. } => !sinks.contains(sink),
@@ -415,6 +433,7 @@ impl Lane {
             Control::Fail(stop) => self.source_failed(stop).await,
             Control::Drain => {
                 self.flush_all().await;
+                self.finish_optional().await;
                 failpoint::hit("lane.drained");
                 self.report(Report::Drained).await;
                 return true;
@@ -477,6 +496,7 @@ impl Lane {
         }
         // What a sink could not make durable, as dead letters have to come first, must not come later: the partition is
         // not ours then. Recovery reads all others again.
+        self.leave_pending(SinkSet::ALL).await;
         let is_left = (0..self.parts.sinks.len()).any(|sink| self.ledger.is_pending(sink));
         if is_lost || (is_left && !self.is_stopped()) {
             self.abandon_all().await;
@@ -488,6 +508,7 @@ impl Lane {
             self.to_resume.remove(source);
             if let Some(key) = self.keys.remove(source) {
                 self.ledger.revoke(&key);
+                self.optional.forget(&key);
                 self.buffer.remove(&key);
                 self.behind.remove(&key);
                 self.account.forget(Some(&key));
@@ -502,10 +523,10 @@ impl Lane {
         }
     }
 
-    /// Tells the engine what all sinks have durable.
+    /// Tells the engine what all required sinks have durable.
     async fn report_progress(&mut self) {
         self.settle_account();
-        let all: SinkSet = (0..self.parts.sinks.len()).collect();
+        let required = self.ledger.required();
         let logs: Vec<(String, String, u64)> = self
             .parts
             .sinks
@@ -516,9 +537,9 @@ impl Lane {
             })
             .collect();
         let durable = self.keys.iter().filter_map(|(source, key)| {
-            let settled = self.ledger.committable(key, all)?;
+            let settled = self.ledger.committable(key, required)?;
             // A display of how far the front is: sinks that catch up know by themselves where they stand.
-            let front = self.ledger.served(key, Reader::Front);
+            let front = self.ledger.served(key, Reader::Front).minus(self.ledger.optional());
             let next = self.ledger.committable(key, front).unwrap_or(settled);
             // The epoch belongs to exactly this position.
             let epoch = self
@@ -543,18 +564,18 @@ impl Lane {
         failpoint::hit("lane.progress.reported");
     }
 
-    /// Positions of the sinks whose store is the group.
+    /// Positions of the sinks that have no store of their own.
     fn group_positions(&self, key: &PositionKey) -> Vec<(String, Offset)> {
         let sinks = self.parts.sinks.iter().zip(&self.stored);
         sinks
-            .filter(|(sink, _)| sink.sink.store() == Store::Group)
+            .filter(|(sink, _)| sink.sink.store() != Store::Own)
             .filter_map(|(sink, stored)| Some((sink.identity.clone(), stored.get(key)?.next)))
             .collect()
     }
 
-    /// What sinks whose store is the group were started with, if they say so themselves.
+    /// What sinks without a store of their own were started with, if they say so themselves.
     fn group_starts(&self) -> Vec<(String, StartHash)> {
-        let sinks = self.parts.sinks.iter().filter(|sink| sink.sink.store() == Store::Group);
+        let sinks = self.parts.sinks.iter().filter(|sink| sink.sink.store() != Store::Own);
         sinks.filter_map(|sink| Some((sink.identity.clone(), sink.start.as_ref()?.1.clone()))).collect()
     }
 

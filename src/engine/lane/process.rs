@@ -1,9 +1,8 @@
 //! From a taken batch to rows in sinks.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arrow::error::ArrowError;
 use tokio::task::block_in_place;
@@ -13,14 +12,11 @@ use crate::config::plan::BadRecords;
 use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::failpoint;
-use crate::handler::Traced;
-use crate::model::{Classify, Fault, Move, Position, PositionKey, Reason, RecordRef, SinkSet, TopicName};
+use crate::model::{Move, Position, PositionKey, Reason, RecordRef, SinkSet, TopicName};
 
 use super::evaluate::Evaluated;
 use super::ready::{Bad, Ready, place_of};
-use super::{Feed, Lane, LaneSink, State, changes};
-use crate::sink::SinkError;
-use crate::status::Stage;
+use super::{Lane, State};
 
 impl Lane {
     /// Does what is due: recovery, batches, flushes.
@@ -32,11 +28,13 @@ impl Lane {
             return self.flush_due().await;
         }
         self.recover_apart().await;
+        self.tend().await;
         if self.resume_retry.is_none_or(|(at, _)| at <= Instant::now()) {
             self.resume().await;
         }
         self.evolve().await;
         while matches!(self.state, State::Running) && !self.waits_for_schemas() {
+            self.leave_slow();
             let Some(taken) = self.staged.take().or_else(|| self.next_batch()) else {
                 break;
             };
@@ -67,6 +65,7 @@ impl Lane {
             self.end_failed().await;
         }
         self.flush_due().await;
+        self.tell_away().await;
     }
 
     pub(super) async fn process(&mut self, taken: Taken) {
@@ -96,16 +95,17 @@ impl Lane {
             return self.stop_at_bad_record(taken, &ready, first).await;
         }
         if self.write_counted(&taken, &mut ready, &evaluated).await {
-            if self.is_searching {
+            // What is read for others brings the row no nearer, nor does what a sink refused that nobody waits for.
+            if taken.sinks.iter().any(|sink| self.searching.contains(sink) && self.has_accepted(sink, &taken))
+            {
                 let is_wide = [self.buffer.widen(), self.behind.widen()];
-                self.is_searching = is_wide.contains(&false);
-                if !self.is_searching {
-                    self.late = SinkSet::EMPTY;
+                if !is_wide.contains(&false) {
+                    (self.searching, self.late) = (SinkSet::EMPTY, SinkSet::EMPTY);
                 }
             }
             let offsets: i64 = taken.parts.iter().map(|part| part.end.get() - part.start.get()).sum();
             self.ends.passed.fetch_add(offsets.unsigned_abs(), Ordering::Relaxed);
-            self.kept = Some(taken).filter(|_| self.taken_last == 1);
+            self.keep(taken);
         }
     }
 
@@ -115,6 +115,10 @@ impl Lane {
         self.log_skipped(ready);
         if !self.write(taken, ready, evaluated).await {
             return false;
+        }
+        // What is read again for sinks that nobody waits for was counted with the others.
+        if taken.sinks.minus(self.ledger.required()) == taken.sinks {
+            return true;
         }
         self.count_accepted(taken, ready);
         self.summary.records += ready.records;
@@ -202,72 +206,6 @@ impl Lane {
         }
     }
 
-    /// Writes to every sink of the batch; `true` if all of them took it.
-    async fn write(&mut self, taken: &Taken, ready: &mut Ready, evaluated: &Evaluated) -> bool {
-        let moves = self.moves(taken);
-        let takes_places = taken.sinks.iter().any(|sink| self.parts.sinks[sink].sink.takes_places());
-        let offsets: Arc<[i64]> = match takes_places {
-            true => taken.records().map(|record| record.offset()).collect(),
-            false => Arc::default(),
-        };
-        let (mut is_taken, mut writing) = (true, Duration::ZERO);
-        for index in taken.sinks.iter() {
-            if !self.is_working(index) {
-                // It failed when a row that a sibling refused was dealt with: it reads this again, and must not hold it
-                // twice until then.
-                is_taken = false;
-                continue;
-            }
-            let LaneSink { feed, record_type, .. } = self.parts.sinks[index];
-            let rows = match feed {
-                Feed::View(view) => Ok(evaluated.views[record_type].get(view).cloned().flatten()),
-                Feed::DeadLetters => Ok(ready.letters.clone().map(Traced::of)),
-                Feed::Fields => {
-                    let count = self.parts.decoders.each()[record_type].schema().fields().len();
-                    changes::fields(&evaluated.inputs[record_type], count).map(Some)
-                }
-            };
-            let takes_deletes = self.parts.sinks[index].sink.takes_deletes();
-            let takes_places = self.parts.sinks[index].sink.takes_places();
-            let deletes = &ready.types[record_type].deletes;
-            let batch = rows.and_then(|rows| {
-                if takes_places {
-                    return Ok(changes::placed(moves.clone(), rows, &offsets));
-                }
-                changes::batch(moves.clone(), rows, deletes, takes_deletes)
-            });
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => return self.misfit(&error).await,
-            };
-            failpoint::hit("lane.sink.writing");
-            let begun = Instant::now();
-            let written = self.parts.sinks[index].sink.write(&batch).await;
-            writing += begun.elapsed();
-            self.account.wrote(index, begun.elapsed());
-            match written.and_then(|()| SinkError::point("lane.sink.written")) {
-                Ok(()) => {
-                    self.ledger.accept(index, &moves);
-                    // After each: all dead letters may have been settled in between, for a sibling that refused a row. Also
-                    // where records are read again for a sink that catches up: it waits for those that are not durable.
-                    self.has_letters |= ready.letters.is_some();
-                }
-                Err(error) if error.fault() == Fault::Refused => {
-                    is_taken &= self.refused(index, error, taken, &moves, ready).await;
-                }
-                Err(error) => {
-                    is_taken = false;
-                    self.sink_failed(index, error).await;
-                }
-            }
-            if self.is_stopped() {
-                return false;
-            }
-        }
-        self.account.took(Stage::Write, writing);
-        is_taken
-    }
-
     /// Stops for columns that do not fit together: a defect of ours. `false`, as nothing was written.
     pub(super) async fn misfit(&mut self, error: &ArrowError) -> bool {
         let message = format!("failed to build a batch: {}", chain(error));
@@ -293,138 +231,5 @@ impl Lane {
                 })
             })
             .collect()
-    }
-
-    /// Flushes sinks that are due; in a bounded run all of them, once everything was read.
-    async fn flush_due(&mut self) {
-        let now = Instant::now();
-        let is_over = matches!(self.state, State::Running)
-            && self.staged.is_none()
-            && !self.keys.is_empty()
-            && self.buffer.is_drained()
-            && self.behind.is_drained();
-        let mut is_moved = false;
-        for index in 0..self.parts.sinks.len() {
-            let due = self.parts.sinks[index].sink.flush_due();
-            let may_flush = self.is_working(index) && !self.is_held(index);
-            let is_late = self.late.contains(index);
-            if may_flush && due.is_some_and(|due| due <= now || is_over || is_late) {
-                is_moved |= self.flush(index).await;
-            }
-        }
-        if is_moved {
-            self.report_progress().await;
-        }
-    }
-
-    /// Flushes every sink that has something.
-    pub(super) async fn flush_all(&mut self) {
-        let mut is_moved = false;
-        for index in 0..self.parts.sinks.len() {
-            let may_flush = self.is_working(index) && !self.is_held(index);
-            if may_flush && self.parts.sinks[index].sink.flush_due().is_some() {
-                is_moved |= self.flush(index).await;
-            }
-        }
-        self.has_letters &= !self.are_letters_settled();
-        if is_moved {
-            self.report_progress().await;
-        }
-    }
-
-    /// Flushes one sink. Dead letters go first: no sibling moves past a bad record that is nowhere.
-    pub(super) async fn flush(&mut self, index: usize) -> bool {
-        if self.has_letters && self.parts.sinks[index].feed != Feed::DeadLetters {
-            if let Err((letter, error)) = self.settle_letters().await {
-                self.flush_failed(letter, error).await;
-                return false;
-            }
-            if self.is_held(index) {
-                return false;
-            }
-        }
-        self.flush_one(index).await
-    }
-
-    /// Makes durable what a sink has taken.
-    pub(super) async fn settle(&mut self, index: usize) -> Result<(), SinkError> {
-        let is_letters = self.parts.sinks[index].feed == Feed::DeadLetters;
-        if is_letters {
-            failpoint::hit("letters.flushing");
-        } else {
-            failpoint::hit("lane.sink.flushing");
-        }
-        let begun = Instant::now();
-        let positions = self.parts.sinks[index].sink.flush().await?;
-        if is_letters {
-            SinkError::point("letters.flushed")?;
-        } else {
-            SinkError::point("lane.sink.flushed")?;
-        }
-        self.account.flushed(index, begun.elapsed(), self.parts.sinks[index].settled());
-        self.conflicts[index] = 0;
-        self.failures.settled(index);
-        self.ledger.settle(index, &positions);
-        self.stored[index] = positions;
-        Ok(())
-    }
-
-    /// Makes the dead letters durable that their sinks have taken; the sink that failed, if one did.
-    pub(super) async fn settle_letters(&mut self) -> Result<(), (usize, SinkError)> {
-        for letter in self.letter_sinks().collect::<Vec<_>>() {
-            if self.parts.sinks[letter].sink.flush_due().is_some() {
-                self.settle(letter).await.map_err(|error| (letter, error))?;
-            }
-        }
-        self.has_letters = !self.are_letters_settled();
-        Ok(())
-    }
-
-    /// Makes durable what the other sinks have taken, dead letters first, before the route stops for `index`.
-    async fn settle_others(&mut self, index: usize) {
-        if self.parts.sinks[index].feed == Feed::DeadLetters {
-            // It is the dead letters that fail: nobody moves past them.
-            return;
-        }
-        let mut settled = self.settle_letters().await.map_err(|(_, error)| error);
-        for other in (0..self.parts.sinks.len()).filter(|other| *other != index) {
-            if settled.is_ok() && self.parts.sinks[other].sink.flush_due().is_some() && !self.is_held(other) {
-                settled = self.settle(other).await;
-            }
-        }
-        if let Err(error) = settled {
-            // The route stops anyway; what is not stored is read again.
-            warn!(route = self.parts.route, error = chain(&error), "a sink could not be flushed");
-        }
-        self.report_progress().await;
-    }
-
-    async fn flush_one(&mut self, index: usize) -> bool {
-        match self.settle(index).await {
-            Ok(()) => true,
-            Err(error) => self.flush_failed(index, error).await,
-        }
-    }
-
-    /// `true` if the sink has moved all the same.
-    async fn flush_failed(&mut self, index: usize, error: SinkError) -> bool {
-        if error.fault() != Fault::Refused {
-            self.sink_failed(index, error).await;
-            return false;
-        }
-        // The target refused it only when it came there. While the row is looked for, each batch is flushed by itself.
-        let records = self.buffer.rows_max().min(self.taken_last);
-        if records > 1 {
-            self.account.failed(index, Fault::Refused);
-            self.narrow(index, error, records, true).await;
-            return false;
-        }
-        if let Some(taken) = self.kept.take().filter(|_| self.lets_go(index)) {
-            self.account.failed(index, Fault::Refused);
-            return self.let_go_flushed(index, &error, &taken).await;
-        }
-        self.settle_others(index).await;
-        self.sink_failed(index, error).await;
-        false
     }
 }

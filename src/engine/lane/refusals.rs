@@ -59,8 +59,10 @@ impl Lane {
 
     /// The same for a batch that all its sinks have taken, and that one refused when it was flushed.
     pub(super) async fn let_go_flushed(&mut self, index: usize, error: &SinkError, taken: &Taken) -> bool {
+        // One that nobody waits for decides nothing: the record was counted when the others had it.
         let is_counted = |part: &&Part| {
-            self.ledger.accepted_by_all(&part.key).is_some_and(|accepted| accepted >= part.end)
+            let accepted = self.ledger.accepted_by_required(&part.key);
+            accepted.is_some_and(|accepted| accepted >= part.end) && !self.is_optional(index)
         };
         let counted: Vec<&Part> = taken.parts.iter().filter(is_counted).collect();
         let message = self.refusal(index, error);

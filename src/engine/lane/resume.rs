@@ -9,26 +9,26 @@ use arrow::record_batch::RecordBatch;
 use tracing::{debug, info, warn};
 
 use crate::config::plan::OnDataLoss;
-use crate::engine::message::{Committed, Place, Report, Stop};
+use crate::engine::message::{Committed, Place, Report};
 use crate::engine::{chain, retry};
 use crate::failpoint;
 use crate::kafka::{ClusterError, TopicInfo};
 use crate::model::metadata::IdentityHash;
 use crate::model::{
-    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, Start, StartHash, TopicName,
-    TopicPartition,
+    Batch, Classify, Move, Offset, Partition, Position, PositionKey, Reason, SinkSet, Start, StartHash,
+    TopicName, TopicPartition,
 };
 
 use crate::sink::Store;
 
-use super::begin::{Begin, Gap, Unseen};
+use super::begin::{Begin, Unseen};
 use super::{Lane, Seen, State};
 
 /// Partitions that were asked for, with what the group has for them.
-type Asked<'a> = BTreeMap<&'a TopicPartition, &'a Committed>;
+pub(super) type Asked<'a> = BTreeMap<&'a TopicPartition, &'a Committed>;
 
 /// What the brokers say of topics.
-type Infos = BTreeMap<TopicName, TopicInfo>;
+pub(super) type Infos = BTreeMap<TopicName, TopicInfo>;
 
 /// Where the slowest sink stood in each partition before a first sight.
 type Living = BTreeMap<PositionKey, Offset>;
@@ -40,7 +40,7 @@ const SHOWN_MAX: usize = 8;
 pub const MOVED_HINT: &str = "to move those, end all instances and run `sidestream offsets reset`";
 
 /// Why resuming did not go through.
-enum Setback {
+pub(super) enum Setback {
     /// Ask again later.
     Brokers(ClusterError),
     /// A sink failed; it was dealt with.
@@ -128,16 +128,18 @@ impl Lane {
                 return Err(Setback::Letters);
             }
         }
-        for index in 0..self.parts.sinks.len() {
-            self.read_positions(index).await?;
+        self.leave_waiting().await;
+        for index in self.present().iter() {
+            let read = self.read_positions(index).await;
+            self.forgive(index, read)?;
         }
         self.check_logs(asked)?;
         let infos = self.describe(asked).await?;
         let moved = self.moved_by_others(asked, &infos);
-        let recreated = self.recreated(&infos)?;
+        let recreated = self.recreated(&infos, self.present())?;
         self.restore(asked, &infos, &recreated);
-        self.first_sight(asked, &infos, &recreated).await?;
-        self.restate_start(asked, &infos).await?;
+        self.first_sight(asked, &infos, &recreated, self.present()).await?;
+        self.restate_start(asked, &infos, self.present()).await?;
         self.enter(asked, &infos).await?;
         if !moved.is_empty() {
             warn!(
@@ -148,6 +150,19 @@ impl Lane {
             );
         }
         Ok(())
+    }
+
+    /// The sinks that can be asked where they stand, and told where to.
+    fn present(&self) -> SinkSet {
+        (0..self.parts.sinks.len()).collect::<SinkSet>().minus(self.ledger.away())
+    }
+
+    /// A sink that is not required, and that the route goes on without now, is no setback.
+    pub(super) fn forgive(&self, index: usize, told: Result<(), Setback>) -> Result<(), Setback> {
+        match told {
+            Err(Setback::Sink) if self.optional.has_failed(index) => Ok(()),
+            told => told,
+        }
     }
 
     /// Partitions whose offset in the group was put elsewhere by a tool than where a sink with a store of its own stands.
@@ -203,7 +218,7 @@ impl Lane {
     }
 
     /// All topics of the route that exist, and those that were asked for.
-    async fn describe(&mut self, asked: &Asked<'_>) -> Result<Infos, Setback> {
+    pub(super) async fn describe(&mut self, asked: &Asked<'_>) -> Result<Infos, Setback> {
         let mut names: BTreeSet<TopicName> = self.topics.keys().cloned().collect();
         names.extend(asked.keys().map(|source| source.topic.clone()));
         let mut infos = Infos::new();
@@ -260,10 +275,14 @@ impl Lane {
     }
 
     /// Topics that were deleted and created again: their offsets mean other records now.
-    fn recreated(&self, infos: &Infos) -> Result<BTreeSet<TopicName>, Setback> {
+    pub(super) fn recreated(&self, infos: &Infos, sinks: SinkSet) -> Result<BTreeSet<TopicName>, Setback> {
         let mut recreated = BTreeSet::new();
+        // One that is not required stops nobody: it begins in the new topic as one that was never there.
+        let is_told =
+            |index: &usize| self.parts.on_data_loss == OnDataLoss::Continue || !self.is_optional(*index);
         for (topic, info) in infos {
-            for (sink, stored) in self.parts.sinks.iter().zip(&self.stored) {
+            for index in sinks.iter().filter(is_told) {
+                let (sink, stored) = (&self.parts.sinks[index], &self.stored[index]);
                 let Some(former) = stored.former_id(topic, info.id) else {
                     continue;
                 };
@@ -296,11 +315,12 @@ impl Lane {
     ///
     /// A sink without a store of its own gets positions only in the partitions that were asked for: the others
     /// belong to members whose commits we do not see.
-    async fn first_sight(
+    pub(super) async fn first_sight(
         &mut self,
         asked: &Asked<'_>,
         infos: &Infos,
         recreated: &BTreeSet<TopicName>,
+        sinks: SinkSet,
     ) -> Result<(), Setback> {
         // Before any of them is changed here.
         let is_unchanged = (0..self.parts.sinks.len()).any(|index| {
@@ -320,7 +340,7 @@ impl Lane {
             Some((*key, stands.map(|position| position.next).min()?))
         });
         let living: Living = living.collect();
-        for index in 0..self.parts.sinks.len() {
+        for index in sinks.iter() {
             let is_own = self.parts.sinks[index].sink.store() == Store::Own;
             let missing: Vec<&(TopicPartition, PositionKey)> = all
                 .iter()
@@ -340,7 +360,8 @@ impl Lane {
                 "first sight"
             );
             failpoint::hit("lane.start.storing");
-            self.store_moves(index, moves).await?;
+            let stored = self.store_moves(index, moves).await;
+            self.forgive(index, stored)?;
             failpoint::hit("lane.start.stored");
         }
         Ok(())
@@ -362,19 +383,20 @@ impl Lane {
             // A partition that appeared later was empty when it did: all of it is wanted.
             let is_added = match self.parts.sinks[index].sink.store() {
                 Store::Own => self.stored[index].knows(key.topic_id),
-                Store::Group => {
+                Store::Group | Store::Transaction => {
                     let count = seen.and_then(|seen| seen.partition_count);
                     let number = usize::try_from(source.partition.0).unwrap_or_default();
                     count.is_some_and(|count| number >= count)
                 }
             };
             let own = self.parts.sinks[index].start.as_ref();
+            let noted = self.optional.begin(key).filter(|_| self.is_optional(index));
             let unseen = Unseen {
                 is_added,
                 is_new: is_unchanged || seen.is_some_and(|seen| seen.is_new),
                 is_recreated: recreated.contains(&source.topic),
                 has_start: own.is_some(),
-                siblings: self.sibling(key),
+                siblings: noted.or_else(|| self.sibling(key)),
                 living: living.get(key).copied(),
             };
             match unseen.begin() {
@@ -404,7 +426,8 @@ impl Lane {
 
     /// Where the sinks stand that begin where their route does. One that says where it begins may be anywhere.
     fn sibling(&self, key: &PositionKey) -> Option<Offset> {
-        let sinks = self.parts.sinks.iter().zip(&self.stored).filter(|(sink, _)| sink.start.is_none());
+        let sinks = self.parts.sinks.iter().zip(&self.stored);
+        let sinks = sinks.filter(|(sink, _)| sink.start.is_none() && sink.is_required);
         sinks.filter_map(|(_, stored)| Some(stored.get(key)?.next)).min()
     }
 
@@ -415,8 +438,13 @@ impl Lane {
 
     /// Stores that `topics:` or `start:` were edited, so that topics which appear from now on are known to be
     /// new. Any position does for that, as it is.
-    async fn restate_start(&mut self, asked: &Asked<'_>, infos: &Infos) -> Result<(), Setback> {
-        for index in 0..self.parts.sinks.len() {
+    pub(super) async fn restate_start(
+        &mut self,
+        asked: &Asked<'_>,
+        infos: &Infos,
+        sinks: SinkSet,
+    ) -> Result<(), Setback> {
+        for index in sinks.iter() {
             let stored = &self.stored[index];
             if stored.start_hash().is_none_or(|hash| hash == self.start_hash(index)) {
                 continue;
@@ -441,15 +469,16 @@ impl Lane {
                 reason: Reason::Start { hash: self.start_hash(index).clone() },
                 records: 0,
             };
-            self.store_moves(index, vec![step]).await?;
+            let stored = self.store_moves(index, vec![step]).await;
+            self.forgive(index, stored)?;
         }
         Ok(())
     }
 
-    async fn store_moves(&mut self, index: usize, moves: Vec<Move>) -> Result<(), Setback> {
+    pub(super) async fn store_moves(&mut self, index: usize, moves: Vec<Move>) -> Result<(), Setback> {
         let batch = Batch::of_rows(moves, RecordBatch::new_empty(Arc::new(Schema::empty())));
         let stored = match self.parts.sinks[index].sink.write(&batch).await {
-            Ok(()) => self.settle(index).await,
+            Ok(()) => self.settle_whole(index, &batch.moves).await,
             Err(error) => Err(error),
         };
         // Losing the race for these says nothing about another deployment.
@@ -464,94 +493,25 @@ impl Lane {
     /// Checks positions against what the brokers have, and enters them in the ledger.
     async fn enter(&mut self, asked: &Asked<'_>, infos: &Infos) -> Result<(), Setback> {
         let sources: Vec<TopicPartition> = asked.keys().map(|source| (*source).clone()).collect();
-        let bounds = self.parts.cluster.bounds(&sources).await?;
-        let mut lost: BTreeMap<usize, Vec<Move>> = BTreeMap::new();
-        for source in &sources {
-            let (Some(info), Some(bounds)) = (infos.get(&source.topic), bounds.get(source)) else {
-                continue;
-            };
-            let key = key(info, source.partition);
-            for (index, stored) in self.stored.iter().enumerate() {
-                let position = stored.get(&key).map(|position| position.next);
-                if let Some(step) = self.check_position(index, source, key, position, *bounds)? {
-                    lost.entry(index).or_default().push(step);
-                }
-            }
-        }
-        for (index, moves) in lost {
-            self.store_moves(index, moves).await?;
-        }
+        self.pass_lost(&sources, infos, self.present()).await?;
         for source in &sources {
             let Some(info) = infos.get(&source.topic) else {
                 continue;
             };
             let key = key(info, source.partition);
-            let durable: Option<Vec<Offset>> =
-                self.stored.iter().map(|stored| Some(stored.get(&key)?.next)).collect();
+            self.note_begin(key, &source.topic);
+            let away = self.ledger.away();
+            let durable = self.stored.iter().enumerate().map(|(index, stored)| {
+                let begin = self.optional.begin(&key).filter(|_| away.contains(index));
+                stored.get(&key).map(|position| position.next).or(begin)
+            });
+            let durable: Option<Vec<Offset>> = durable.collect();
             if let Some(durable) = durable {
                 self.ledger.assign(key, &durable);
                 self.keys.insert(source.clone(), key);
             }
         }
         Ok(())
-    }
-
-    /// Which records the brokers no longer have for a sink: the consumer only says where it failed. `None` if the
-    /// brokers cannot be asked, or have everything that is wanted.
-    pub(super) async fn lost_range(&mut self, source: &TopicPartition) -> Option<Stop> {
-        let key = *self.keys.get(source)?;
-        let bounds = self.parts.cluster.bounds(std::slice::from_ref(source)).await.ok()?;
-        let bounds = *bounds.get(source)?;
-        self.stored.iter().enumerate().find_map(|(index, stored)| {
-            let next = stored.get(&key)?.next;
-            match self.check_position(index, source, key, Some(next), bounds) {
-                Err(Setback::Stop { message, hint, place }) => {
-                    Some(Stop { message, hint: Some(hint.to_owned()), place })
-                }
-                _ => None,
-            }
-        })
-    }
-
-    /// The move over what the brokers have lost, if the route goes on without it.
-    fn check_position(
-        &self,
-        index: usize,
-        source: &TopicPartition,
-        key: PositionKey,
-        position: Option<Offset>,
-        bounds: (Offset, Offset),
-    ) -> Result<Option<Move>, Setback> {
-        let name = &self.parts.sinks[index].name;
-        let Some(next) = position else {
-            return Err(Setback::Stop {
-                message: format!("sink `{name}` has no position for {source}"),
-                hint: "this is a defect of sidestream; please report it",
-                place: Some(Place::new(source, None)),
-            });
-        };
-        let Some(gap) = Gap::of(next, bounds) else {
-            return Ok(None);
-        };
-        let (message, hint, to) = (gap.told(source, name), gap.hint(), gap.to());
-        if self.parts.on_data_loss == OnDataLoss::Stop {
-            return Err(Setback::Stop { message, hint, place: Some(Place::new(source, Some(next))) });
-        }
-        warn!(
-            route = self.parts.route,
-            topic = source.topic.as_str(),
-            partition = source.partition.0,
-            offset = next.get(),
-            "{message}; going on at {to}"
-        );
-        Ok(Some(Move {
-            key,
-            topic: source.topic.clone(),
-            start: Some(next),
-            end: Position { next: to, epoch: None },
-            reason: Reason::Lost,
-            records: 0,
-        }))
     }
 }
 
@@ -568,6 +528,6 @@ fn shown(all: &[String]) -> String {
     format!("{}{more}", first.join(", "))
 }
 
-fn key(info: &TopicInfo, partition: Partition) -> PositionKey {
+pub(super) fn key(info: &TopicInfo, partition: Partition) -> PositionKey {
     PositionKey { topic_id: info.id, partition }
 }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 
 mod evolution;
 mod failures;
+mod optional;
 mod record_types;
 
 use super::*;
@@ -311,6 +312,7 @@ impl World {
             record_type: 0,
             start: None,
             rows: Arc::new(arrow::datatypes::Schema::empty()),
+            is_required: true,
             former: Settled::default(),
             sink: Box::new(Scripted {
                 target: target.clone(),

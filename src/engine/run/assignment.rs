@@ -105,6 +105,9 @@ impl Engine {
             }
             let lanes = self.lanes_of(&source.topic);
             self.group.own(source.clone(), &lanes, committed.clone());
+            if lanes.iter().any(|lane| self.stores[lane.0] == Store::Transaction) {
+                self.group.leave_to_sinks(&source);
+            }
             for lane in lanes.iter().filter(|lane| self.stopped.contains(lane)) {
                 self.group.stopped(*lane, self.stores[lane.0]);
             }

@@ -154,6 +154,11 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let (mut assigned, mut assignments) = (Vec::new(), Vec::new());
         for (source, stand) in stands {
+            if !self.set_beside(lane, &source, &stand) {
+                // As below: it is tried again at the next look.
+                self.unstored.insert((lane, source), stand);
+                continue;
+            }
             let apart = self.apart_of(lane, &source);
             // It has joined the others meanwhile, or is given up.
             let Some(from) = stand.lowest(apart) else {
@@ -185,6 +190,26 @@ impl Engine {
             self.fetch_apart(lane, assignments);
         }
         Ok(())
+    }
+
+    /// Takes in which sinks of a lane came back, and read by themselves, and which have left: nothing is read for them.
+    /// `false` if there is no consumer for the former.
+    fn set_beside(&mut self, lane: LaneId, source: &TopicPartition, stand: &Stand) -> bool {
+        let known = self.apart_of(lane, source);
+        let wanted = stand.apart(known);
+        // A lane that catches up as a whole has one reader for all of its sinks.
+        if known == SinkSet::ALL || wanted == known || !self.group.owns(source) || self.is_releasing(source) {
+            return true;
+        }
+        if wanted.is_empty() {
+            self.apart.remove(&(lane, source.clone()));
+            self.command(lane, Command::Unassign(vec![source.clone()]));
+        } else if self.has_reader(lane) {
+            self.set_apart(lane, source, wanted);
+        } else {
+            return false;
+        }
+        true
     }
 
     /// A commit has arrived: what waited for the group to know where it begins is read.

@@ -146,7 +146,7 @@ impl Engine {
                 continue;
             };
             // One that has stopped tells why until a person has seen it.
-            let is_kept = self.stopped.contains(&lane) || self.stores[lane.0] == Store::Group;
+            let is_kept = self.stopped.contains(&lane) || self.stores[lane.0] != Store::Own;
             if is_kept || self.has_any_of(&topic) {
                 continue;
             }
@@ -235,10 +235,17 @@ fn count_looks<'a>(
     ready
 }
 
-/// Where the positions of a route's sinks are: `Group` if one of them has no store of its own.
+/// Where the positions of a route's sinks are: `Group` if one of them has no store of its own. Transactions are of all of
+/// them or of none.
 fn store(route: &Route) -> Store {
     let mut sinks = route.sinks.iter().chain(&route.dead_letters);
-    if sinks.all(|sink| sink.target.has_own_store()) { Store::Own } else { Store::Group }
+    if route.has_transactions() {
+        Store::Transaction
+    } else if sinks.all(|sink| sink.target.has_own_store()) {
+        Store::Own
+    } else {
+        Store::Group
+    }
 }
 
 /// Beside the times that a route is given: for an attempt that fails, the pause after it, and the next one.

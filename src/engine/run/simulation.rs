@@ -374,6 +374,7 @@ impl LaneFactory for Workshop {
             start: None,
             rows: Arc::new(Schema::empty()),
             sink: Box::new(Scripted::new(&self.0, place)),
+            is_required: true,
             former: Settled::default(),
         };
         let (sinks, bad_records) = if route.name == "first" {

@@ -5,7 +5,7 @@
 //! - reading a header whose name is not UTF-8 panics;
 //! - a rebalance has to be answered inside a callback; here it is an event like any other;
 //! - asynchronous commits never tell their result; `rd_kafka_commit_queue` does;
-//! - topic ids (KIP-516), leader epochs and the bulk look-up of offsets are not exposed.
+//! - topic ids (KIP-516), leader epochs, the bulk look-up of offsets and a member's generation are not exposed.
 //!
 //! Rules kept here: an event is destroyed exactly once, by [`NativeEvent`]'s drop; nothing borrowed from an
 //! event outlives it; pointers from librdkafka are checked for null before use; the queue is released
@@ -300,6 +300,22 @@ pub fn set_epoch(list: &mut TopicPartitionList, source: &TopicPartition, epoch: 
         if !element.is_null() {
             sys::rd_kafka_topic_partition_set_leader_epoch(element, epoch.0);
         }
+    }
+}
+
+/// The generation of the group that a consumer is a member of; `None` while it is none.
+pub fn generation<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<i32> {
+    // SAFETY: the client is alive; what it answers is ours, may be null, and is destroyed below, after the number and the
+    // length of the member's id, a null-terminated text of it, are read.
+    unsafe {
+        let metadata = sys::rd_kafka_consumer_group_metadata(consumer.client().native_ptr());
+        if metadata.is_null() {
+            return None;
+        }
+        let generation = sys::rd_kafka_consumer_group_metadata_generation_id(metadata);
+        let member = text(sys::rd_kafka_consumer_group_metadata_member_id(metadata));
+        sys::rd_kafka_consumer_group_metadata_destroy(metadata);
+        (generation >= 0 && !member.is_empty()).then_some(generation)
     }
 }
 

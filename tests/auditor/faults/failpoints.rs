@@ -2,8 +2,8 @@
 //! killed there, or frozen while another one goes on, or told that the step before failed although it was done. Each time
 //! on a stand of its own, while the workload flows; then everything is read to its end and compared.
 //!
-//! File sinks have to hold every record once. A Kafka sink may hold some twice, and its topic is read back for that it
-//! lacks none.
+//! File sinks have to hold every record once, and so has the topic that is written in transactions. Another Kafka sink may
+//! hold some twice, and its topic is read back for that it lacks none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::slice;
@@ -33,7 +33,7 @@ pub const ALL: &[Scenario] = &[
     },
     Scenario {
         name: "failpoints-zombie",
-        about: "frozen at a step of a file sink while a successor works, then it goes on",
+        about: "frozen at a step of a file sink or a transaction while a successor works, then it goes on",
         row: "2 zombie at each fail point",
         in_ci: true,
         run: frozen,
@@ -167,7 +167,7 @@ impl Round {
 
 /// What came of a round that reached its audit.
 struct Came {
-    /// Of file sinks.
+    /// Of file sinks, and of the topic that is written in transactions.
     lost: usize,
     doubled: usize,
     copies: Copies,
@@ -186,7 +186,8 @@ fn frozen(context: &Context) -> Result<Outcome, String> {
         return Ok(not_possible("without /proc nobody can tell that a process is frozen"));
     }
     let mut random = context.random();
-    let is_wanted = |point: &Point| point.name.starts_with("file.") && setup(point.name) == Setup::Start;
+    let is_exact = |name: &str| name.starts_with("file.") || name.starts_with("kafka.transaction.");
+    let is_wanted = |point: &Point| is_exact(point.name) && setup(point.name) == Setup::Start;
     let rounds = rounds(context, Action::Stop, OTHERS_CI, &mut random, is_wanted);
     carry_out(context, &rounds)
 }
@@ -237,7 +238,7 @@ fn carry_out(context: &Context, rounds: &[Round]) -> Result<Outcome, String> {
     }
     let mut outcome = Outcome { rounds: 0, lost: 0, doubled: 0, recovery: None, note: String::new() };
     let (mut failures, mut again) = (Vec::new(), 0);
-    say("| fail point | files: lost | doubled | Kafka: lost | doubled | seconds to recover |");
+    say("| fail point | files, transactions: lost | doubled | Kafka: lost | doubled | seconds to recover |");
     say("|---|---:|---:|---:|---:|---:|");
     for round in rounds {
         let name = round.variable();
@@ -287,6 +288,7 @@ fn one(context: &Context, round: &Round) -> Result<Came, String> {
     let mut stand = Stand::new(context, options)?;
     let usual = stand.routes();
     create_topic(&stand.options, &copies_topic(&stand.options))?;
+    create_topic(&stand.options, &exact_topic(&stand.options))?;
     add_routes(&stand, is_long)?;
     let workload = Workload::start(&stand.options, 0);
     let recovered = disturb(&mut stand, round);
@@ -298,10 +300,13 @@ fn one(context: &Context, round: &Round) -> Result<Came, String> {
         add_routes(&stand, false)?;
     }
     let Outcome { lost, doubled, note, .. } = conclude(&mut stand, &manifest, 1, Some(recovery))?;
-    let copies = copies(&stand.options, &manifest)?;
-    if copies.lost > 0 {
+    let exact = copies(&stand.options, &manifest, &exact_topic(&stand.options))?;
+    let copies = copies(&stand.options, &manifest, &copies_topic(&stand.options))?;
+    if copies.lost + exact.lost + exact.doubled > 0 {
         stand.keep();
     }
+    let note = format!("{note}; in transactions {} lost, {} doubled", exact.lost, exact.doubled);
+    let (lost, doubled) = (lost + exact.lost, doubled + exact.doubled);
     Ok(Came { lost, doubled, copies, recovery, note })
 }
 
@@ -386,6 +391,11 @@ fn copies_topic(options: &WorkloadOptions) -> String {
     format!("{}.copies", options.prefix)
 }
 
+/// The topic that is written in transactions.
+fn exact_topic(options: &WorkloadOptions) -> String {
+    format!("{}.exact", options.prefix)
+}
+
 /// The workload's topic that the sinks get which it has none of.
 pub fn source_topic(options: &WorkloadOptions) -> String {
     format!("{}.raw", options.prefix)
@@ -394,6 +404,7 @@ pub fn source_topic(options: &WorkloadOptions) -> String {
 /// Adds a route with the sinks that the workload has none of; with `is_long` every record becomes an entry.
 fn add_routes(stand: &Stand, is_long: bool) -> Result<(), String> {
     let (source, copies) = (source_topic(&stand.options), copies_topic(&stand.options));
+    let exact = exact_topic(&stand.options);
     let mut text = stand.routes();
     if is_long {
         let small = text.replace("max_rows: 200", "max_rows: 1").replace("max_rows: 500", "max_rows: 1");
@@ -411,6 +422,15 @@ fn add_routes(stand: &Stand, is_long: bool) -> Result<(), String> {
     sinks:
       topic: {{from: places, kafka: {{topic: \"{copies}\"}}}}
       screen: {{from: places, console: {{max_rows: 1}}}}
+  exact:
+    topics: [\"{source}\"]
+    isolated: true
+    bad_records: stop
+    value: bytes
+    views:
+      places: SELECT _topic, _partition, _offset FROM batch
+    sinks:
+      topic: {{from: places, kafka: {{topic: \"{exact}\", transactional: true}}}}
 "
     ));
     stand.write_routes(&text)
@@ -436,8 +456,8 @@ pub struct Copies {
     pub doubled: usize,
 }
 
-fn copies(options: &WorkloadOptions, manifest: &Manifest) -> Result<Copies, String> {
-    compare(options, manifest, &copies_topic(options), read_places(options)?)
+fn copies(options: &WorkloadOptions, manifest: &Manifest, topic: &str) -> Result<Copies, String> {
+    compare(options, manifest, topic, read_places(options, topic)?)
 }
 
 /// Compares the places that `name` has, as often as it has them, with what was written.
@@ -469,16 +489,15 @@ pub fn compare(
 }
 
 /// The places that the copies name, as often as they do.
-fn read_places(options: &WorkloadOptions) -> Result<Vec<(i64, i64)>, String> {
-    let topic = copies_topic(options);
+fn read_places(options: &WorkloadOptions, topic: &str) -> Result<Vec<(i64, i64)>, String> {
     let cannot = |error: KafkaError| format!("cannot read {topic}: {error}");
     let consumer: BaseConsumer = topics::consumer(&options.bootstrap, "auditor", Isolation::Committed)?;
-    let names = [topic.clone()];
+    let names = [topic.to_owned()];
     let places = topics::patiently("the partitions of the copies", || topics::partitions(&consumer, &names))?;
     let mut list = TopicPartitionList::new();
     let mut open = BTreeSet::new();
     for (_, partition) in places {
-        list.add_partition_offset(&topic, partition, Offset::Beginning).map_err(cannot)?;
+        list.add_partition_offset(topic, partition, Offset::Beginning).map_err(cannot)?;
         open.insert(partition);
     }
     consumer.assign(&list).map_err(cannot)?;

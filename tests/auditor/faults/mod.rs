@@ -17,6 +17,7 @@ mod registry;
 mod soak;
 mod tables;
 mod tools;
+mod transactions;
 
 use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
@@ -94,10 +95,11 @@ pub struct Tally {
 
 /// All scenarios, in the order of the table.
 fn all() -> Vec<&'static Scenario> {
-    let parts: [&'static [Scenario]; 11] = [
+    let parts: [&'static [Scenario]; 12] = [
         kills::ALL,
         failpoints::ALL,
         tables::ALL,
+        transactions::ALL,
         members::ALL,
         operators::ALL,
         brokers::ALL,

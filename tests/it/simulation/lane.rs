@@ -660,7 +660,8 @@ impl Lane {
         let letters: SinkSet = self.letter_sinks().into_iter().collect();
         let stand = |source: &TopicPartition| {
             let accepted = self.ledger.accepted(self.keys.get(source)?)?;
-            Some(Stand { accepted, letters, rows_max: self.rows_max })
+            let (away, beside) = (SinkSet::EMPTY, SinkSet::EMPTY);
+            Some(Stand { accepted, letters, rows_max: self.rows_max, away, beside })
         };
         sources.filter_map(|source| Some((source.clone(), stand(source)?))).collect()
     }

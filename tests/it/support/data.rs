@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arrow::array::{Array, Int64Array, RecordBatch};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -305,15 +305,15 @@ pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
     all
 }
 
-/// Waits until all partitions of a topic can be read: a broker that has just started does not lead them yet.
-pub fn await_leaders(services: &Services, topic: &str) {
-    let consumer: BaseConsumer = client(services).create().unwrap();
-    super::program::eventually("all partitions have a leader", || {
-        let Ok(metadata) = consumer.fetch_metadata(Some(topic), TIMEOUT) else { return false };
-        let partitions = metadata.topics()[0].partitions();
-        let is_led = |id| consumer.fetch_watermarks(topic, id, TIMEOUT).is_ok();
-        !partitions.is_empty() && partitions.iter().all(|partition| is_led(partition.id()))
-    });
+/// Where a partition begins and ends. A broker that has just come back says for a moment that it is not its leader.
+fn watermarks(consumer: &BaseConsumer, topic: &str, partition: i32) -> (i64, i64) {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, partition, TIMEOUT) {
+            Ok(bounds) => return bounds,
+            Err(error) => assert!(Instant::now() < deadline, "{topic}/{partition}: {error}"),
+        }
+    }
 }
 
 /// Everything in a topic: key, value and headers, in the order of each partition.
@@ -323,7 +323,7 @@ pub fn consume(services: &Services, topic: &str) -> Vec<OwnedMessage> {
     let mut list = TopicPartitionList::new();
     let mut left = 0;
     for partition in metadata.topics()[0].partitions() {
-        let (low, high) = consumer.fetch_watermarks(topic, partition.id(), TIMEOUT).unwrap();
+        let (low, high) = watermarks(&consumer, topic, partition.id());
         left += high - low;
         list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
     }

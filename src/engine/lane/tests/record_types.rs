@@ -62,6 +62,7 @@ fn parts(world: &World, right: &Arc<Mutex<Target>>, other_types: Option<BadRecor
         record_type,
         start: None,
         rows: Arc::new(Schema::empty()),
+        is_required: true,
         former: Settled::default(),
         sink: Box::new(Scripted {
             target: target.clone(),
