@@ -84,6 +84,12 @@ pub const ALL: &[Point] = &[
     reply("postgres.merged", "a batch is in the target, in an open transaction"),
     reply("postgres.moved", "positions are compared and set, in an open transaction"),
     reply("postgres.committed", "a transaction is committed; the sink does not know"),
+    reply("delta.table.opened", "a Delta table was found or created; no position is read"),
+    reply("delta.file.synced", "a data file is durable; no entry of the log names it"),
+    reply("delta.entry.written", "an entry of a Delta table's log is synced and has no number"),
+    reply("delta.entry.linked", "an entry with rows and positions has its number: the commit counts"),
+    reply("delta.entry.durable", "an entry is durable under its number"),
+    reply("delta.committed", "an entry is durable; the sink does not know"),
     step("console.printed", "rows are on the screen; the position has not moved"),
     step("engine.commit.sending", "offsets are committed next"),
     step("engine.commit.sent", "a commit is handed over; its reply is not there"),
@@ -239,28 +245,32 @@ mod tests {
 
     use super::*;
 
-    /// Every call in the sources: the name, and whether its place can tell the step as failed.
+    /// Every call in the sources: the name, and whether its place can tell the step as failed. What a directory does an
+    /// object store does in its way, at the same point.
     fn calls() -> Vec<(String, bool)> {
         let mut open = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join("src")];
-        let mut calls = Vec::new();
+        let (mut calls, mut stores) = (Vec::new(), Vec::new());
         while let Some(dir) = open.pop() {
             for entry in std::fs::read_dir(dir).unwrap() {
                 let path = entry.unwrap().path();
                 if path.is_dir() {
                     open.push(path);
                 } else if !path.ends_with("failpoint.rs") {
+                    let is_store = path.components().any(|part| part.as_os_str() == "objects");
                     let text = std::fs::read_to_string(path).unwrap();
                     // `point` is how modules with errors of their own call `check`.
                     for (call, can_fail) in
                         [("failpoint::hit(\"", false), ("failpoint::check(\"", true), ("point(\"", true)]
                     {
                         let names = text.split(call).skip(1).filter_map(|rest| rest.split('"').next());
-                        calls.extend(names.map(|name| (name.to_owned(), can_fail)));
+                        let found = names.map(|name| (name.to_owned(), can_fail));
+                        if is_store { stores.extend(found) } else { calls.extend(found) }
                     }
                 }
             }
         }
         calls.sort_unstable();
+        assert!(stores.iter().all(|call| calls.contains(call)), "{stores:?}");
         calls
     }
 

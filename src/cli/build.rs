@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::anyhow;
+use anyhow::{Context, anyhow};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 
@@ -12,7 +13,8 @@ use crate::admin::ListenError;
 use crate::codec::meta::MetaColumn;
 use crate::codec::{Decoder, Decoders, Side, Sorter};
 use crate::config::plan::{
-    AllowIds, FileFormat, Kafka, KeyForm, Plan, RegistryForm, Route, Sink, Target, ValueForm,
+    AllowIds, Delta, FileFormat, Kafka, KeyForm, ObjectStorage, PartitionBy, Plan, RegistryForm, Route, Sink,
+    Target, ValueForm,
 };
 use crate::config::{Problem, Span};
 use crate::handler::{Expressions, Handler, Views};
@@ -20,8 +22,10 @@ use crate::kafka::{self, ClusterError};
 use crate::model::{Classify, ClusterId, Hint, TopicName};
 use crate::registry::{Allowed, Registry, RegistryClient, RegistryError};
 use crate::sink::console::Console;
+use crate::sink::delta::{DeltaSink, DeltaSinkOptions};
 use crate::sink::file::{
-    AvroFormat, CsvFormat, FileSink, FileSinkOptions, Format, JsonLinesFormat, ParquetFormat, Partitioning,
+    self, AvroFormat, CsvFormat, FileSink, FileSinkOptions, Format, Home, JsonLinesFormat, ParquetFormat,
+    Partitioning,
 };
 use crate::sink::http::HttpSink;
 use crate::sink::kafka::{DeleteKey, KafkaSink, KafkaSinkOptions, Transaction};
@@ -176,7 +180,8 @@ pub fn kafka_options(plan: &Sink) -> Option<KafkaSinkOptions> {
 /// # Errors
 /// Problems with their places in the file.
 fn expressions(sink: &Sink, rows: &SchemaRef) -> Result<Option<Expressions>, Vec<Problem>> {
-    let Target::Files { partition_by, .. } = &sink.target else {
+    let (Target::Files { partition_by, .. } | Target::Delta(Delta { partition_by, .. })) = &sink.target
+    else {
         return Ok(None);
     };
     let Some(first) = partition_by.first() else {
@@ -207,6 +212,29 @@ fn expressions(sink: &Sink, rows: &SchemaRef) -> Result<Option<Expressions>, Vec
         problems.collect::<Vec<_>>()
     })?;
     Ok(Some(bound))
+}
+
+/// The columns that a sink is partitioned by; none if it is not.
+///
+/// # Errors
+/// Problems with their places in the file.
+pub fn partition_fields(sink: &Sink, rows: &SchemaRef) -> Result<Vec<Field>, Vec<Problem>> {
+    Ok(expressions(sink, rows)?.map(|bound| bound.fields()).unwrap_or_default())
+}
+
+fn partitioning(expressions: Expressions, levels: &[PartitionBy], rows: &SchemaRef) -> Partitioning {
+    let names = levels.iter().map(|level| level.name.clone()).collect();
+    let values = move |rows: &RecordBatch| {
+        let values = expressions.evaluate(rows);
+        values.map_err(|error| Box::new(error) as Box<dyn Error + Send + Sync>)
+    };
+    Partitioning::new(names, rows, Box::new(values))
+}
+
+/// What is wrong with expressions. It was reported when the route was bound.
+fn joined(problems: Vec<Problem>) -> anyhow::Error {
+    let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
+    anyhow!(messages.join("; "))
 }
 
 /// What sinks need besides their plan.
@@ -247,6 +275,14 @@ pub fn lane_sink(
     Ok(if plan.is_required { built } else { Box::new(sink::Background::new(built)) })
 }
 
+/// Where a file sink writes.
+///
+/// # Errors
+/// If a client of its object store cannot be made.
+pub fn home(plan: &Sink, path: &Path, storage: Option<&ObjectStorage>) -> anyhow::Result<Home> {
+    file::home(path, storage).with_context(|| format!("sink `{}`: `{}`", plan.name, path.display()))
+}
+
 /// Builds a sink for rows of `schema`, of records whose keys have the type `key`. A topic gets keys that are gone as
 /// `deletes` says. The one place that names the kinds.
 ///
@@ -260,22 +296,12 @@ pub fn sink(
     around: Surroundings<'_>,
 ) -> anyhow::Result<Box<dyn sink::Sink>> {
     Ok(match &plan.target {
-        Target::Files { format, path, partition_by, roll } => {
+        Target::Files { format, path, storage, partition_by, roll } => {
             let claim = claim(plan, around);
-            // What is wrong with them was reported when the route was bound.
-            let expressions = expressions(plan, &schema).map_err(|problems| {
-                let messages: Vec<String> = problems.into_iter().map(|problem| problem.message).collect();
-                anyhow!(messages.join("; "))
-            })?;
-            let partitioning = expressions.map(|expressions| {
-                let names = partition_by.iter().map(|level| level.name.clone()).collect();
-                let values = move |rows: &RecordBatch| {
-                    let values = expressions.evaluate(rows);
-                    values.map_err(|error| Box::new(error) as Box<dyn Error + Send + Sync>)
-                };
-                Partitioning::new(names, &schema, Box::new(values))
-            });
-            let options = FileSinkOptions { root: path.clone(), claim, schema, roll: *roll, partitioning };
+            let expressions = expressions(plan, &schema).map_err(joined)?;
+            let partitioning = expressions.map(|bound| partitioning(bound, partition_by, &schema));
+            let home = home(plan, path, storage.as_deref())?;
+            let options = FileSinkOptions { home, claim, schema, roll: *roll, partitioning };
             let format: Box<dyn Format> = match format {
                 FileFormat::Parquet(options) => Box::new(ParquetFormat { options: options.clone() }),
                 FileFormat::JsonLines(compression) => Box::new(JsonLinesFormat { compression: *compression }),
@@ -311,6 +337,16 @@ pub fn sink(
             Box::new(KafkaSink::new(&kafka::producer_config(kafka), options, registry)?)
         }
         Target::Http(options) => Box::new(HttpSink::new(plan.identity.clone(), options)?),
+        Target::Delta(table) => {
+            let partitions = partition_fields(plan, &schema).map_err(joined)?;
+            let expressions = expressions(plan, &schema).map_err(joined)?;
+            let partitioning =
+                expressions.map(|bound| (partitioning(bound, &table.partition_by, &schema), partitions));
+            let options =
+                DeltaSinkOptions { target: table.clone(), claim: claim(plan, around), schema, partitioning };
+            let built = DeltaSink::new(options);
+            Box::new(built.map_err(|wrong| anyhow!("sink `{}`: {wrong}", plan.name))?)
+        }
         Target::Postgres(table) => {
             let keys = fit::table_keys(table, key);
             let options =

@@ -8,7 +8,8 @@ use crate::codec::debezium::{self, Changes, JsonChanges, UNAVAILABLE};
 use crate::codec::meta::KEY;
 use crate::codec::{Codec, Registered, Side};
 use crate::config::plan::{
-    Envelope, ReaderSchema, Recursion, Route, SchemaFormat, Sink, TableRows, Target, ValueForm, Written,
+    Envelope, ReaderSchema, Recursion, Route, SchemaFormat, Sink, TableRows, Target, Truncate, ValueForm,
+    Written,
 };
 use crate::model::Reference;
 use crate::registry::Registry;
@@ -43,7 +44,8 @@ pub async fn codec(route: &Route, registry: Option<&dyn Registry>) -> Result<Box
         problem,
     };
     let changes = |node: &Node, format, is_of_file| {
-        Changes::new(node, format, is_of_file).map_err(|error| unusable(error.to_string()))
+        let changes = Changes::new(node, format, is_of_file).map_err(|error| unusable(error.to_string()));
+        changes.map(|changes| changes.truncating(route.truncate))
     };
     let form = match &route.value {
         ValueForm::Registry(form) => form,
@@ -91,7 +93,9 @@ impl Taking {
 /// What a sink does with deletes if there are any.
 pub fn taking(bound: BoundType<'_>, sink: &Sink) -> Taking {
     match &sink.target {
-        Target::Files { .. } | Target::Console { .. } | Target::Http(_) => Taking::LeftOut("it only appends"),
+        Target::Files { .. } | Target::Console { .. } | Target::Http(_) | Target::Delta(_) => {
+            Taking::LeftOut("it only appends")
+        }
         Target::Postgres(table) if table.rows == TableRows::Append => Taking::LeftOut("it only appends"),
         // A key that does not say which rows are meant is a mistake in the file: see `fit`.
         Target::Postgres(_) => Taking::Removed,
@@ -156,7 +160,19 @@ pub fn lines(route: &Route, bound: &Bound) -> Vec<String> {
         Taking::Removed => format!("deletes in {}: the row of the key is removed", sink.name),
         Taking::LeftOut(why) => format!("deletes in {}: left out, {why}", sink.name),
     };
-    route.sinks.iter().map(line).collect()
+    let truncated = match route.truncate {
+        Truncate::Delete => Some("truncations: all rows of tables that are kept by key are deleted"),
+        Truncate::Ignore => Some("truncations: rows stay"),
+        Truncate::Refuse => None,
+    };
+    // Change events are of one record type.
+    let events = route.sinks.first().filter(|_| route.envelope == Envelope::Debezium);
+    let unavailable = events.and_then(|sink| keeping(route, bound.of(sink)));
+    let unavailable = unavailable.map(|are_told| match are_told {
+        true => "values that were not sent: a table keeps its own, the other sinks that keep rows by key get `_unavailable`",
+        false => "values that were not sent: their records are bad (`unavailable_value`)",
+    });
+    route.sinks.iter().map(line).chain(unavailable.into_iter().chain(truncated).map(str::to_owned)).collect()
 }
 
 #[cfg(test)]
@@ -237,6 +253,53 @@ routes:
         let (route, bound) = self::bound(&TEXT.replace("delete\n", "skip\n")).await;
         assert!(lines(&route, &bound).is_empty());
         assert!(keeping(&route, bound.of(&route.sinks[0])).is_none());
+    }
+
+    /// What `check` says of a table of change events that reads a view.
+    async fn said(view: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let row = r#"{"type": "record", "name": "Row", "fields": [
+            {"name": "id", "type": "int"}, {"name": "note", "type": ["null", "string"]}]}"#;
+        std::fs::write(folder.path().join("row.avsc"), row).unwrap();
+        let text = format!(
+            "
+version: 1
+kafka: {{bootstrap.servers: b, group.id: g}}
+routes:
+  r:
+    topics: [t]
+    envelope: debezium
+    key: {{json: {{schema: {{file: row.avsc}}}}}}
+    value: {{json: {{schema: {{file: row.avsc}}}}}}
+    views: {{rows: \"{view}\"}}
+    sinks:
+      table: {{from: rows, postgres: {{url: \"postgresql://h/d\", table: t, mode: upsert, primary_key: [id]}}}}
+"
+        );
+        let route = read(&text, &Environment::new([], folder.path())).unwrap().routes.remove(0);
+        let decoders = build::decoders(&route, None).await.unwrap();
+        match build::bind(&route, decoders).await {
+            Ok(bound) => lines(&route, &bound).join("; "),
+            Err(problems) => problems.into_iter().map(|problem| problem.message).collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_table_keeps_what_was_not_sent_where_its_view_leaves_it_alone() {
+        for (view, expected) in [
+            ("SELECT *, _unavailable FROM batch", "not sent: a table keeps its own"),
+            ("SELECT id * 2 AS id, _unavailable FROM batch WHERE id > 0", "not sent: a table keeps its own"),
+            ("SELECT * FROM batch", "not sent: their records are bad"),
+            (
+                "SELECT id, upper(note) AS note, _unavailable FROM batch",
+                "its column `note` is made of `note`",
+            ),
+            ("SELECT id, note AS text, _unavailable FROM batch", "its column `text` is made of `note`"),
+            ("SELECT id, _unavailable FROM batch WHERE note <> 'x'", "its view chooses rows by `note`"),
+        ] {
+            let said = said(view).await;
+            assert!(said.contains(expected), "{view}: {said}");
+        }
     }
 
     /// A table would keep rows that are gone.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::codec::Side;
-use crate::config::plan::{BadRecords, Plan, ReaderSchema, Route};
+use crate::codec::{Side, letters};
+use crate::config::plan::{BadRecords, Plan, ReaderSchema, Route, Sink};
 use crate::config::{Problem, Span};
 use crate::engine::chain;
 use crate::model::{Classify, Fault};
@@ -108,11 +108,13 @@ async fn written_subjects(
     registry: &dyn Registry,
 ) -> (Vec<String>, Vec<Problem>) {
     let (mut lines, mut problems) = (Vec::new(), Vec::new());
-    for sink in &route.sinks {
+    let outputs = route.sinks.iter().map(|sink| (sink, bound.schema(sink)));
+    let letters = route.dead_letters.iter().map(|sink| (sink, letters::schema()));
+    for (sink, rows) in outputs.chain(letters) {
         let Some(options) = build::kafka_options(sink) else {
             continue;
         };
-        for examined in examine(registry, &options, &bound.schema(sink)).await {
+        for examined in examine(registry, &options, &rows).await {
             let (name, part) = (&sink.name, examined.part);
             let Some(subject) = examined.subject else {
                 lines.push(format!("  sink {name}: {part}s: a subject for each topic that rows name"));
@@ -235,9 +237,23 @@ fn company(route: &Route, routes: &[Route], group: &str) -> Option<String> {
 }
 
 fn print_sinks(route: &Route) {
-    for sink in route.sinks.iter().chain(&route.dead_letters) {
+    for sink in &route.sinks {
         print_line(&format!("  sink {}: {}", sink.name, sink.guarantee()));
     }
+    for sink in &route.dead_letters {
+        print_line(&format!("  sink {}: {}", sink.name, letters_guarantee(sink)));
+    }
+}
+
+/// What `check` prints of a sink of dead letters. Those that are not part of what it reads are rows of an empty move.
+fn letters_guarantee(sink: &Sink) -> String {
+    let guarantee = sink.guarantee();
+    if !sink.target.has_own_store() {
+        return guarantee;
+    }
+    format!(
+        "{guarantee}; letters of records that a view fails on or a sink refuses may come again after a crash"
+    )
 }
 
 #[expect(clippy::print_stdout, reason = "the result goes to stdout")]
@@ -251,6 +267,35 @@ mod tests {
 
     use super::*;
     use crate::config::{Environment, read};
+
+    #[test]
+    fn it_says_what_of_dead_letters_may_come_again() {
+        let text = "\
+version: 1
+kafka: {bootstrap.servers: b, group.id: g}
+dead_letters:
+  topic: {kafka: {topic: bad}}
+  files: {avro: {path: out/bad}}
+  table: {postgres: {url: postgresql://h/d, table: bad}}
+routes:
+  r:
+    topics: [t]
+    value: string
+    bad_records: {dead_letter: [topic, files, table]}
+    sinks: {s: {console: {}}}
+";
+        let plan = read(text, &Environment::new([], Path::new("."))).unwrap();
+        let lines: Vec<String> = plan.routes[0].dead_letters.iter().map(letters_guarantee).collect();
+        for (line, expected) in lines.iter().zip(["at least once: ", "exactly once: ", "exactly once: "]) {
+            assert!(line.starts_with(expected), "{line}");
+            assert_eq!(
+                line.contains("may come again after a crash"),
+                expected.starts_with("exactly"),
+                "{line}"
+            );
+        }
+        assert_eq!(lines.len(), 3);
+    }
 
     #[test]
     fn it_says_who_reads_together_and_who_alone() {

@@ -116,9 +116,12 @@ fn print_error(error: &anyhow::Error) {
     }
 }
 
+/// What is logged unless `RUST_LOG` says. The library of Delta tables tells each look at a log.
+const LOGGED: &str = "info,buoyant_kernel=warn,buoyant_kernel_engine=warn";
+
 /// Logs go to stderr: text on a terminal, above the bar if there is one, JSON otherwise. `RUST_LOG` chooses.
 fn start_logging() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let writer = || progress::Above(std::io::stderr());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     if std::io::stderr().is_terminal() {

@@ -293,6 +293,9 @@ async fn outlooks(
 
 fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outlook], told: &mut Told) {
     told.line(1, &format!("sink {}: {}", seat.sink.name, seat.sink.guarantee()));
+    if let Some(weakness) = seat.place.survey().and_then(|survey| survey.weakness.as_deref()) {
+        told.line(2, weakness);
+    }
     match seat.place.survey().map(|survey| &survey.admission) {
         Some(Ok(Admission::Adopts(former))) => {
             told.line(2, &format!("takes the positions of {former} over"));
@@ -324,7 +327,7 @@ fn tell_sink(ground: &Ground, instance: &Instance, seat: &Seat, outlooks: &[Outl
 /// What a sink with an owner writes to.
 fn noun(seat: &Seat) -> &'static str {
     match &seat.sink.target {
-        Target::Postgres(_) => "table",
+        Target::Postgres(_) | Target::Delta(_) => "table",
         Target::Files { .. } | Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => "directory",
     }
 }

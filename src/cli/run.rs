@@ -19,7 +19,7 @@ use crate::engine::message::Stop;
 use crate::engine::run::{EngineError, EngineParts, Until};
 use crate::engine::{self, chain, retry};
 use crate::kafka::{
-    self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource, KafkaSources, Membership,
+    self, Budget, Cluster, ClusterError, KafkaCluster, KafkaSource, KafkaSources, Membership, Source, Sources,
 };
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Classify, Partition, Start, TimePoint, TopicName, TopicPartition};
@@ -27,6 +27,7 @@ use crate::status::{Board, Held};
 
 use super::factory::Factory;
 use super::progress::Progress;
+use super::replay::{Letters, LettersCluster, LettersSource, LettersSources};
 use super::transactions::Groups;
 use super::{Failure, build, eyes, load, table};
 
@@ -82,7 +83,8 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         }
     }
     let runtime = new_runtime()?;
-    let result = runtime.block_on(work(&Arc::new(loaded), options.until.as_ref(), options.join));
+    let loaded = Arc::new(loaded);
+    let result = runtime.block_on(work(&loaded, options.until.as_ref(), options.join, None));
     // librdkafka's threads may still wait for brokers; everything of ours is durable.
     runtime.shutdown_background();
     result
@@ -96,16 +98,18 @@ pub fn run_until_latest(
     runtime: &tokio::runtime::Runtime,
     loaded: &Arc<load::Loaded>,
 ) -> Result<(), Failure> {
-    runtime.block_on(work(loaded, Some(&Start::Latest), true))
+    runtime.block_on(work(loaded, Some(&Start::Latest), true, None))
 }
 
-/// A bounded run of everything that is there now, after members of its groups have ended.
+/// A bounded run of everything that is there now, after members of its groups have ended. With `letters` these are read,
+/// and no topic.
 ///
 /// # Errors
 /// [`Failure`]
-pub fn run_alone(loaded: load::Loaded) -> Result<(), Failure> {
+pub fn run_alone(loaded: load::Loaded, letters: Option<Arc<Letters>>) -> Result<(), Failure> {
     let runtime = new_runtime()?;
-    let result = runtime.block_on(work(&Arc::new(loaded), Some(&Start::Latest), false));
+    let loaded = Arc::new(loaded);
+    let result = runtime.block_on(work(&loaded, Some(&Start::Latest), false, letters.as_ref()));
     runtime.shutdown_background();
     result
 }
@@ -115,14 +119,19 @@ fn new_runtime() -> Result<tokio::runtime::Runtime, Failure> {
     runtime.map_err(|error| Failure::Failed(error.into()))
 }
 
-async fn work(loaded: &Arc<load::Loaded>, until: Option<&Start>, join: bool) -> Result<(), Failure> {
+async fn work(
+    loaded: &Arc<load::Loaded>,
+    until: Option<&Start>,
+    join: bool,
+    letters: Option<&Arc<Letters>>,
+) -> Result<(), Failure> {
     let shutdown = CancellationToken::new();
     listen_for_signals(&shutdown).map_err(anyhow::Error::from)?;
     let board = Board::new(&loaded.plan.kafka.group);
     // Before the brokers are asked, so that who watches sees that they are away; until all is committed.
     let _eyes = eyes::open(&loaded.plan, &board, until.is_some()).await?;
     let prepared = tokio::select! {
-        prepared = prepare(loaded, &board, until, join) => prepared?,
+        prepared = prepare(loaded, &board, until, join, letters) => prepared?,
         // Before the engine runs there is nothing to drain.
         () = shutdown.cancelled() => return interrupted(until),
     };
@@ -223,12 +232,17 @@ async fn prepare(
     board: &Arc<Board>,
     until: Option<&Start>,
     join: bool,
+    letters: Option<&Arc<Letters>>,
 ) -> Result<Vec<EngineParts>, Failure> {
     let plan = &loaded.plan;
     let registry = build::cached_registry(plan, board)?;
     let cluster: Arc<dyn Cluster> = Arc::new(KafkaCluster::new(kafka::client_config(&plan.kafka)));
     let cluster_id = wait_for(|| cluster.id()).await;
     info!(cluster = %cluster_id, librdkafka = kafka::version(), routes = plan.routes.len(), "starting");
+    let cluster: Arc<dyn Cluster> = match letters {
+        Some(letters) => Arc::new(LettersCluster { letters: letters.clone(), id: cluster_id.clone() }),
+        None => cluster,
+    };
     let mut groups = Groups::default();
     let parties = parties(plan, &cluster, &mut groups);
     if until.is_some() && !join {
@@ -272,13 +286,10 @@ async fn prepare(
             Some(until) => Some(ends(&matched, cluster.as_ref(), until).await),
             None => None,
         };
-        let source = KafkaSource::start(&kafka::consumer_config(&kafka, plan.topic_refresh), membership)
-            .map_err(anyhow::Error::from)?;
-        board.watch_source(source.counts().clone());
-        let catch_up = KafkaSources::new(&kafka, plan.topic_refresh);
+        let (source, catch_up) = sources(&kafka, plan.topic_refresh, board, letters, membership)?;
         prepared.push(EngineParts {
-            source: Box::new(source),
-            catch_up: Box::new(catch_up),
+            source,
+            catch_up,
             ran_before: ran_before(&routes, &matched, cluster.as_ref()).await,
             cluster,
             routes,
@@ -293,6 +304,23 @@ async fn prepare(
         });
     }
     Ok(prepared)
+}
+
+/// What a party reads with.
+fn sources(
+    kafka: &Kafka,
+    topic_refresh: Duration,
+    board: &Board,
+    letters: Option<&Arc<Letters>>,
+    membership: Membership,
+) -> anyhow::Result<(Box<dyn Source>, Box<dyn Sources>)> {
+    if let Some(letters) = letters {
+        let source = LettersSource::start(letters.clone(), true)?;
+        return Ok((Box::new(source), Box::new(LettersSources(letters.clone()))));
+    }
+    let source = KafkaSource::start(&kafka::consumer_config(kafka, topic_refresh), membership)?;
+    board.watch_source(source.counts().clone());
+    Ok((Box::new(source), Box::new(KafkaSources::new(kafka, topic_refresh))))
 }
 
 /// Waits until the group has no members: a predecessor that was killed stays one until its session ends.

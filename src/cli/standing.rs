@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::config::plan::{Plan, Route, Sink, Target};
+use crate::config::plan::{Delta, Plan, Route, Sink, Target};
 use crate::config::topics::matched;
 use crate::engine::chain;
 use crate::engine::message::Committed;
@@ -14,7 +14,7 @@ use crate::model::{
 };
 use crate::sink::owner::Claim;
 use crate::sink::survey::Survey;
-use crate::sink::{SinkError, file, postgres};
+use crate::sink::{SinkError, delta, file, postgres};
 
 use super::build;
 
@@ -112,7 +112,9 @@ impl Place {
                 let refusal = survey.admission.as_ref().err()?;
                 let target = &seat.sink.target;
                 let place = match target {
-                    Target::Files { path, .. } => path.display().to_string(),
+                    Target::Files { path, .. } | Target::Delta(Delta { path, .. }) => {
+                        path.display().to_string()
+                    }
                     Target::Postgres(table) => table.shown(),
                     Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => String::new(),
                 };
@@ -240,8 +242,12 @@ impl Ground {
     ) -> Seat {
         let claim = build::claim(sink, around);
         let place = match &sink.target {
-            Target::Files { path, .. } => Place::surveyed(file::survey(path, &claim)),
+            Target::Files { path, storage, .. } => match build::home(sink, path, storage.as_deref()) {
+                Ok(home) => Place::surveyed(file::survey(&home, &claim)),
+                Err(error) => Place::Unreadable { problem: format!("{error:#}"), hint: None },
+            },
             Target::Postgres(table) => Place::surveyed(postgres::survey(table, &claim).await),
+            Target::Delta(table) => Place::surveyed(delta::survey(table, &claim)),
             Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) => Place::Group,
         };
         let positions = match &place {

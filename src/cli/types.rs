@@ -15,7 +15,7 @@ use crate::config::plan::{Recursion, SchemaFormat};
 use crate::encode;
 use crate::render::Values;
 use crate::sink::file::parquet_type;
-use crate::sink::postgres;
+use crate::sink::{delta, postgres};
 
 /// A column of one row.
 struct Sample {
@@ -29,12 +29,13 @@ struct Sample {
 type Show = fn(&Sample) -> anyhow::Result<String>;
 
 /// The sinks. Those that write alike share a column.
-const SINKS: [(&str, Show); 5] = [
+const SINKS: [(&str, Show); 6] = [
     ("Parquet", in_parquet),
     ("JSON Lines, Kafka", in_json),
     ("CSV, screen", in_csv),
     ("Avro", in_avro),
     ("PostgreSQL", in_postgres),
+    ("Delta", in_delta),
 ];
 
 /// How a type is written in an Avro schema, and a value of it as typed JSON has it.
@@ -252,6 +253,11 @@ fn in_postgres(sample: &Sample) -> anyhow::Result<String> {
     postgres::declared(sample.field.data_type()).map_err(|data_type| anyhow!("no column takes {data_type}"))
 }
 
+/// The type of the column that is created; nothing where there is none.
+fn in_delta(sample: &Sample) -> anyhow::Result<String> {
+    Ok(delta::declared(sample.field.data_type()).unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,7 +275,7 @@ mod tests {
         assert!(row("int64 v = 1;").contains("| `Int64` | `INT64` | `5` | `5` |"), "{text}");
         let union = row("[\"null\", \"long\", \"string\"]");
         assert!(union.contains("`group` | `{\"long\":5,\"string\":null}`"), "{union}");
-        assert!(union.ends_with("| `jsonb` |"), "{union}");
+        assert!(union.ends_with("| `jsonb` | `struct<long: long, string: string>` |"), "{union}");
         let date = row("{\"type\": \"string\", \"format\": \"date\"}");
         assert!(date.contains("| `Date32` | `INT32 (DATE)` | `\"2026-01-02\"` | `2026-01-02` |"), "{date}");
     }

@@ -153,6 +153,34 @@ impl Column {
         self.validity.is_some()
     }
 
+    /// Bytes that its buffers have room for.
+    #[cfg(test)]
+    pub fn capacity_bytes(&self) -> usize {
+        fn of<T>(values: &Vec<T>) -> usize {
+            values.capacity() * size_of::<T>()
+        }
+        let bits = |values: &BooleanBufferBuilder| values.capacity().div_ceil(8);
+        let own = match &self.data {
+            Data::Null(_) => 0,
+            Data::Boolean(values) => bits(values),
+            Data::I8(values) => of(values),
+            Data::I16(values) => of(values),
+            Data::I32(values) => of(values),
+            Data::U32(values) => of(values),
+            Data::U64(values) => of(values),
+            Data::I64(values) => of(values),
+            Data::F32(values) => of(values),
+            Data::F64(values) => of(values),
+            Data::I128(values) => of(values),
+            Data::I256(values) => of(values),
+            Data::Bytes { offsets, bytes } => of(offsets) + of(bytes),
+            Data::Fixed { bytes, .. } => of(bytes),
+            Data::List { offsets, item } => of(offsets) + item.capacity_bytes(),
+            Data::Struct { fields, .. } => fields.iter().map(Self::capacity_bytes).sum(),
+        };
+        own + self.validity.as_ref().map_or(0, bits)
+    }
+
     /// Cuts the column back to `len` rows.
     pub fn truncate(&mut self, len: usize) {
         if let Some(validity) = &mut self.validity {

@@ -3,6 +3,7 @@
 //! It keeps nothing from one call to the next: several threads may decode slices of one batch, and their rows
 //! put together are those of the whole.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::array::{Array, ArrayRef, RecordBatchOptions, UInt32Array};
@@ -186,13 +187,16 @@ impl Decoder {
     pub fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         let mut missing = self.value.missing(records);
         if self.reads_keys() {
-            for key in self.key.missing(records) {
-                if !missing.contains(&key) {
-                    missing.push(key);
-                }
-            }
+            let mut seen: HashSet<SchemaKey> = missing.iter().copied().collect();
+            missing.extend(self.key.missing(records).into_iter().filter(|key| seen.insert(*key)));
         }
         missing
+    }
+
+    /// The batch that comes next names these schemas: what was learnt of others may be forgotten.
+    pub fn need(&mut self, keys: &Arc<HashSet<SchemaKey>>) {
+        self.key.need(keys);
+        self.value.need(keys);
     }
 
     /// Takes what the registry has under `key`, which values, keys or both may name.
@@ -254,7 +258,13 @@ impl Decoder {
         let columns = columns.collect::<Result<Vec<ArrayRef>, ArrowError>>()?;
         let options = RecordBatchOptions::new().with_row_count(Some(kept.len()));
         let batch = RecordBatch::try_new_with_options(Arc::clone(&self.batch), columns, &options)?;
-        let deletes = Deletes { origins: deletes, keys };
+        // A change that leaves no row, and deletes no key of its own.
+        let is_truncation = |number: &&u32| {
+            let is_delete = deletes.binary_search(number).is_ok();
+            self.takes_deletes && !is_delete && rows.binary_search(number).is_ok()
+        };
+        let truncations = gone.iter().filter(is_truncation).copied().collect();
+        let deletes = Deletes { origins: deletes, keys, truncations };
         Ok(DecodedBatch { rows: batch, origins: rows, deletes, gone, rejected, dropped })
     }
 

@@ -1,5 +1,6 @@
 //! The decoders of a route: one, or one for each of its record types.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use arrow::error::ArrowError;
@@ -55,7 +56,11 @@ impl DecodedTypes {
             Some(places) => own.into_iter().map(|index| places[index as usize] as u32).collect(),
             None => own,
         };
-        let deletes = Deletes { origins: placed(deletes.origins), keys: deletes.keys };
+        let deletes = Deletes {
+            origins: placed(deletes.origins),
+            keys: deletes.keys,
+            truncations: placed(deletes.truncations),
+        };
         let origins = placed(origins).into();
         self.types.push(TypeRows { rows, origins, deletes, gone: placed(gone) });
     }
@@ -121,14 +126,26 @@ impl Decoders {
             return self.each.iter().flat_map(|decoder| decoder.missing(records)).collect();
         };
         let mut missing = sorter.missing(records);
+        let mut seen: HashSet<SchemaKey> = missing.iter().copied().collect();
         for (decoder, indexes) in self.each.iter().zip(sorter.sort(records).types) {
-            for key in decoder.missing(&chosen(records, &indexes)) {
-                if !missing.contains(&key) {
-                    missing.push(key);
-                }
-            }
+            let of_type = decoder.missing(&chosen(records, &indexes));
+            missing.extend(of_type.into_iter().filter(|key| seen.insert(*key)));
         }
         missing
+    }
+
+    /// `records` come next, and some of their schemas are missing: those that they do not name may be forgotten when these
+    /// are learnt. Without it everything is kept.
+    pub fn need(&mut self, records: &[RecordRef<'_>]) {
+        let mut keys: HashSet<SchemaKey> = records.iter().flat_map(|record| self.named(record)).collect();
+        if let Some(sorter) = &self.sorter {
+            keys.extend(records.iter().filter_map(|record| sorter.named(record)));
+        }
+        let keys = Arc::new(keys);
+        if let Some(sorter) = &mut self.sorter {
+            sorter.need(&keys);
+        }
+        self.each.iter_mut().for_each(|decoder| decoder.need(&keys));
     }
 
     /// Takes what the registry has under `key`. A decoder is told of the values that may come to it.
@@ -191,7 +208,7 @@ mod tests {
         DecodedBatch {
             rows: RecordBatch::try_from_iter([("n", column)]).unwrap(),
             origins: vec![0, 3],
-            deletes: Deletes { origins: vec![1, 3], keys: Some(keys) },
+            deletes: Deletes { origins: vec![1, 3], keys: Some(keys), truncations: vec![3] },
             gone: vec![3],
             rejected: vec![Rejected { index: 5, code: "framing", message: String::new(), schema_id: None }],
             dropped: 2,
@@ -210,7 +227,10 @@ mod tests {
         all.add(decoded(), 6, None);
         let [placed, whole] = all.types.as_slice() else { panic!("{all:?}") };
         assert_eq!((placed.origins.to_vec(), placed.gone.clone()), (vec![1, 8], vec![8]));
-        assert_eq!(placed.deletes.origins, [3, 8]);
+        assert_eq!(
+            (placed.deletes.origins.as_slice(), placed.deletes.truncations.as_slice()),
+            (&[3, 8][..], &[8][..])
+        );
         assert_eq!(placed.deletes.keys.as_ref().map(|keys| keys.len()), Some(2));
         assert_eq!(placed.rows.column(0).as_primitive::<Int64Type>().values().to_vec(), [10, 11]);
         assert_eq!((whole.origins.to_vec(), whole.gone.clone()), (vec![0, 3], vec![3]));

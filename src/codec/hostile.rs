@@ -1,6 +1,7 @@
 //! Schemas and records that were made to do harm. Each of them would take gigabytes, minutes or the stack of the process
 //! without the limits of [`super::limits`].
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -10,7 +11,9 @@ use super::avro::node::{Kind, Node, SchemaError};
 use super::avro::{arrow_type, encode, program};
 use super::columns::Column;
 use super::json::{Unfit, put_row};
-use super::limits::{CELLS_MAX, FIELDS_MAX, MESSAGE_BYTES_MAX};
+use super::limits::{
+    CELLS_MAX, CELLS_MIN, CELLS_PER_BYTE, DEFAULT_BYTES_MAX, FIELDS_MAX, MESSAGE_BYTES_MAX, PAIRS_MAX,
+};
 use super::{Codec, Learnt, Registered, frame, json_schema, protobuf};
 use crate::config::plan::{Recursion, Tombstones};
 use crate::model::{
@@ -18,8 +21,46 @@ use crate::model::{
     TopicPartition, code,
 };
 
-/// Far longer than any of it takes on a slow machine that is busy, and far shorter than without limits.
+/// For a schema, which is read once: far longer than any of it takes on a slow machine that is busy, and far shorter than
+/// without limits.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What a record may cost of a processor. In a build for tests our own code is hardly optimised, and what it calls of
+/// arrow and serde_json not at all: thirty times as much, where without limits it would be minutes.
+const RECORD_CPU_MAX: Duration = Duration::from_millis(if cfg!(debug_assertions) { 3000 } else { 100 });
+
+/// Bytes of a value in columns that has one byte in a record, or is one cell: at most a decimal of 256 bits, with its bit
+/// of validity and an offset.
+const VALUE_BYTES: usize = 40;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Time that this thread has had of a processor: other tests run beside it. Where the kernel does not tell, what the clock
+/// says.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanos = text.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok());
+    nanos.map_or_else(|| START.elapsed(), Duration::from_nanos)
+}
+
+/// What columns may hold after a record of so many bytes, whatever became of it: what it has bytes for, what it may fill
+/// without, and defaults. Buffers double as they grow.
+fn held_max(bytes: usize) -> usize {
+    let cells = bytes.saturating_mul(CELLS_PER_BYTE).clamp(CELLS_MIN, CELLS_MAX);
+    2 * VALUE_BYTES * (bytes + cells + DEFAULT_BYTES_MAX)
+}
+
+/// Decodes one record of so many bytes, and holds what that costs against what it may.
+#[track_caller]
+fn decoded<T>(bytes: usize, columns: &mut [Column], work: impl FnOnce(&mut [Column]) -> T) -> T {
+    let begun = cpu();
+    let done = work(columns);
+    let spent = cpu().saturating_sub(begun);
+    assert!(spent < RECORD_CPU_MAX, "a record of {bytes} bytes took {spent:?}");
+    let held: usize = columns.iter().map(Column::capacity_bytes).sum();
+    assert!(held <= held_max(bytes), "after a record of {bytes} bytes columns hold {held}");
+    done
+}
 
 fn soon<T>(work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
@@ -49,12 +90,13 @@ fn columns(reader: &Node) -> Vec<Column> {
     schema.fields().iter().map(|field| Column::new(field).unwrap()).collect()
 }
 
-/// What is wrong with a record; and that it has filled no more columns than it may.
+/// What is wrong with a record; and that it costs no more than it may.
 fn avro_problem(writer: &Value, reader: &Value, bytes: &[u8]) -> Problem {
     let (writer, reader) = (node(writer), node(reader));
     let program = program::compile(&writer, &reader).unwrap();
     let mut columns = columns(&reader);
-    let bad = soon(|| program.decode(bytes, &mut columns)).expect_err("the record is bad");
+    let done = decoded(bytes.len(), &mut columns, |columns| program.decode(bytes, columns));
+    let bad = done.expect_err("the record is bad");
     columns.iter_mut().for_each(|column| column.truncate(0));
     assert!(columns.iter().all(Column::is_empty));
     bad.problem
@@ -191,6 +233,33 @@ fn nulls_and_defaults_of_wide_records_have_a_bound() {
 }
 
 #[test]
+fn long_defaults_are_paid_for() {
+    let item = |fields: &[Value]| array_of("Top", record("I", fields));
+    let written = json!({"name": "b", "type": "boolean"});
+    let default = json!({"name": "t", "type": "string", "default": "x".repeat(10_000)});
+    let (writer, reader) = (item(std::slice::from_ref(&written)), item(&[written.clone(), default]));
+    assert_eq!(avro_problem(&writer, &reader, &array(200, &[1])), Problem::Amplified);
+    // As many as there is room for.
+    let (writer, reader) = (node(&writer), node(&reader));
+    let program = program::compile(&writer, &reader).unwrap();
+    let (mut columns, bytes) = (columns(&reader), array(DEFAULT_BYTES_MAX / 10_002, &[1]));
+    decoded(bytes.len(), &mut columns, |columns| program.decode(&bytes, columns)).unwrap();
+}
+
+/// None of the writer's branches can be read as any of the reader's, and each is held against all.
+#[test]
+fn unions_of_many_against_unions_of_many_are_refused() {
+    let union = |prefix: &str, fields: &[Value]| {
+        let branches = (0..900).map(|number| record(&format!("{prefix}{number}"), fields));
+        record("Top", &[json!({"name": "u", "type": branches.collect::<Vec<Value>>()})])
+    };
+    let (writer, reader) = (union("W", &[]), union("R", &[json!({"name": "n", "type": "int"})]));
+    let (writer, reader) = (node(&writer), node(&reader));
+    let error = soon(|| program::compile(&writer, &reader)).unwrap_err().to_string();
+    assert!(error.contains(&format!("more than {PAIRS_MAX} pairs of branches")), "{error}");
+}
+
+#[test]
 fn long_symbols_are_paid_for() {
     let symbol = format!("S{}", "x".repeat(100_000));
     let schema = array_of("Top", json!({"type": "enum", "name": "E", "symbols": [symbol]}));
@@ -242,7 +311,8 @@ fn json_reader(schema: &Value) -> Node {
 fn json_problem(reader: &Node, text: &str) -> Unfit {
     let Kind::Record(record) = &reader.kind else { panic!("no record") };
     let mut columns = columns(reader);
-    soon(|| put_row(record, text.as_bytes(), &mut columns)).expect_err("the record is bad")
+    let done = decoded(text.len(), &mut columns, |columns| put_row(record, text.as_bytes(), columns));
+    done.expect_err("the record is bad")
 }
 
 #[test]
@@ -338,17 +408,28 @@ fn enums_are_kept_once_and_their_names_are_paid_for() {
     let text = format!("syntax = \"proto3\"; message M {{ repeated E es = 1; }} enum E {{ {long} = 0; }}");
     let file = soon(|| protobuf::parse(&text, &[])).unwrap_or_else(|error| panic!("{error}"));
     // Indexes of the first message, and 100,000 zeros in one length.
-    assert_is_too_large(&file, &[vec![0, 10, 0xa0, 0x8d, 0x06], vec![0; 100_000]].concat());
+    assert_is_bad(&file, &[vec![0, 10, 0xa0, 0x8d, 0x06], vec![0; 100_000]].concat(), code::SIZE);
 }
 
 #[track_caller]
-fn assert_is_too_large(file: &protobuf::File, payload: &[u8]) {
+fn assert_is_bad(file: &protobuf::File, payload: &[u8], code: &str) {
     let reader = protobuf::Reader::new(file, None, false).unwrap();
     let mut columns: Vec<Column> =
         reader.schema().fields().iter().map(|field| Column::new(field).unwrap()).collect();
     let mut scratch = protobuf::Scratch::default();
-    let bad = soon(|| reader.writer(file).decode(payload, &mut columns, &mut scratch)).unwrap_err();
-    assert_eq!(bad.code, code::SIZE, "{}", bad.message);
+    let writer = reader.writer(file);
+    let done = decoded(payload.len(), &mut columns, |columns| writer.decode(payload, columns, &mut scratch));
+    let bad = done.unwrap_err();
+    assert_eq!(bad.code, code, "{}", bad.message);
+}
+
+#[test]
+fn groups_within_groups_have_an_end() {
+    let file = soon(|| protobuf::parse("syntax = \"proto3\"; message M { int32 id = 1; }", &[])).unwrap();
+    // Of a field that the message has, and of one that it lacks.
+    for start in [0x0b_u8, 0x1b] {
+        assert_is_bad(&file, &[vec![0], vec![start; 100_000]].concat(), code::DEPTH);
+    }
 }
 
 #[test]
@@ -357,7 +438,8 @@ fn names_of_fields_in_text_are_paid_for() {
     let text = format!("syntax = \"proto3\"; message M {{ repeated M xs = 1; int32 {long} = 2; }}");
     let file = soon(|| protobuf::parse(&text, &[])).unwrap_or_else(|error| panic!("{error}"));
     // Indexes of the first message, and messages of no bytes.
-    assert_is_too_large(&file.recursive(Recursion::Json), &[vec![0], [10, 0].repeat(1000)].concat());
+    let payload = [vec![0], [10, 0].repeat(1000)].concat();
+    assert_is_bad(&file.recursive(Recursion::Json), &payload, code::SIZE);
 }
 
 /// A schema is refused once and its records are many: what is said of each stays short.

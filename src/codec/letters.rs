@@ -4,6 +4,8 @@
 //! [`originals`] makes the record again. A header name that is not UTF-8 is the one thing that is not kept as it was:
 //! clients cannot write it.
 
+mod stored;
+
 use std::sync::Arc;
 
 use arrow::array::{
@@ -21,6 +23,8 @@ use crate::model::{
 
 use super::Rejected;
 use super::meta::header_fields;
+
+pub use stored::{AvroLetters, STORED, StoredError, StoredLetters, from_json};
 
 /// Of the headers that are added, the first of which is [`TOPIC`].
 const PREFIX: &str = "__connect.errors.";

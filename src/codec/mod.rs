@@ -14,6 +14,7 @@ pub mod frame;
 mod json;
 pub mod json_schema;
 mod key;
+mod known;
 pub mod letters;
 pub mod limits;
 pub mod meta;
@@ -22,6 +23,9 @@ mod raw;
 mod registered;
 mod sorter;
 pub mod widen;
+
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use arrow::array::ArrayRef;
 use arrow::datatypes::{Field, SchemaRef};
@@ -64,6 +68,9 @@ pub trait Codec: Send + Sync {
     fn missing(&self, _records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
         Vec::new()
     }
+
+    /// The batch that comes next names these schemas: what was learnt of others may be forgotten.
+    fn need(&mut self, _keys: &Arc<HashSet<SchemaKey>>) {}
 
     /// Takes a schema the registry has under `key`. One that cannot be used makes the records that name it
     /// bad, not the batch. A codec that misses none is told of none.
@@ -124,6 +131,21 @@ pub enum Learnt {
     Unusable(String),
     /// The route takes no schemas of other subjects than its own, which this is.
     Foreign(String),
+}
+
+impl Learnt {
+    /// Of all its text, in bytes.
+    fn size(&self) -> usize {
+        match self {
+            Self::Schema { kind: _, text, references } => {
+                let of_references =
+                    references.iter().map(|reference| reference.name.len() + reference.text.len());
+                text.len() + of_references.sum::<usize>()
+            }
+            Self::Unknown => 0,
+            Self::Unusable(why) | Self::Foreign(why) => why.len(),
+        }
+    }
 }
 
 /// Decoded records.

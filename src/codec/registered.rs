@@ -1,7 +1,7 @@
 //! `registry`: Avro, Protobuf or JSON whose records name their schemas, all writer versions read as one reader schema. For
 //! values and for keys.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use super::fill::{Rejection, fill_side};
 use super::frame::{Frame, FrameError};
 use super::json::{self, Unfit, put_any, put_object};
 use super::json_schema::Validation;
+use super::known::Known;
 use super::limits::cut;
 use super::meta::KEY;
 use super::protobuf::{self, Scratch};
@@ -28,9 +29,6 @@ use super::{Codec, Decoded, Learnt, Side, frame, key};
 
 /// How long a schema counts as refused before the registry is asked again.
 pub(super) const REFUSED_MAX: Duration = Duration::from_secs(60);
-
-/// Schemas remembered; refused ones are forgotten beyond it.
-pub(super) const WRITERS_MAX: usize = 10_000;
 
 /// What would be a defect of ours.
 const MISMATCH: &str = "the route's columns are not those of its schema";
@@ -50,7 +48,7 @@ pub struct Registered {
     version: Option<SchemaVersion>,
     /// The one type of those that a writer's schema may have of which all records are; see [`Registered::of_type`].
     record_type: Option<String>,
-    writers: HashMap<SchemaKey, Writer>,
+    writers: Known<Writer>,
 }
 
 /// What all records are read as.
@@ -174,7 +172,7 @@ impl Registered {
             reader_name: None,
             version: None,
             record_type: None,
-            writers: HashMap::new(),
+            writers: Known::new(),
         }
     }
 
@@ -268,7 +266,7 @@ impl Registered {
 
     /// A refusal is asked about again after a while: the registry may have learnt the schema.
     fn is_known(&self, name: SchemaKey) -> bool {
-        match self.writers.get(&name) {
+        match self.writers.get(name) {
             Some(Writer::Refused { at, .. }) => at.elapsed() < REFUSED_MAX,
             Some(_) => true,
             None => false,
@@ -292,7 +290,7 @@ impl Registered {
             let path = bad.path[skipped..].join(".");
             reject(bad.problem.code(), format!("{}{}", field(&path), bad.problem))
         };
-        match self.writers.get(&frame.schema) {
+        match self.writers.get(frame.schema) {
             Some(Writer::Protobuf(writer)) => self
                 .read_message(writer, &frame, columns, scratch)
                 .map_err(|bad| reject(bad.code, format!("{}{}", field(&bad.path.join(".")), bad.message))),
@@ -327,7 +325,7 @@ impl Registered {
         })?;
         let id = Some(frame.schema);
         let reject = |code, message| Rejection { code, message, schema_id: id };
-        let event = match self.writers.get(&frame.schema) {
+        let event = match self.writers.get(frame.schema) {
             Some(Writer::Changes(writer)) => writer.read(frame.payload, head),
             Some(Writer::Refused { code, message, .. }) => return Err(reject(*code, message.clone())),
             Some(Writer::Json(validation)) => json_change(validation.as_deref(), frame.payload, head),
@@ -442,7 +440,7 @@ impl Codec for Registered {
     }
 
     fn refusal(&self, key: SchemaKey) -> Option<&str> {
-        match self.writers.get(&key) {
+        match self.writers.get(key) {
             Some(Writer::Refused { message, .. }) => Some(message),
             _ => None,
         }
@@ -453,7 +451,7 @@ impl Codec for Registered {
     }
 
     fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
-        let mut missing = Vec::new();
+        let (mut missing, mut seen) = (Vec::new(), HashSet::new());
         // Schemas come in runs: comparing with the last one saves most look-ups.
         let mut last = None;
         for record in records {
@@ -462,7 +460,7 @@ impl Codec for Registered {
             let Some(Ok(Frame { schema, .. })) = framed else {
                 continue;
             };
-            if last != Some(schema) && !self.is_known(schema) && !missing.contains(&schema) {
+            if last != Some(schema) && !self.is_known(schema) && seen.insert(schema) {
                 missing.push(schema);
             }
             last = Some(schema);
@@ -470,7 +468,12 @@ impl Codec for Registered {
         missing
     }
 
+    fn need(&mut self, keys: &Arc<HashSet<SchemaKey>>) {
+        self.writers.need(keys);
+    }
+
     fn learn(&mut self, name: SchemaKey, schema: Learnt) {
+        let size = schema.size();
         let writer = match schema {
             Learnt::Schema { kind, text, references } => self.compile(name, &kind, &text, &references),
             Learnt::Unknown => refused(code::UNKNOWN_ID, format!("the registry has no schema {name}")),
@@ -479,19 +482,12 @@ impl Codec for Registered {
             }
             Learnt::Foreign(why) => refused(code::FOREIGN_ID, why),
         };
-        // Garbage may name any number of schemas.
-        if self.writers.len() >= WRITERS_MAX {
-            // Not those just learnt, or a batch of garbage would be asked for again and again.
-            self.writers.retain(|_, writer| match writer {
-                Writer::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Writer::Avro(_)
-                | Writer::AvroBranch(_)
-                | Writer::Protobuf(_)
-                | Writer::Changes(_)
-                | Writer::Json(_) => true,
-            });
-        }
-        self.writers.insert(name, writer);
+        let size = match &writer {
+            Writer::Avro(_) | Writer::AvroBranch(_) | Writer::Protobuf(_) | Writer::Changes(_) => size,
+            Writer::Json(validation) => validation.as_ref().map_or(0, |validation| size + validation.size()),
+            Writer::Refused { message, .. } => message.len(),
+        };
+        self.writers.insert(name, writer, size);
     }
 
     fn decode(&self, records: &[RecordRef<'_>]) -> Result<Decoded, ArrowError> {

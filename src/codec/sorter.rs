@@ -5,7 +5,7 @@
 //! title. A schema may have several: an Avro union at the top has the number of a branch before each value, and a
 //! Protobuf file a path to each of its messages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,8 +17,9 @@ use crate::model::{RecordRef, Reference, SchemaKey, code};
 use super::avro::decode::{BadValue, Problem, long};
 use super::fill::Rejection;
 use super::frame::{Frame, FrameError};
+use super::known::Known;
 use super::limits::{BRANCHES_MAX, cut};
-use super::registered::{REFUSED_MAX, WRITERS_MAX};
+use super::registered::REFUSED_MAX;
 use super::{Learnt, Rejected, Side, frame, json_schema, protobuf};
 
 /// A schema may call its types what it likes; of each record's a message may be kept.
@@ -30,7 +31,7 @@ pub struct Sorter {
     /// As the route names them.
     names: Vec<String>,
     framing: Framing,
-    schemas: HashMap<SchemaKey, Types>,
+    schemas: Known<Types>,
 }
 
 /// The types that records of one schema have.
@@ -69,12 +70,12 @@ pub struct Sorted {
 impl Sorter {
     /// For these types, of records that name their schemas in this way.
     pub fn new(names: Vec<String>, framing: Framing) -> Self {
-        Self { names, framing, schemas: HashMap::new() }
+        Self { names, framing, schemas: Known::new() }
     }
 
     /// Schemas that values of `records` name and that have to be learnt first.
     pub fn missing(&self, records: &[RecordRef<'_>]) -> Vec<SchemaKey> {
-        let mut missing = Vec::new();
+        let (mut missing, mut seen) = (Vec::new(), HashSet::new());
         // Schemas come in runs: comparing with the last one saves most look-ups.
         let mut last = None;
         for record in records {
@@ -82,7 +83,7 @@ impl Sorter {
             let Some(Ok(Frame { schema, .. })) = framed else {
                 continue;
             };
-            if last != Some(schema) && !self.is_known(schema) && !missing.contains(&schema) {
+            if last != Some(schema) && !self.is_known(schema) && seen.insert(schema) {
                 missing.push(schema);
             }
             last = Some(schema);
@@ -90,9 +91,20 @@ impl Sorter {
         missing
     }
 
+    /// The schema that the value of a record names.
+    pub fn named(&self, record: &RecordRef<'_>) -> Option<SchemaKey> {
+        let bytes = record.value()?;
+        frame::parse(self.framing, Side::Value, record, bytes).ok().map(|frame| frame.schema)
+    }
+
+    /// The batch that comes next names these schemas: what was learnt of others may be forgotten.
+    pub fn need(&mut self, keys: &Arc<HashSet<SchemaKey>>) {
+        self.schemas.need(keys);
+    }
+
     /// A refusal is asked about again after a while: the registry may have learnt the schema.
     fn is_known(&self, schema: SchemaKey) -> bool {
-        match self.schemas.get(&schema) {
+        match self.schemas.get(schema) {
             Some(Types::Refused { at, .. }) => at.elapsed() < REFUSED_MAX,
             Some(_) => true,
             None => false,
@@ -110,15 +122,14 @@ impl Sorter {
             Learnt::Foreign(why) => refused(code::FOREIGN_ID, why.clone()),
         };
         let named = types.named();
-        // Garbage may name any number of schemas.
-        if self.schemas.len() >= WRITERS_MAX {
-            // Not those just learnt, or a batch of garbage would be asked for again and again.
-            self.schemas.retain(|_, types| match types {
-                Types::Refused { at, .. } => at.elapsed() < REFUSED_MAX,
-                Types::One(_) | Types::Branches(_) | Types::Messages(_) => true,
-            });
-        }
-        self.schemas.insert(key, types);
+        let size = match &types {
+            // Each of its names may be a message of its own.
+            Types::Branches(kinds) => schema.size() + kinds.len() * NAME_SHOWN_MAX,
+            Types::Messages(kinds) => schema.size() + kinds.len() * NAME_SHOWN_MAX,
+            Types::One(_) => NAME_SHOWN_MAX,
+            Types::Refused { message, .. } => message.len(),
+        };
+        self.schemas.insert(key, types, size);
         named
     }
 
@@ -167,7 +178,7 @@ impl Sorter {
 
     /// Why records of a schema, which was learnt, have no type.
     pub fn refusal(&self, key: SchemaKey) -> Option<&str> {
-        match self.schemas.get(&key) {
+        match self.schemas.get(key) {
             Some(Types::Refused { message, .. }) => Some(message),
             _ => None,
         }
@@ -206,7 +217,7 @@ impl Sorter {
         })?;
         let schema = frame.schema;
         let reject = |code, message| Rejection { code, message, schema_id: Some(schema) };
-        let kind = match self.schemas.get(&schema) {
+        let kind = match self.schemas.get(schema) {
             Some(Types::One(kind)) => kind,
             Some(Types::Branches(kinds)) => {
                 let wrong = |problem: Problem| reject(problem.code(), problem.to_string());

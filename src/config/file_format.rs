@@ -57,6 +57,17 @@ pub fn parquet(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<Parquet
     })
 }
 
+/// Parquet files of dead letters: what is not asked for is as in other files.
+pub fn parquet_of_letters(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<ParquetOptions> {
+    Some(ParquetOptions {
+        compression: parquet_compression(files, context)?,
+        group_rows_max: 1 << 20,
+        has_dictionary: true,
+        statistics: Statistics::Page,
+        columns: BTreeMap::new(),
+    })
+}
+
 fn parquet_compression(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<ParquetCompression> {
     let codec = files.choice("compression", context);
     let without_levels = match codec.as_str() {

@@ -8,6 +8,9 @@ use super::{Problem, keys};
 /// Keys that are about a schema.
 const OF_SCHEMAS: [&str; 4] = ["subject", "record_name", "auto_register", "use_latest"];
 
+/// The name of a dead letter's record, where one is made of its columns.
+pub const LETTER: &str = "DeadLetter";
+
 /// Reads `key:` or `value:` of a kafka sink; `None` if it is not given, or there is something wrong in it.
 pub fn read(side: &'static str, kafka: &Mapping<'_>, context: &mut Context<'_>) -> Option<Written> {
     kafka.get(side)?;
@@ -23,21 +26,38 @@ pub fn read(side: &'static str, kafka: &Mapping<'_>, context: &mut Context<'_>) 
         }));
         return None;
     }
-    let form = match format.as_str() {
-        "json" => WrittenForm::Json,
-        "avro" => WrittenForm::Registered(schema(SchemaFormat::Avro, &mapping, context)?),
-        "protobuf" => WrittenForm::Registered(schema(SchemaFormat::Protobuf, &mapping, context)?),
-        "json_schema" => WrittenForm::Registered(schema(SchemaFormat::JsonSchema, &mapping, context)?),
-        _ => WrittenForm::Text,
-    };
-    if !matches!(form, WrittenForm::Registered(_)) {
-        for key in OF_SCHEMAS.into_iter().filter(|key| mapping.names(key)) {
-            let message = format!("`{key}` is of no use without a format that has a schema");
-            let problem = Problem::new(mapping.place(key), message);
-            context.problems.push(problem.hint("`format: avro`, `protobuf` or `json_schema`"));
-        }
-    }
+    let form = form(&format, &mapping, context)?;
     Some(Written { column, form })
+}
+
+/// What the values of dead letters in a topic are; `Some(None)`: those of the records.
+pub fn of_letters(kafka: &Mapping<'_>, context: &mut Context<'_>) -> Option<Option<Written>> {
+    let format = kafka.choice("format", context);
+    let mut form = form(&format, kafka, context)?;
+    if let WrittenForm::Registered(schema) = &mut form
+        && schema.source != SchemaSource::Latest
+    {
+        schema.record_name.get_or_insert_with(|| LETTER.to_owned());
+    }
+    Some((form != WrittenForm::Text).then_some(Written { column: None, form }))
+}
+
+/// The form that `format` names, with what is said of its schema.
+fn form(format: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<WrittenForm> {
+    let format = match format {
+        "avro" => SchemaFormat::Avro,
+        "protobuf" => SchemaFormat::Protobuf,
+        "json_schema" => SchemaFormat::JsonSchema,
+        other => {
+            for key in OF_SCHEMAS.into_iter().filter(|key| mapping.names(key)) {
+                let message = format!("`{key}` is of no use without a format that has a schema");
+                let problem = Problem::new(mapping.place(key), message);
+                context.problems.push(problem.hint("`format: avro`, `protobuf` or `json_schema`"));
+            }
+            return Some(if other == "json" { WrittenForm::Json } else { WrittenForm::Text });
+        }
+    };
+    schema(format, mapping, context).map(WrittenForm::Registered)
 }
 
 fn schema(format: SchemaFormat, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<WriterSchema> {

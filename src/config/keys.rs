@@ -3,10 +3,13 @@
 //! A key that is not here does not exist: the reader refuses it, the JSON Schema does not offer it, and
 //! `docs/routes.md` does not list it. What does not work yet is therefore not here.
 
+mod registry;
 mod targets;
 
+pub use registry::{BASIC_AUTH, FRAMED, JSON_SCHEMA, PROTOBUF, SCHEMA_REGISTRY};
 pub use targets::{
-    AVRO_FILES, DEAD_LETTER_FILES, FILES, HTTP, PARQUET, PARQUET_COLUMN, POSTGRES, ROLL, ROW_GROUP,
+    AVRO_FILES, DEAD_LETTER_AVRO, DEAD_LETTER_FILES, DEAD_LETTER_PARQUET, DEAD_LETTER_TABLE, DELTA, FILES,
+    HTTP, PARQUET, PARQUET_COLUMN, POSTGRES, ROLL, ROW_GROUP, STORAGE,
 };
 
 /// A mapping with fixed keys.
@@ -146,71 +149,6 @@ pub static ADMIN: Scope = Scope {
     )],
 };
 
-pub static SCHEMA_REGISTRY: Scope = Scope {
-    name: "schema_registry",
-    about: "How to reach the schema registry.",
-    keys: &[
-        required(
-            "url",
-            Kind::Urls,
-            "Its base URL, for example `http://localhost:8081`. Several, as a list or with commas between, are nodes of one registry: where one does not answer, the next is asked.",
-        ),
-        key(
-            "context",
-            Kind::Text,
-            "",
-            "The context all subjects and ids are in, for example `staging`: for registries with contexts (Confluent's).",
-        ),
-        key("basic_auth", Kind::Scope(&BASIC_AUTH), "", "User name and password."),
-        key(
-            "bearer_token",
-            Kind::Text,
-            "",
-            "A token instead of `basic_auth`. Take it from `${VAR}` or `${file:path}`. Never shown.",
-        ),
-        key(
-            "ca_file",
-            Kind::Text,
-            "",
-            "Certificates (PEM) of authorities that are trusted beside the system's. A path relative to the file.",
-        ),
-        key(
-            "client_cert_file",
-            Kind::Text,
-            "",
-            "Our certificate (PEM), followed by those that lead to its authority. Needs `client_key_file`.",
-        ),
-        key(
-            "client_key_file",
-            Kind::Text,
-            "",
-            "The key of `client_cert_file` (PEM: PKCS #8, PKCS #1 or SEC1), not encrypted.",
-        ),
-        key("timeout", Kind::Duration, "10s", "For one call to one URL, connecting included."),
-        key(
-            "refresh",
-            Kind::Duration,
-            "1m",
-            "How often a route with `reader_schema: latest` asks for the newest version of its subject. It asks at once when a record names a schema that may be newer.",
-        ),
-        key(
-            "cache_dir",
-            Kind::Text,
-            "",
-            "A directory, relative to the working directory, where `run` keeps schemas: it then starts while the registry is away. Safe to delete.",
-        ),
-    ],
-};
-
-pub static BASIC_AUTH: Scope = Scope {
-    name: "basic_auth",
-    about: "HTTP basic authentication. Take the password from `${VAR}` or `${file:path}`.",
-    keys: &[
-        required("username", Kind::Text, "The user, or an API key."),
-        required("password", Kind::Text, "The password, or an API secret. Never shown."),
-    ],
-};
-
 macro_rules! shared_route_keys {
     ($($own:expr),* $(,)?) => {
         &[
@@ -224,6 +162,7 @@ macro_rules! shared_route_keys {
             key("start", Kind::Start, "latest", "Where to start a topic that was not seen before: `earliest`, `latest`, a time (`2026-11-01T00:00:00Z`), a time ago (`-2h`), records before the end of each partition (`-100`), or offsets `{topic: {partition: offset}}`. Afterwards the stored positions decide."),
             key("tombstones", Kind::Choice(&["keep", "skip", "delete"]), "keep", "What a record without a value becomes: a row of nulls with its key; nothing (counted); or a delete of its key, for sinks that update by key, and nothing (counted) where there is none. `check` says which sinks do what."),
             key("envelope", Kind::Choice(&["none", "debezium"]), "none", "What is around the rows. `debezium`: change events of database tables become rows of the tables' columns, and deletes for sinks that update by key; views can name `_op`, `_source`, `_unavailable`. With `value: registry`, `avro`, `json_schema`, or `{json: {schema: {file: …}}}`, whose file may also be a schema of Kafka Connect or a whole record."),
+            key("truncate", Kind::Choice(&["refuse", "ignore", "delete"]), "refuse", "With `envelope: debezium`, what follows when a table was truncated, for sinks that keep rows by key: the record is bad (`truncate`), rows stay, or all rows of the sink's table are deleted (PostgreSQL only; for topics with one partition). Views that name `_op` see the record with `ignore` and `delete`; sinks that append have nothing to do with it."),
             key("batch", Kind::Scope(&BATCH), "", "When buffered records become a micro-batch: whichever limit is reached first."),
             key("on_data_loss", Kind::Choice(&["stop", "continue"]), "stop", "What follows when the brokers no longer have records that a sink has not read (retention, truncation, a topic created again): the route stops and names the range, or it goes on with what is there; the range is logged and stored as lost, and a topic created again is read from its beginning."),
             key("bad_records", Kind::BadRecords, "stop", "What a record becomes that cannot be decoded: the route stops before it, it is skipped (counted, logged), or it goes to dead letters: `{dead_letter: name}`, or a list of names. So does one that a view fails on, but for sinks that do not read this view."),
@@ -299,47 +238,6 @@ pub static OTHER_TYPES: Scope = Scope {
     )],
 };
 
-const FRAMING_ABOUT: &str = "How a record names its schema. `confluent`: in the header `__value_schema_id` (of keys `__key_schema_id`) if there is one, else in a prefix. `header`, `prefix` (a zero byte and four bytes of an id): only there. `apicurio`: a prefix with an id of eight bytes.";
-const FRAMINGS: &[&str] = &["confluent", "header", "prefix", "apicurio"];
-const RECURSIVE_ABOUT: &str = "What becomes of a type that contains itself, which no column can hold: the schema is refused, with the path, or where the type begins again there is its JSON text (at most 100 levels of it).";
-const RECURSIVE: Key = key("recursive", Kind::Choice(&["refuse", "json"]), "refuse", RECURSIVE_ABOUT);
-
-pub static FRAMED: Scope = Scope {
-    name: "value, key: {registry | avro: …}",
-    about: "Options of a form; without any, the word alone is enough.",
-    keys: &[key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT), RECURSIVE],
-};
-
-pub static JSON_SCHEMA: Scope = Scope {
-    name: "value, key: {json_schema: …}",
-    about: "Options of JSON Schema; without any, the word alone is enough.",
-    keys: &[
-        key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT),
-        RECURSIVE,
-        key(
-            "validate",
-            Kind::Choice(&["true", "false"]),
-            "false",
-            "Whether a record is held against all that the schema says which it names, not only against the types of its columns. One that does not keep to it is bad (`invalid`).",
-        ),
-    ],
-};
-
-pub static PROTOBUF: Scope = Scope {
-    name: "value, key: {protobuf: …}",
-    about: "Options of Protobuf; without any, the word alone is enough.",
-    keys: &[
-        key(
-            "message",
-            Kind::Text,
-            "",
-            "The message, by its full name or the one within its package. Without it the first one of the reader schema's file.",
-        ),
-        key("framing", Kind::Choice(FRAMINGS), "confluent", FRAMING_ABOUT),
-        RECURSIVE,
-    ],
-};
-
 pub static TOPIC_PATTERN: Scope = Scope {
     name: "routes.<route>.topics",
     about: "Topics by pattern. Names that begin with `__`, and topics that the file's sinks and dead letters write to, never match.",
@@ -378,13 +276,13 @@ pub static SINK: Scope = Scope {
             "adopt",
             Kind::Text,
             "",
-            "After a rename (of route, sink, `id` or group): the former identity, `route/sink`, whose positions in the directory or table this sink takes over, once. It may stay in the file. Sinks of files and of PostgreSQL only.",
+            "After a rename (of route, sink, `id` or group): the former identity, `route/sink`, whose positions in the directory or table this sink takes over, once. It may stay in the file. Sinks of files, of PostgreSQL and of Delta tables only.",
         ),
         key(
             "shared",
             Kind::Choice(&["true", "false"]),
             "false",
-            "It may write to a directory or a table that another sink (of another route, group or cluster) writes to; each has its own positions there. Sinks of files and of PostgreSQL only.",
+            "It may write to a directory or a table that another sink (of another route, group or cluster) writes to; each has its own positions there. Sinks of files, of PostgreSQL and of Delta tables only.",
         ),
         key(
             "required",
@@ -426,12 +324,13 @@ pub static SINK: Scope = Scope {
             "Avro object container files in a directory, exactly once.",
         ),
         key("postgres", Kind::Scope(&POSTGRES), "", "Rows of a table of PostgreSQL, exactly once."),
+        key("delta", Kind::Scope(&DELTA), "", "Rows of a Delta table, exactly once."),
     ],
 };
 
 pub static DEAD_LETTER: Scope = Scope {
     name: "dead_letters.<name>",
-    about: "One target for bad records: byte for byte, with headers `__connect.errors.*` that say where they were and what was wrong.",
+    about: "One target for bad records: key, value and headers byte for byte, with headers `__connect.errors.*` that say where they were and what was wrong.",
     keys: &[
         key(
             "kafka",
@@ -445,13 +344,38 @@ pub static DEAD_LETTER: Scope = Scope {
             "",
             "JSON Lines files, exactly once, below `path/<route>`; key, value and header values are base64.",
         ),
+        key(
+            "parquet",
+            Kind::Scope(&DEAD_LETTER_PARQUET),
+            "",
+            "Parquet files, exactly once, below `path/<route>`.",
+        ),
+        key("avro", Kind::Scope(&DEAD_LETTER_AVRO), "", "Avro files, exactly once, below `path/<route>`."),
+        key(
+            "postgres",
+            Kind::Scope(&DEAD_LETTER_TABLE),
+            "",
+            "Rows of a table of PostgreSQL, exactly once. Routes may share it.",
+        ),
     ],
 };
 
 pub static DEAD_LETTER_TOPIC: Scope = Scope {
     name: "dead_letters.<name>.kafka",
     about: "A topic for dead letters.",
-    keys: &[required("topic", Kind::Text, "The topic. It must exist, and no route may read it.")],
+    keys: &[
+        required("topic", Kind::Text, "The topic. It must exist, and no route may read it."),
+        key(
+            "format",
+            Kind::Choice(&["original", "json", "avro", "protobuf", "json_schema"]),
+            "original",
+            "What a letter's value is. `original`: the record's, byte for byte. The others: all columns of the letter in this format, the record's value among them; `sidestream replay` does not read them. The key and the headers are those of `original` all the same.",
+        ),
+        WRITER_SUBJECT,
+        key("record_name", Kind::Text, "", "As `kafka.value.record_name`; without it `DeadLetter`."),
+        AUTO_REGISTER,
+        USE_LATEST,
+    ],
 };
 
 pub static CLUSTER: Scope = Scope {
@@ -507,6 +431,27 @@ pub static KAFKA_SINK: Scope = Scope {
     ],
 };
 
+const WRITER_SUBJECT: Key = key(
+    "subject",
+    Kind::WriterSubject,
+    "topic",
+    "Where the schema is registered: `topic` (`<topic>-value`, of keys `<topic>-key`), `record` (the record's name), `topic_record` (`<topic>-<record's name>`), or `{literal: name}`.",
+);
+
+const AUTO_REGISTER: Key = key(
+    "auto_register",
+    Kind::Choice(&["true", "false"]),
+    "true",
+    "Register the schema. With `false` the subject has to have it.",
+);
+
+const USE_LATEST: Key = key(
+    "use_latest",
+    Kind::Choice(&["true", "false"]),
+    "false",
+    "Write with the newest schema of the subject, as it is at the start; columns are matched by name. Nothing is registered.",
+);
+
 pub static WRITTEN: Scope = Scope {
     name: "kafka.key, kafka.value",
     about: "A column, or all of them, and the format. The keys below `format` are for those of the schema registry.",
@@ -518,30 +463,15 @@ pub static WRITTEN: Scope = Scope {
             "",
             "`text` (what a column alone means): bytes and text as they are, everything else as text. `json`. `avro`, `protobuf`, `json_schema`: in Confluent's frame, with a schema of the registry that is made of the columns.",
         ),
-        key(
-            "subject",
-            Kind::WriterSubject,
-            "topic",
-            "Where the schema is registered: `topic` (`<topic>-value`, of keys `<topic>-key`), `record` (the record's name), `topic_record` (`<topic>-<record's name>`), or `{literal: name}`.",
-        ),
+        WRITER_SUBJECT,
         key(
             "record_name",
             Kind::Text,
             "",
             "The name of the record or message, with its namespace or package: `shop.Order`; the title of a JSON Schema. Without it `Value`, of keys `Key`; with `use_latest` it chooses the message.",
         ),
-        key(
-            "auto_register",
-            Kind::Choice(&["true", "false"]),
-            "true",
-            "Register the schema. With `false` the subject has to have it.",
-        ),
-        key(
-            "use_latest",
-            Kind::Choice(&["true", "false"]),
-            "false",
-            "Write with the newest schema of the subject, as it is at the start; columns are matched by name. Nothing is registered.",
-        ),
+        AUTO_REGISTER,
+        USE_LATEST,
     ],
 };
 

@@ -7,6 +7,7 @@
 //! [`keys`] is the one table of keys. The reader refuses what is not in it, and the JSON Schema and
 //! `docs/routes.md` are made from it.
 
+mod delta;
 mod envelope;
 mod expand;
 mod file_format;
@@ -24,8 +25,10 @@ mod record_types;
 mod route;
 pub mod schema;
 mod sink;
+mod storage;
 mod subject;
 mod template;
+mod together;
 pub mod topics;
 mod transactions;
 mod tree;

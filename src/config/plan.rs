@@ -1,6 +1,7 @@
 //! What the engine runs: validated, complete, without options where a default exists.
 
 mod form;
+mod storage;
 mod target;
 
 use std::borrow::Cow;
@@ -18,9 +19,10 @@ pub use form::{
     AllowIds, Framing, KeyForm, OnNewSchema, RawForm, ReaderSchema, Recursion, RegistryForm, SchemaFormat,
     ValueForm,
 };
+pub use storage::{ObjectLogin, ObjectStorage, Scheme};
 pub use target::{
-    Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Postgres, PrimaryKey,
-    SecretUrl, Statistics, TableRows, TextCompression,
+    Delta, Http, HttpForm, HttpMethod, ParquetColumn, ParquetCompression, ParquetOptions, Postgres,
+    PrimaryKey, SecretUrl, Statistics, TableRows, TextCompression,
 };
 
 /// The whole file.
@@ -49,8 +51,14 @@ impl Plan {
         let routes = self.routes.iter_mut();
         for sink in routes.flat_map(|route| route.sinks.iter_mut().chain(&mut route.dead_letters)) {
             match &mut sink.target {
-                Target::Files { path, .. } => *path = root.join(path.as_path()),
-                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) | Target::Postgres(_) => {}
+                Target::Files { path, storage: None, .. } | Target::Delta(Delta { path, .. }) => {
+                    *path = root.join(path.as_path());
+                }
+                Target::Files { storage: Some(_), .. }
+                | Target::Kafka { .. }
+                | Target::Console { .. }
+                | Target::Http(_)
+                | Target::Postgres(_) => {}
             }
         }
     }
@@ -172,6 +180,7 @@ pub struct Route {
     pub start_hash: StartHash,
     pub tombstones: Tombstones,
     pub envelope: Envelope,
+    pub truncate: Truncate,
     pub batch: BatchLimits,
     pub on_data_loss: OnDataLoss,
     pub bad_records: BadRecords,
@@ -221,6 +230,17 @@ pub enum Envelope {
     None,
     /// Change events of database tables: before, after, what happened.
     Debezium,
+}
+
+/// `truncate:` of a route: what follows, for sinks that keep rows by key, when the table of change events was truncated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Truncate {
+    /// The record is bad.
+    Refuse,
+    /// Rows stay.
+    Ignore,
+    /// All rows are deleted.
+    Delete,
 }
 
 /// `bad_records:` and `refused_rows:` of a route.
@@ -293,7 +313,9 @@ impl Sink {
 pub enum Target {
     Files {
         format: FileFormat,
+        /// A directory, or where `storage` says so, a prefix of an object store with its scheme.
         path: PathBuf,
+        storage: Option<Box<ObjectStorage>>,
         /// From the outermost directory inwards; empty if there are none.
         partition_by: Vec<PartitionBy>,
         roll: Roll,
@@ -314,6 +336,8 @@ pub enum Target {
     Http(Http),
     /// Rows of a table.
     Postgres(Postgres),
+    /// Rows of a Delta table.
+    Delta(Delta),
 }
 
 /// What a record's key or value is made of, where a kafka sink says so.
@@ -405,7 +429,7 @@ impl Target {
     /// Are a sink's positions kept with its data? Else they are kept beside the group's offsets.
     pub fn has_own_store(&self) -> bool {
         match self {
-            Self::Files { .. } | Self::Postgres(_) => true,
+            Self::Files { .. } | Self::Postgres(_) | Self::Delta(_) => true,
             Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
         }
     }
@@ -414,7 +438,11 @@ impl Target {
     pub fn is_upsert(&self) -> bool {
         match self {
             Self::Postgres(table) => table.rows != TableRows::Append,
-            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => false,
+            Self::Files { .. }
+            | Self::Console { .. }
+            | Self::Kafka { .. }
+            | Self::Http(_)
+            | Self::Delta(_) => false,
         }
     }
 
@@ -428,7 +456,11 @@ impl Target {
         let is_registered = |written: &Written| matches!(written.form, WrittenForm::Registered(_));
         match self {
             Self::Kafka { key, value, .. } => key.iter().chain(value).any(is_registered),
-            Self::Files { .. } | Self::Console { .. } | Self::Http(_) | Self::Postgres(_) => false,
+            Self::Files { .. }
+            | Self::Console { .. }
+            | Self::Http(_)
+            | Self::Postgres(_)
+            | Self::Delta(_) => false,
         }
     }
 
@@ -436,6 +468,7 @@ impl Target {
     pub fn is_same_place(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Files { path, .. }, Self::Files { path: other, .. }) => path == other,
+            (Self::Delta(table), Self::Delta(other)) => table.path == other.path,
             (Self::Postgres(table), Self::Postgres(other)) => {
                 (&table.url, table.shown()) == (&other.url, other.shown())
             }
@@ -447,7 +480,11 @@ impl Target {
     pub fn place_key(&self) -> &'static str {
         match self {
             Self::Postgres(_) => "table",
-            Self::Files { .. } | Self::Console { .. } | Self::Kafka { .. } | Self::Http(_) => "path",
+            Self::Files { .. }
+            | Self::Console { .. }
+            | Self::Kafka { .. }
+            | Self::Http(_)
+            | Self::Delta(_) => "path",
         }
     }
 
@@ -471,10 +508,15 @@ impl Target {
             Self::Http(_) => {
                 "at least once: every row is answered with 2xx before the position moves; rows come again under the same keys"
             }
-            Self::Files { .. } => {
+            Self::Files { storage: None, .. } => {
                 "exactly once: files and positions are one entry of the directory's commit log"
             }
+            Self::Files { storage: Some(_), .. } => {
+                "exactly once: files and positions are one entry of the prefix's commit log. That needs a store that \
+                 creates an object only if it is absent: the start tries it, and says if it does not"
+            }
             Self::Postgres(_) => "exactly once: rows and positions are one transaction",
+            Self::Delta(_) => "exactly once: data files and positions are one entry of the table's log",
         };
         Cow::Borrowed(said)
     }

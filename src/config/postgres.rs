@@ -13,6 +13,20 @@ pub const TABLE_NAME_BYTES_MAX: usize = 63;
 /// Reads `postgres:`.
 pub fn read(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Postgres> {
     let postgres = mapping.nested("postgres", &keys::POSTGRES, context)?;
+    let appended = appended(&postgres, context);
+    let rows = rows(&postgres, context);
+    let creates = postgres.choice("create", context) == "true";
+    Some(Postgres { rows: rows?, creates, ..appended? })
+}
+
+/// Reads `postgres:` of dead letters.
+pub fn read_letters(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Postgres> {
+    let postgres = mapping.nested("postgres", &keys::DEAD_LETTER_TABLE, context)?;
+    appended(&postgres, context)
+}
+
+/// A table that rows are appended to, and that is created if it is not there.
+fn appended(postgres: &Mapping<'_>, context: &mut Context<'_>) -> Option<Postgres> {
     postgres.require("url", context);
     postgres.require("table", context);
     let url = postgres.secret("url", context);
@@ -23,12 +37,10 @@ pub fn read(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Postgres
         context.problems.push(problem);
     }
     let ca_file =
-        if postgres.get("ca_file").is_some() { input_file("ca_file", &postgres, context) } else { None };
-    let table = table(&postgres, context);
-    let rows = rows(&postgres, context);
-    let creates = postgres.choice("create", context) == "true";
-    let (schema, table) = table?;
-    Some(Postgres { url: SecretUrl::new(url?), ca_file, schema, table, rows: rows?, creates })
+        if postgres.get("ca_file").is_some() { input_file("ca_file", postgres, context) } else { None };
+    let (schema, table) = table(postgres, context)?;
+    let (url, rows) = (SecretUrl::new(url?), TableRows::Append);
+    Some(Postgres { url, ca_file, schema, table, rows, creates: true, is_truncated: false })
 }
 
 /// The schema, if there is one, and the table. They are taken apart before placeholders are filled in: a point in the name

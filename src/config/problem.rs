@@ -46,7 +46,7 @@ pub fn render(file: &str, text: &str, problems: &[Problem]) -> String {
 
 /// A line as it may be shown: values of keys that hold secrets are left out.
 fn redact(line: &str) -> String {
-    const SECRET: [&str; 9] = [
+    const SECRET: [&str; 10] = [
         "password",
         "secret",
         "token",
@@ -54,6 +54,7 @@ fn redact(line: &str) -> String {
         "key.pem",
         "_auth",
         "headers:",
+        "account_key",
         // A password that is not escaped may hide where it ends.
         "postgres://",
         "postgresql://",

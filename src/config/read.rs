@@ -10,7 +10,7 @@ use super::keys;
 use super::mapping::{Context, Mapping, text, written};
 use super::plan::{Admin, ClientCertificate, Login, Plan, Registry};
 use super::tree::Span;
-use super::{Problem, kafka, route, sink, transactions, tree, values};
+use super::{Problem, kafka, route, sink, together, transactions, tree, values};
 
 /// The only version of the format.
 const VERSION: &str = "1";
@@ -93,11 +93,11 @@ fn root(tree: &tree::Node, context: &mut Context<'_>) -> Option<Plan> {
         .into_iter()
         .filter_map(|(name, node)| route::read(name, node, defaults, &letters, context))
         .collect();
-    route::check_together(&routes, context);
+    together::check(&routes, context);
     let clusters = transactions::clusters(&root, context);
     transactions::check(&routes, &clusters, context);
     if root.get("schema_registry").is_none() {
-        route::check_without_registry(&routes, root.span, context);
+        together::check_registry(&routes, root.span, context);
     }
     Some(Plan {
         kafka: kafka?,

@@ -1,14 +1,14 @@
-//! One route, and what routes must not do to each other.
+//! One route.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Component, PathBuf};
+use std::path::PathBuf;
 
 use super::form::{self, Registered};
 use super::keys;
 use super::mapping::{Context, Mapping, text, unknown, written};
 use super::plan::{
-    AllowIds, BadRecords, BatchLimits, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema, RegistryForm,
-    Route, Sink, Target, Tombstones, ValueForm, View,
+    AllowIds, BadRecords, BatchLimits, Delta, KeyForm, OnDataLoss, OnNewSchema, RawForm, ReaderSchema,
+    RegistryForm, Route, Sink, Target, Tombstones, ValueForm, View,
 };
 use super::record_types::{Place, ReadTypes};
 use super::sink::DeadLetter;
@@ -65,7 +65,7 @@ pub fn read(
     let value = value(&mapping, subjects.value, context);
     let envelope = envelope::read(&mapping, value.as_ref(), context);
     let batch = batch(&mapping, context);
-    let views = views(&mapping, context);
+    let mut views = views(&mapping, context);
     let digest = topics.as_ref().map(|topics| topics.digest()).unwrap_or_default();
     let mut types = ReadTypes::default();
     let read_sinks = if has_types {
@@ -79,7 +79,8 @@ pub fn read(
         sink::read_all(&owner, &mapping, &views, &digest, context)
     };
     sink::check_required(&read_sinks, context);
-    let (sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
+    let (mut sinks, sink_spans): (Vec<_>, Vec<_>) = read_sinks.into_iter().unzip();
+    let truncate = envelope::tell_tables(&mapping, envelope, &mut views, &mut sinks, context);
     let dead_letters = transactions::join_letters(&sinks, dead_letters);
     let sink_count = sinks.len() + dead_letters.len();
     if sink_count > SinkSet::SINKS_MAX {
@@ -107,6 +108,7 @@ pub fn read(
             start,
             tombstones,
             envelope,
+            truncate,
             batch: batch?,
             bad_records,
             refused_rows,
@@ -144,7 +146,9 @@ fn check_templates(route: &ReadRoute, context: &mut Context<'_>) {
     let sinks = plan.sinks.iter().zip(route.sink_spans.iter().copied());
     for (sink, span) in sinks.chain(plan.dead_letters.iter().map(|letter| (letter, route.span))) {
         let (what, place) = match &sink.target {
-            Target::Files { path, .. } => ("path", path.display().to_string()),
+            Target::Files { path, .. } | Target::Delta(Delta { path, .. }) => {
+                ("path", path.display().to_string())
+            }
             Target::Kafka { topic: Some(topic), .. } => ("topic", topic.to_string()),
             Target::Kafka { topic: None, .. } | Target::Console { .. } | Target::Http(_) => {
                 ("topic", String::new())
@@ -483,119 +487,4 @@ pub fn views(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Vec<View> {
         }
     }
     views
-}
-
-/// Two sinks must not write to one place, nor share an identity.
-pub fn check_together(routes: &[ReadRoute], context: &mut Context<'_>) {
-    check_adopted(routes, context);
-    let mut paths: BTreeMap<PathBuf, (String, bool)> = BTreeMap::new();
-    let mut tables: BTreeMap<(String, String), (String, bool)> = BTreeMap::new();
-    let mut identities: BTreeMap<&str, String> = BTreeMap::new();
-    let read: BTreeSet<&TopicName> = routes.iter().flat_map(|route| route.plan.topics.named()).collect();
-    for route in routes.iter().filter(|route| route.plan.is_per_topic) {
-        let instances = route.plan.topics.named().iter().filter_map(|topic| route.plan.instance(topic).ok());
-        for topic in instances.flat_map(|instance| instance.outputs()).filter(|topic| read.contains(topic)) {
-            let message =
-                format!("topic `{topic}` is written by this route and read by one: it would come back");
-            context.problem(route.span, message);
-        }
-    }
-    for route in routes {
-        let letters = route.plan.dead_letters.iter().map(|letter| (letter, route.span));
-        for (letter, span) in letters.clone() {
-            if let Target::Kafka { topic: Some(topic), .. } = &letter.target
-                && read.contains(topic)
-            {
-                let message =
-                    format!("dead letters go to topic `{topic}`, which a route reads: they would come back");
-                context.problem(span, message);
-            }
-        }
-        let sinks = route.plan.sinks.iter().zip(route.sink_spans.iter().copied());
-        for (sink, span) in sinks.chain(letters) {
-            let own = format!("{}/{}", route.plan.name, sink.name);
-            match &sink.target {
-                Target::Files { path, .. } => {
-                    // `./out`, `out/` and `out` are one directory.
-                    let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
-                    let other = paths.insert(path.clone(), (own.clone(), sink.is_shared));
-                    if let Some((other, is_shared)) = other
-                        && !(is_shared && sink.is_shared)
-                    {
-                        let message = format!("`{}` is already used by sink `{other}`", path.display());
-                        let problem = Problem::new(span, message);
-                        context.problems.push(
-                            problem.hint("give each sink its own `path`, or let both say `shared: true`"),
-                        );
-                    }
-                }
-                Target::Kafka { topic: Some(topic), cluster: None, .. } if read.contains(topic) => {
-                    let message =
-                        format!("topic `{topic}` is read by a route: what is written would come back");
-                    context.problem(span, message);
-                }
-                Target::Postgres(postgres) => {
-                    let place = (postgres.url.secret().to_owned(), postgres.shown());
-                    let other = tables.insert(place, (own.clone(), sink.is_shared));
-                    if let Some((other, is_shared)) = other
-                        && !(is_shared && sink.is_shared)
-                    {
-                        let message =
-                            format!("table `{}` is already used by sink `{other}`", postgres.shown());
-                        let problem = Problem::new(span, message);
-                        context.problems.push(
-                            problem.hint("give each sink its own `table`, or let both say `shared: true`"),
-                        );
-                    }
-                }
-                Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => {}
-            }
-            if let Some(other) = identities.insert(&sink.identity, own) {
-                let message = format!("`{}` is already the identity of sink `{other}`", sink.identity);
-                context.problems.push(Problem::new(span, message).hint("give each sink its own `id`"));
-            }
-        }
-    }
-}
-
-/// What still writes under its identity cannot be taken over.
-fn check_adopted(routes: &[ReadRoute], context: &mut Context<'_>) {
-    let sinks =
-        || routes.iter().flat_map(|route| route.plan.sinks.iter().zip(route.sink_spans.iter().copied()));
-    let mut taken: BTreeMap<&str, &str> = BTreeMap::new();
-    for (sink, span) in sinks() {
-        let Some(adopt) = sink.adopt.as_deref() else {
-            continue;
-        };
-        let is_living =
-            |(other, _): (&Sink, Span)| other.identity == adopt && other.identity != sink.identity;
-        if sinks().any(is_living) {
-            let message = format!("`adopt`: a sink of this file still writes as `{adopt}`");
-            context
-                .problems
-                .push(Problem::new(span, message).hint("name the identity of a sink that is gone"));
-        }
-        if let Some(other) = taken.insert(adopt, &sink.name) {
-            let message = format!("`{adopt}` is adopted by sink `{other}` already");
-            context.problem(span, message);
-        }
-    }
-}
-
-pub fn check_without_registry(routes: &[ReadRoute], span: Span, context: &mut Context<'_>) {
-    let need = |route: &ReadRoute| {
-        let name = &route.plan.name;
-        match (&route.plan.value, &route.plan.key) {
-            (ValueForm::Registry(_), _) => Some(format!("route `{name}` reads `value: registry`")),
-            (_, KeyForm::Registry(_)) => Some(format!("route `{name}` reads `key: registry`")),
-            _ => {
-                let sink = route.plan.sinks.iter().find(|sink| sink.target.has_schemas())?;
-                Some(format!("sink `{}` of route `{name}` writes with a schema", sink.name))
-            }
-        }
-    };
-    if let Some(need) = routes.iter().find_map(need) {
-        let problem = Problem::new(span, format!("`schema_registry` is missing, and {need}"));
-        context.problems.push(problem.hint("schema_registry: {url: \"http://localhost:8081\"}"));
-    }
 }

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use super::keys;
 use super::mapping::{Context, Mapping, unknown, written};
-use super::plan::{AvroCodec, FileFormat, PartitionBy, Roll, Sink, Target, TextCompression, View};
+use super::plan::{AvroCodec, FileFormat, ObjectStorage, PartitionBy, Roll, Sink, Target, View};
 use super::route::{check_name, start};
-use super::{Problem, file_format, http, kafka_sink, postgres};
+use super::{Problem, delta, file_format, http, kafka_sink, postgres, storage};
 use crate::model::{StartHash, TopicName};
 
 use super::tree::{Key, Node, Span, Value};
@@ -109,12 +109,13 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// The sink of one route's dead letters. A topic is shared by routes, a directory is not.
+    /// The sink of one route's dead letters. A topic and a table are shared by routes, a directory is not.
     pub fn sink(&self, route: &str) -> Sink {
         let target = match &self.target {
-            Target::Files { format, path, partition_by, roll } => Target::Files {
+            Target::Files { format, path, storage, partition_by, roll } => Target::Files {
                 format: format.clone(),
                 path: path.join(route),
+                storage: storage.clone(),
                 partition_by: partition_by.clone(),
                 roll: *roll,
             },
@@ -122,6 +123,7 @@ impl DeadLetter {
         };
         let name = format!("dead_letter/{}", self.name);
         let identity = format!("{route}/{name}");
+        let is_shared = matches!(target, Target::Postgres(_));
         Sink {
             identity,
             name,
@@ -130,7 +132,7 @@ impl DeadLetter {
             start: None,
             target,
             adopt: None,
-            is_shared: false,
+            is_shared,
             is_required: true,
         }
     }
@@ -144,11 +146,15 @@ pub fn dead_letters(root: &Mapping<'_>, context: &mut Context<'_>) -> Vec<DeadLe
         let Some(mapping) = Mapping::open(node, &keys::DEAD_LETTER, context) else {
             continue;
         };
-        let target = match (mapping.get("kafka").is_some(), mapping.get("jsonl").is_some()) {
-            (true, false) => dead_letter_topic(&mapping, context),
-            (false, true) => dead_letter_files(&mapping, context),
+        let kinds = keys::DEAD_LETTER.keys.iter().map(|kind| kind.name);
+        let given: Vec<&'static str> = kinds.filter(|kind| mapping.names(kind)).collect();
+        let target = match given.as_slice() {
+            ["kafka"] => dead_letter_topic(&mapping, context),
+            ["postgres"] => postgres::read_letters(&mapping, context).map(Target::Postgres),
+            [format] => dead_letter_files(format, &mapping, context),
             _ => {
-                context.problem(key.span, format!("`{}` says one target: `kafka` or `jsonl`", key.name));
+                let kinds = "`kafka`, `jsonl`, `parquet`, `avro` or `postgres`";
+                context.problem(key.span, format!("`{}` says one target: {kinds}", key.name));
                 None
             }
         };
@@ -162,21 +168,35 @@ pub fn dead_letters(root: &Mapping<'_>, context: &mut Context<'_>) -> Vec<DeadLe
 fn dead_letter_topic(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let kafka = mapping.nested("kafka", &keys::DEAD_LETTER_TOPIC, context)?;
     kafka.require("topic", context);
+    let value = kafka_sink::of_letters(&kafka, context);
     let topic = kafka.text("topic", context)?;
     let topic = Some(TopicName::new(&topic));
-    Some(Target::Kafka { topic, key: None, value: None, is_transactional: false, cluster: None })
+    Some(Target::Kafka { topic, key: None, value: value?, is_transactional: false, cluster: None })
 }
 
-fn dead_letter_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    let files = mapping.nested("jsonl", &keys::DEAD_LETTER_FILES, context)?;
-    let (path, roll) = directory(&files, context)?;
-    let format = FileFormat::JsonLines(TextCompression::None);
-    Some(Target::Files { format, path, partition_by: Vec::new(), roll })
+fn dead_letter_files(name: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
+    let scope = match name {
+        "parquet" => &keys::DEAD_LETTER_PARQUET,
+        "avro" => &keys::DEAD_LETTER_AVRO,
+        _ => &keys::DEAD_LETTER_FILES,
+    };
+    let files = mapping.nested(name, scope, context)?;
+    let format = match name {
+        "parquet" => file_format::parquet_of_letters(&files, context).map(FileFormat::Parquet),
+        "avro" => {
+            let record_name = kafka_sink::LETTER.to_owned();
+            Some(FileFormat::Avro { codec: avro_codec(&files, context), record_name })
+        }
+        _ => file_format::text(&files, context).map(FileFormat::JsonLines),
+    };
+    let (path, storage, roll) = directory(&files, context)?;
+    Some(Target::Files { format: format?, path, storage, partition_by: Vec::new(), roll })
 }
 
 /// The one kind of target that is given.
 fn target(key: &Key, view: &str, mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
-    const KINDS: [&str; 8] = ["console", "jsonl", "csv", "avro", "parquet", "kafka", "http", "postgres"];
+    const KINDS: [&str; 9] =
+        ["console", "jsonl", "csv", "avro", "parquet", "kafka", "http", "postgres", "delta"];
     let given: Vec<&'static str> = KINDS.into_iter().filter(|name| mapping.names(name)).collect();
     let name = match given.as_slice() {
         [one] => *one,
@@ -201,6 +221,7 @@ fn target(key: &Key, view: &str, mapping: &Mapping<'_>, context: &mut Context<'_
         }
         "http" => http::read(mapping, view, context).map(Target::Http),
         "postgres" => postgres::read(mapping, context).map(Target::Postgres),
+        "delta" => delta::read(mapping, context).map(Target::Delta),
         _ => kafka(mapping, context),
     }
 }
@@ -214,34 +235,47 @@ fn files(name: &'static str, mapping: &Mapping<'_>, context: &mut Context<'_>) -
         "jsonl" => file_format::text(&files, context).map(FileFormat::JsonLines),
         _ => file_format::text(&files, context).map(FileFormat::Csv),
     };
-    let (path, roll) = directory(&files, context)?;
-    Some(Target::Files { format: format?, path, partition_by, roll })
+    let (path, storage, roll) = directory(&files, context)?;
+    Some(Target::Files { format: format?, path, storage, partition_by, roll })
 }
 
 fn avro_files(mapping: &Mapping<'_>, context: &mut Context<'_>) -> Option<Target> {
     let files = mapping.nested("avro", &keys::AVRO_FILES, context)?;
-    let codec = match files.choice("codec", context).as_str() {
+    let codec = avro_codec(&files, context);
+    let record_name = files.parsed("record_name", kafka_sink::parse_record_name, context);
+    let partition_by = partition_by(&files, context);
+    let (path, storage, roll) = directory(&files, context)?;
+    let format = FileFormat::Avro { codec, record_name: record_name? };
+    Some(Target::Files { format, path, storage, partition_by, roll })
+}
+
+fn avro_codec(files: &Mapping<'_>, context: &mut Context<'_>) -> AvroCodec {
+    match files.choice("codec", context).as_str() {
         "none" => AvroCodec::None,
         "deflate" => AvroCodec::Deflate,
         "zstd" => AvroCodec::Zstd,
         _ => AvroCodec::Snappy,
-    };
-    let record_name = files.parsed("record_name", kafka_sink::parse_record_name, context);
-    let partition_by = partition_by(&files, context);
-    let (path, roll) = directory(&files, context)?;
-    let format = FileFormat::Avro { codec, record_name: record_name? };
-    Some(Target::Files { format, path, partition_by, roll })
+    }
 }
 
-/// What all sinks that write files say.
-fn directory(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<(PathBuf, Roll)> {
+/// What all sinks that write files say: where, and when files are closed.
+fn directory(
+    files: &Mapping<'_>,
+    context: &mut Context<'_>,
+) -> Option<(PathBuf, Option<Box<ObjectStorage>>, Roll)> {
+    let (path, roll) = path_and_roll(files, context)?;
+    let storage = storage::read(&path, files, context)?;
+    Some((PathBuf::from(path), storage, roll))
+}
+
+pub fn path_and_roll(files: &Mapping<'_>, context: &mut Context<'_>) -> Option<(String, Roll)> {
     files.require("path", context);
     let path = files.text("path", context);
     let roll = roll(files, context);
-    Some((PathBuf::from(path?), roll?))
+    Some((path?, roll?))
 }
 
-fn partition_by(files: &Mapping<'_>, context: &mut Context<'_>) -> Vec<PartitionBy> {
+pub fn partition_by(files: &Mapping<'_>, context: &mut Context<'_>) -> Vec<PartitionBy> {
     let mut levels = Vec::new();
     for (key, node) in files.named("partition_by", context) {
         check_name("partition", key, context);
@@ -314,6 +348,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::plan::{TableRows, TextCompression, WrittenForm};
     use crate::config::{Environment, read, render};
 
     const TEXT: &str = "\
@@ -340,6 +375,74 @@ routes:
             partition_by.iter().map(|level| (level.name.as_str(), level.sql.as_str())).collect();
         assert_eq!(levels, [("day", "to_date(at)"), ("country", "country")]);
         assert_eq!(partition_by[0].content.place(1, 9), Span { line: 9, column: 59 });
+    }
+
+    /// The sink of dead letters of a route, for such a target.
+    fn letters(target: &str, registry: &str) -> Result<Sink, String> {
+        let text = TEXT
+            .replace("{bad: {jsonl: {path: out/bad}}}", &format!("{{bad: {{{target}}}}}\n{registry}"))
+            .replace("value: string\n", "value: string\n    bad_records: {dead_letter: bad}\n");
+        let plan = read(&text, &environment());
+        let plan = plan.map_err(|problems| render("routes.yaml", &text, &problems));
+        plan.map(|mut plan| plan.routes.remove(0).dead_letters.remove(0))
+    }
+
+    #[test]
+    fn dead_letters_go_to_a_topic_to_files_or_to_a_table() {
+        let files = |target: &str| match letters(target, "").unwrap().target {
+            Target::Files { format, path, .. } => (format, path.display().to_string()),
+            other => panic!("{other:?}"),
+        };
+        let (format, path) = files("jsonl: {path: out/bad, compression: gzip}");
+        assert_eq!(path, "out/bad/r");
+        assert_eq!(format, FileFormat::JsonLines(TextCompression::Gzip(6)));
+        let (format, _) = files("parquet: {path: out/bad, compression: zstd}");
+        assert!(matches!(format, FileFormat::Parquet(options) if options.columns.is_empty()));
+        let (format, _) = files("avro: {path: out/bad, codec: zstd}");
+        let expected = FileFormat::Avro { codec: AvroCodec::Zstd, record_name: "DeadLetter".to_owned() };
+        assert_eq!(format, expected);
+
+        let table = letters("postgres: {url: postgresql://h/d, table: ops.bad}", "").unwrap();
+        assert!(table.is_shared);
+        let Target::Postgres(postgres) = table.target else { panic!() };
+        assert_eq!((postgres.shown().as_str(), postgres.creates), ("ops.bad", true));
+        assert_eq!(postgres.rows, TableRows::Append);
+
+        let value = |target: &str, registry: &str| match letters(target, registry).unwrap().target {
+            Target::Kafka { key: None, value, .. } => value,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(value("kafka: {topic: bad}", ""), None);
+        assert_eq!(value("kafka: {topic: bad, format: original}", ""), None);
+        let json = value("kafka: {topic: bad, format: json}", "").unwrap();
+        assert_eq!((json.column, json.form), (None, WrittenForm::Json));
+        let registry = "schema_registry: {url: http://r}";
+        let avro = value("kafka: {topic: bad, format: avro, record_name: ops.Letter}", registry).unwrap();
+        let WrittenForm::Registered(avro) = avro.form else { panic!() };
+        assert_eq!(avro.record_name.as_deref(), Some("ops.Letter"));
+        for (keys, expected) in [("", Some("DeadLetter")), (", use_latest: true", None)] {
+            let named = value(&format!("kafka: {{topic: bad, format: protobuf{keys}}}"), registry).unwrap();
+            let WrittenForm::Registered(named) = named.form else { panic!() };
+            assert_eq!(named.record_name.as_deref(), expected);
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_targets_of_dead_letters_is_told() {
+        for (target, expected) in [
+            ("kafka: {topic: b}, jsonl: {path: o}", "`kafka`, `jsonl`, `parquet`, `avro` or `postgres`"),
+            ("csv: {path: o}", "`csv` is not a known key here"),
+            ("parquet: {path: o, columns: {}}", "`columns` is not a known key here"),
+            ("jsonl: {path: o, partition_by: {day: x}}", "`partition_by` is not a known key here"),
+            ("postgres: {url: postgresql://h/d}", "`table` is missing"),
+            ("postgres: {url: postgresql://h/d, table: b, mode: upsert}", "`mode` is not a known key here"),
+            ("kafka: {topic: b, format: avor}", "did you mean `avro`?"),
+            ("kafka: {topic: b, subject: topic}", "`subject` is of no use without a format"),
+            ("kafka: {topic: b, format: avro}", "sink `dead_letter/bad` of route `r` writes with a schema"),
+        ] {
+            let shown = letters(target, "").unwrap_err();
+            assert!(shown.contains(expected), "no {expected:?} in\n{shown}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::plan::{
-    KeyForm, ReaderSchema, RegistryForm, Route, Sink, Subject, Target, ValueForm, WrittenForm,
+    Delta, KeyForm, ReaderSchema, RegistryForm, Route, Sink, Subject, Target, ValueForm, WrittenForm,
 };
 use super::postgres::TABLE_NAME_BYTES_MAX;
 use super::topics::Topics;
@@ -119,8 +119,12 @@ impl Route {
         sinks
             .filter_map(|sink| match &sink.target {
                 Target::Kafka { topic, cluster: None, .. } => topic.clone(),
-                Target::Kafka { cluster: Some(_), .. } => None,
-                Target::Files { .. } | Target::Console { .. } | Target::Http(_) | Target::Postgres(_) => None,
+                Target::Kafka { cluster: Some(_), .. }
+                | Target::Files { .. }
+                | Target::Console { .. }
+                | Target::Http(_)
+                | Target::Postgres(_)
+                | Target::Delta(_) => None,
             })
             .collect()
     }
@@ -170,7 +174,7 @@ impl Filler<'_> {
             *subject = self.text(subject);
         }
         match &mut sink.target {
-            Target::Files { path, .. } => *path = self.path(path)?,
+            Target::Files { path, .. } | Target::Delta(Delta { path, .. }) => *path = self.path(path)?,
             Target::Kafka { topic: Some(topic), .. } => {
                 let filled = self.text(topic.as_str());
                 if filled.is_empty() || filled.len() > 249 {

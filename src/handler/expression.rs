@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use arrow::array::ArrayRef;
-use arrow::datatypes::SchemaRef;
+use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::record_batch::RecordBatch;
 use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::common::{DFSchema, DFSchemaRef};
@@ -50,6 +50,7 @@ pub struct Expressions {
 
 struct Bound {
     name: String,
+    data_type: DataType,
     expr: Expr,
     /// `None` if it asks for the time: then it is planned anew for each batch.
     plan: Option<Arc<dyn PhysicalExpr>>,
@@ -99,7 +100,13 @@ impl Expressions {
             ));
         }
         let has_time = expr.exists(|expr| Ok(is_time(expr))).map_err(explain)?;
-        Ok(Bound { name: source.name.clone(), expr, plan: (!has_time).then_some(plan) })
+        Ok(Bound { name: source.name.clone(), data_type, expr, plan: (!has_time).then_some(plan) })
+    }
+
+    /// The columns of its values. Any of them may be null.
+    pub fn fields(&self) -> Vec<Field> {
+        let field = |bound: &Bound| Field::new(bound.name.clone(), bound.data_type.clone(), true);
+        self.bound.iter().map(field).collect()
     }
 
     /// The values of each expression for `rows`, which are of the schema they were bound to.

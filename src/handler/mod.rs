@@ -5,6 +5,7 @@
 
 mod expression;
 mod functions;
+mod lineage;
 mod masked;
 mod origins;
 mod rewrite;
@@ -17,6 +18,7 @@ use arrow::record_batch::RecordBatch;
 use async_trait::async_trait;
 
 pub use expression::{BadExpression, ExpressionError, Expressions};
+pub use lineage::{Lineage, Made};
 pub use origins::Traced;
 pub use sql::{BindError, ViewError, Views};
 

@@ -34,7 +34,7 @@ use crate::codec::meta::OP;
 use crate::config::plan::View;
 
 use super::masked::masked;
-use super::{BATCH, Handler, Input, Traced, functions, origins, rewrite};
+use super::{BATCH, Handler, Input, Lineage, Traced, functions, lineage, origins, rewrite};
 
 /// Rows of DataFusion's pieces; ours come as one batch and need not be cut.
 const PIECE_ROWS: usize = 1 << 16;
@@ -76,6 +76,8 @@ struct Bound {
     plan: LogicalPlan,
     /// The same with the origins of its rows, if they are made of one record each.
     carried: Option<LogicalPlan>,
+    /// What its columns are made of, where that can be told.
+    lineage: Option<Lineage>,
     /// `now()` and its like are constants of a batch, not of the plan.
     has_time: bool,
     schema: SchemaRef,
@@ -213,6 +215,11 @@ impl Views {
     /// Is every row of this view made of one record, in the order of the records?
     pub fn is_of_records(&self, view: usize) -> bool {
         self.views[view].carried.is_some()
+    }
+
+    /// What the columns of a view are made of, where that can be told.
+    pub fn lineage(&self, view: usize) -> Option<&Lineage> {
+        self.views[view].lineage.as_ref()
     }
 
     fn needed(&self, wanted: &BTreeSet<usize>) -> BTreeSet<usize> {
@@ -366,6 +373,10 @@ async fn bind_one(
         };
         table?.source()
     });
+    let lineage = lineage::of(&plan, &|name| match name {
+        BATCH => Some(Lineage::of_batch(&batch.plain.schema)),
+        name => before.iter().find(|view| view.name == name)?.lineage.clone(),
+    });
     // What could be planned without it can be planned with it.
     let carried = carried.and_then(|plan| state.optimize(&plan).ok());
     let plan = state.optimize(&plan).map_err(explain)?;
@@ -379,7 +390,7 @@ async fn bind_one(
     };
     let schema = without_views(&schema);
     let table = Table::new(schema.clone());
-    Ok(Bound { name: source.name.clone(), plan, carried, has_time, schema, table, reads })
+    Ok(Bound { name: source.name.clone(), plan, carried, lineage, has_time, schema, table, reads })
 }
 
 fn has_time(plan: &LogicalPlan) -> Result<bool, DataFusionError> {

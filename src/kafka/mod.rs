@@ -30,7 +30,7 @@ pub use catch_up::KafkaSources;
 pub use cluster::{Cluster, ClusterError, KafkaCluster, TopicInfo};
 pub use event::{Assignment, Command, Commit, Event};
 pub use ffi::version;
-pub use gauge::{Budget, Gauge};
+pub use gauge::{Budget, Charge, Gauge};
 pub use membership::{Fence, Membership};
 pub use mock::MockBroker;
 pub use properties::refused_properties;

@@ -41,6 +41,8 @@ pub struct Deletes {
     pub origins: Vec<u32>,
     /// The decoded record keys, one for each; of the type of column `_key`. `None` if there are none.
     pub keys: Option<ArrayRef>,
+    /// Numbers of records that say that all keys are gone, ascending: of a table that was truncated.
+    pub truncations: Vec<u32>,
 }
 
 /// A set of a route's sinks, by their place in the route (at most 64, see `config`).

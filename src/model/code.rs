@@ -32,7 +32,7 @@ codes! {
     INVALID_UTF8 = "invalid_utf8", "A text that is not UTF-8, in Avro, Protobuf or as `value: string`, `json`; a key likewise.";
     OVERFLOW = "overflow", "A number longer than its type; a decimal with too many digits; a time beyond 64 bits after conversion.";
     DEPTH = "depth", "Values within values, deeper than is read: more than 100 levels where a schema contains itself, JSON of more than 127, groups of Protobuf of more than 64, `google.protobuf.Value`s of more than 100.";
-    SIZE = "size", "A column of the batch would pass 2 GiB or 2³¹ items (the record that meets it is the bad one: set a smaller `batch:`), or the record fills far more columns, or asks for more text and defaults, than its bytes account for.";
+    SIZE = "size", "A column of the batch would pass 2 GiB or 2³¹ items (the record that meets it is the bad one: set a smaller `batch:`), or the record fills far more columns, or asks for more text and defaults, than its bytes account for; or there is too much of it to be validated.";
     SQL_EVALUATION = "sql_evaluation", "A view fails on the record: a cast, a division by zero, an overflow.";
     SINK_REFUSAL = "sink_refusal", "A sink will never take what became of the record: too large for its topic, no name for a directory, a constraint of its table.";
 }

@@ -386,11 +386,12 @@ impl Sink for Background {
     }
 
     fn is_busy(&self) -> bool {
-        self.desk.lock().is_busy()
+        // One that is gone is waited for no more: the next call tells so.
+        !self.task.is_finished() && self.desk.lock().is_busy()
     }
 
     fn is_full(&self) -> bool {
-        self.desk.lock().is_full()
+        !self.task.is_finished() && self.desk.lock().is_full()
     }
 }
 

@@ -554,7 +554,11 @@ mod tests {
             rows: RecordBatch::new_empty(Arc::new(arrow::datatypes::Schema::empty())),
             origins: Some(Arc::default()),
             offsets: None,
-            deletes: crate::model::Deletes { origins: vec![0, 1], keys: Some(keys.clone()) },
+            deletes: crate::model::Deletes {
+                origins: vec![0, 1],
+                keys: Some(keys.clone()),
+                truncations: Vec::new(),
+            },
         };
         for (part, of, key, expected) in [
             (DeleteKey::Whole, &numbers, None, ["7", "8"]),

@@ -5,6 +5,7 @@
 
 mod background;
 pub mod console;
+pub mod delta;
 mod error;
 pub mod file;
 pub mod http;
@@ -71,6 +72,12 @@ pub trait Sink: Send {
     /// Does it tell rows apart by the places of their records? Then batches have the origins of rows and the offsets of
     /// records. It does not take deletes.
     fn takes_places(&self) -> bool {
+        false
+    }
+
+    /// May what it has accepted hold up others, of its siblings too, until it is flushed? Then it is flushed at once behind
+    /// its write, unless dead letters come first. What it refuses it refuses by `write`.
+    fn holds_locks(&self) -> bool {
         false
     }
 

@@ -15,6 +15,8 @@ pub struct Survey {
     pub accounts: BTreeMap<Owner, Account>,
     /// How the one who looks would be let in, or why not.
     pub admission: Result<Admission, Refusal>,
+    /// Why less is promised there than its kind of target promises, if that is so.
+    pub weakness: Option<String>,
 }
 
 /// What one owner has.

@@ -35,8 +35,14 @@ mod tidy;
 /// JSON taken apart, and records landed raw.
 mod nest;
 
+/// Two sinks of one batch.
+mod side_outputs;
+
 /// Keys that are deleted, in order with rows.
 mod changes;
+
+/// A database followed into another one.
+mod cdc;
 
 /// Changes of a real database, by Debezium.
 mod debezium;
@@ -80,6 +86,12 @@ mod record_types;
 /// Rows and the group's offsets in one transaction; rows for another cluster.
 mod transactions;
 
+/// Files in a real object store.
+mod objects;
+
+/// Rows and positions in a Delta table.
+mod delta;
+
 /// kill -9, and nothing lost or doubled.
 mod kills;
 
@@ -97,3 +109,6 @@ mod eyes;
 
 /// Dead letters, read again.
 mod replay;
+
+/// Dead letters in files, tables and records with a schema, and those of files read again.
+mod dead_letters;

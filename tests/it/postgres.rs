@@ -7,6 +7,9 @@ use crate::support::data::{self, Record};
 use crate::support::program::{Workplace, eventually, pause};
 use crate::support::{self, Postgres, Services};
 
+/// What the server does to transactions, and what others do to them.
+mod server;
+
 /// It must not be seen anywhere; the server lets everybody in.
 const PASSWORD: &str = "s3cr3t-canary";
 

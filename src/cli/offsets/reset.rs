@@ -8,14 +8,14 @@ use clap::Args;
 
 use crate::cli::plan::other_logs;
 use crate::cli::standing::{Ground, Group, Instance, Seat};
-use crate::cli::{DEFAULT_FILE, Failure, load, table};
+use crate::cli::{DEFAULT_FILE, Failure, build, load, table};
 use crate::config::plan::{TableRows, Target};
 use crate::engine::message::Committed;
 use crate::failpoint;
 use crate::kafka::{Cluster, Commit};
 use crate::model::metadata::{GroupMetadata, IdentityHash};
 use crate::model::{Move, Offset, Partition, Position, PositionKey, Reason, Start, TopicPartition};
-use crate::sink::{file, postgres};
+use crate::sink::{delta, file, postgres};
 
 use super::{ensure_alone, print_text};
 
@@ -276,13 +276,18 @@ async fn move_sinks(steps: &[Step<'_>]) -> anyhow::Result<()> {
     }
     for (seat, moves) in moves.into_values() {
         let place = match &seat.sink.target {
-            Target::Files { path, .. } => {
-                file::reset(path, &seat.claim, moves)?;
+            Target::Files { path, storage, .. } => {
+                let home = build::home(&seat.sink, path, storage.as_deref())?;
+                file::reset(&home, &seat.claim, moves)?;
                 path.display().to_string()
             }
             Target::Postgres(table) => {
                 postgres::reset(table, &seat.claim, &moves).await?;
                 table.shown()
+            }
+            Target::Delta(table) => {
+                delta::reset(table, &seat.claim, &moves)?;
+                table.path.display().to_string()
             }
             // The group has their positions.
             Target::Kafka { .. } | Target::Console { .. } | Target::Http(_) => continue,
@@ -362,6 +367,7 @@ fn consequences(steps: &[Step<'_>]) -> Vec<String> {
                 Target::Postgres(table) if table.rows == TableRows::Append => {
                     "rows that are there stay, so they will be there twice"
                 }
+                Target::Delta(_) => "rows that are there stay, so they will be there twice",
                 Target::Postgres(_) => "they are written over those of their keys, older ones for a while",
                 Target::Kafka { .. } => "their rows are written to the topic again",
                 Target::Console { .. } => "their rows are shown again",

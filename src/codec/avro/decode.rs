@@ -116,6 +116,16 @@ impl Program {
         }
     }
 
+    /// As [`Program::decode`], for the first of several records; answers with the bytes behind it.
+    ///
+    /// # Errors
+    /// Likewise.
+    pub fn decode_first<'b>(&self, bytes: &'b [u8], columns: &mut [Column]) -> Result<&'b [u8]> {
+        let mut cursor = Cursor { bytes, program: self, budget: Budget::of(bytes.len()), levels: 0 };
+        cursor.record(&self.record, columns)?;
+        Ok(&bytes[bytes.len() - cursor.bytes.len()..])
+    }
+
     /// Shows the bytes of the writer's first `count` fields, by their places, none of which this program reads.
     ///
     /// # Errors

@@ -16,7 +16,7 @@ use arrow::datatypes::{DataType, Field, FieldRef, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use serde_json::Value;
 
-use crate::config::plan::SchemaFormat;
+use crate::config::plan::{SchemaFormat, Truncate};
 use crate::model::{RecordRef, SchemaKey, code};
 
 use super::avro::arrow_type;
@@ -33,6 +33,7 @@ use super::{Codec, Decoded, Rejected};
 pub use avro::Writer;
 pub use json::{read as read_json, unwrapped};
 pub use schema::parse;
+pub use unavailable::is_possible as may_be_unavailable;
 
 /// Where a change comes from: database, table, position.
 pub const SOURCE: &str = "_source";
@@ -141,6 +142,8 @@ pub struct Changes {
     schema: SchemaRef,
     keeps_newest: bool,
     tells_unavailable: bool,
+    /// What becomes of a truncation where a sink keeps rows by key.
+    truncate: Truncate,
 }
 
 impl Changes {
@@ -158,7 +161,14 @@ impl Changes {
             fields,
             keeps_newest: false,
             tells_unavailable: false,
+            truncate: Truncate::Refuse,
         })
+    }
+
+    #[must_use]
+    pub fn truncating(mut self, truncate: Truncate) -> Self {
+        self.truncate = truncate;
+        self
     }
 
     pub fn format(&self) -> SchemaFormat {
@@ -329,12 +339,13 @@ impl Changes {
                 Ok(Outcome::Gone { is_delete: true })
             }
             Op::Delete => Ok(Outcome::Delete),
-            Op::Truncate if self.keeps_newest => Err(Bad::new(
+            Op::Truncate if self.keeps_newest && self.truncate == Truncate::Refuse => Err(Bad::new(
                 code::TRUNCATE,
-                "the table was truncated, which no sink that keeps rows by key can follow: empty its target, then leave \
-                 this record out",
+                "the table was truncated, and the rows of sinks that keep them by key would stay: say `truncate: delete` \
+                 or `truncate: ignore`, or leave this record out",
             )),
-            Op::Truncate if self.gives(OP) => {
+            // A row of nulls that no sink that keeps rows by key is given, so that they are told of the truncation.
+            Op::Truncate if self.gives(OP) || (self.keeps_newest && self.truncate == Truncate::Delete) => {
                 values.iter_mut().for_each(Column::push_null);
                 Ok(Outcome::Gone { is_delete: false })
             }

@@ -311,6 +311,24 @@ fn what_a_sink_cannot_follow_is_bad() {
     assert_eq!(bad(&decode(&codec, &values)), [(1, "truncate")]);
 }
 
+/// Ignored: dropped and counted. To be followed: a row of nulls that is gone.
+#[test]
+fn a_truncation_can_be_ignored_or_followed() {
+    for (truncate, rows, gone, dropped) in
+        [(Truncate::Ignore, &[0][..], &[][..], 1), (Truncate::Delete, &[0, 1][..], &[1][..], 0)]
+    {
+        let node = parse(&envelope().to_string(), &[], Recursion::Refuse).unwrap();
+        let changes = Changes::new(&node, SchemaFormat::Avro, false).unwrap().truncating(truncate);
+        let mut codec = Registered::changes(changes);
+        codec.keep_newest(true);
+        learn(&mut codec);
+        let values = [event("c", Value::Null, json!({"id": 1})), event("t", Value::Null, Value::Null)];
+        let decoded = decode(&codec, &values);
+        assert_eq!((decoded.rows.as_slice(), decoded.gone.as_slice()), (rows, gone), "{truncate:?}");
+        assert_eq!((decoded.dropped, decoded.deletes.len(), decoded.rejected.len()), (dropped, 0, 0));
+    }
+}
+
 /// As Kafka Connect's JSON converter writes it.
 fn connect() -> Value {
     let row = |field: &str| {

@@ -3,9 +3,16 @@
 //! The placeholder is Debezium's default, `unavailable.value.placeholder`. Columns that are not text hold its bytes: as
 //! bytes, as a list of numbers, as the one item or key.
 
+use arrow::datatypes::DataType;
+
 use crate::codec::columns::{Column, Data};
 
 const PLACEHOLDER: &[u8] = b"__debezium_unavailable_value";
+
+/// May a value of such a column not be sent? What is never large always is.
+pub fn is_possible(data_type: &DataType) -> bool {
+    matches!(data_type, DataType::Utf8 | DataType::Binary | DataType::List(_) | DataType::Map(..))
+}
 
 /// Is the last value of a column the placeholder?
 pub fn is_last(data: &Data) -> bool {

@@ -15,6 +15,9 @@ const LEVELS_MAX: usize = 1_000;
 /// Objects and arrays of the schema with all its `$ref`s put in place: what may have to be looked at for one value.
 const SIZE_MAX: u64 = 100_000;
 
+/// So many texts and numbers, of which an `enum` may have any number, are compared while one object is looked at.
+const SCALARS: u64 = 8;
+
 /// Regular expressions: each is compiled, and takes memory.
 const PATTERNS_MAX: usize = 256;
 
@@ -25,6 +28,9 @@ pub struct Bounds {
     pub levels: usize,
     /// Records decide how often it goes through itself.
     pub is_recursive: bool,
+    /// Objects and arrays with all `$ref`s put in place, and texts and numbers at their share. At least 1.
+    pub size: u64,
+    pub pattern_count: usize,
     /// Names of properties: those of records that are none of these are data.
     pub names: HashSet<String>,
 }
@@ -71,10 +77,11 @@ impl Bounds {
             return Err(too("patterns"));
         }
         let mut sizes = Sizes { compiler, open: vec![root], known: HashMap::new(), is_recursive: false };
-        if sizes.of(Document::of(root, "").whole()) > SIZE_MAX {
+        let size = sizes.of(Document::of(root, "").whole()).div_ceil(SCALARS);
+        if size > SIZE_MAX {
             return Err(too("schemas, with all `$ref`s put in place,"));
         }
-        Ok(Self { levels, is_recursive: sizes.is_recursive, names })
+        Ok(Self { levels, is_recursive: sizes.is_recursive, size, pattern_count, names })
     }
 }
 
@@ -123,9 +130,10 @@ struct Sizes<'c, 's> {
 }
 
 impl<'s> Sizes<'_, 's> {
-    /// With its `$ref`s put in place, but for those that lead back. Recursion is bounded by [`LEVELS_MAX`].
+    /// With its `$ref`s put in place, but for those that lead back; [`SCALARS`] for an object. Recursion is bounded by
+    /// [`LEVELS_MAX`].
     fn of(&mut self, at: At<'s>) -> u64 {
-        let mut size: u64 = 1;
+        let mut size = SCALARS;
         match at.schema {
             Value::Object(map) => {
                 for (key, value) in map {
@@ -143,7 +151,9 @@ impl<'s> Sizes<'_, 's> {
                     size = size.saturating_add(self.of(at.inside(item)));
                 }
             }
-            _ => return 0,
+            // A schema like any other, mostly.
+            Value::Bool(_) => {}
+            Value::Null | Value::Number(_) | Value::String(_) => return 1,
         }
         size
     }

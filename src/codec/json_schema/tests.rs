@@ -434,3 +434,40 @@ fn schemas_that_are_too_much_for_a_validator_are_refused() {
         refused(&json!({"properties": {"a": {"type": "no such"}}})).starts_with("not a valid JSON Schema")
     );
 }
+
+#[test]
+fn records_that_would_take_too_long_to_validate_are_too_large() {
+    let numbers = |count: usize, number: i64| Value::Array(vec![json!(number); count]);
+    let arms: Vec<Value> = (0..5000).map(|arm| json!({"const": arm})).collect();
+    let names: Map<String, Value> = (0..5000).map(|name| (format!("p{name}"), json!(true))).collect();
+    let texts = "x".repeat(200 << 10);
+    let patterns: Vec<Value> = (0..250).map(|at| json!({"not": {"pattern": format!("{at}$")}})).collect();
+    for (schema, record) in [
+        // All of them are good, and each is held against all arms.
+        (json!({"items": {"anyOf": arms}}), numbers(20_000, 4999)),
+        (json!({"items": {"enum": (0..20_000).collect::<Vec<i64>>()}}), numbers(20_000, 19_999)),
+        (json!({"items": {"properties": names}}), Value::Array(vec![json!({}); 20_000])),
+        (json!({"items": {"allOf": patterns}}), json!([&texts, &texts, &texts, &texts])),
+    ] {
+        let unfit = validation(&schema, &[]).unwrap().check(&record).unwrap_err();
+        assert_eq!(unfit.code, "size", "{}", unfit.message);
+        assert!(unfit.message.starts_with("it is too large to be validated: "), "{}", unfit.message);
+    }
+}
+
+#[test]
+fn large_records_of_ordinary_schemas_are_validated() {
+    let number = json!({"type": "integer", "minimum": 0, "description": "a number"});
+    let fields: Map<String, Value> = (0..100).map(|at| (format!("f{at}"), number.clone())).collect();
+    let schema = json!({"type": "object", "required": ["id", "lines"], "properties": {
+        "id": {"type": "string", "maxLength": 40},
+        "currency": {"enum": (0..200).map(|code| format!("C{code}")).collect::<Vec<_>>()},
+        "lines": {"type": "array", "items": {"type": "object", "required": ["f0"], "properties": fields,
+            "additionalProperties": false}}}});
+    let line = json!({"f0": 1, "f1": 2, "f20": 3, "f50": 4, "f80": 5, "f99": 6});
+    let mut record = json!({"id": "o-1", "currency": "C150", "lines": vec![line; 5000]});
+    let validation = validation(&schema, &[]).unwrap();
+    assert_eq!(validation.check(&record), Ok(()));
+    record["lines"][4999]["f99"] = json!(-1);
+    assert_eq!(validation.check(&record).unwrap_err().code, "invalid");
+}

@@ -25,6 +25,21 @@ const PATTERN_BYTES_MAX: usize = 256 << 10;
 /// schemas that contain themselves come to, there is one with a stack of its own.
 const LEVELS_HERE_MAX: usize = 1_000;
 
+/// Values of a record times the size of its schema: how often one may be held against a part of the other. Most values
+/// meet a few parts; what meets all of them, in an `anyOf`, takes some nanoseconds for each: a tenth of a second together.
+/// 20,000 values under a schema of 500 parts, which is a record of half a megabyte, are within it. Text counts besides,
+/// for each pattern.
+const CHECKS_MAX: u64 = 10_000_000;
+
+/// Bytes of text that a pattern reads in about the time of one check.
+const CHECK_BYTES: u64 = 8;
+
+/// What the validator keeps of each object of a schema, about.
+const PART_BYTES: usize = 256;
+
+/// And of each pattern, most of which take far less than they may.
+const PATTERN_BYTES: usize = 32 << 10;
+
 /// Stack for one of those levels, with room to spare.
 const LEVEL_BYTES: usize = 2 << 10;
 
@@ -66,6 +81,16 @@ impl Validation {
     /// # Errors
     /// With the keyword that is not kept, and where. Values are not shown, nor names that are values.
     pub fn check(&self, json: &Value) -> Result<(), Unfit> {
+        let (values, text) = extent(json);
+        let (size, patterns) = (self.bounds.size, self.bounds.pattern_count);
+        let of_text = (text / CHECK_BYTES).saturating_mul(patterns as u64);
+        if values.saturating_mul(size).saturating_add(of_text) > CHECKS_MAX {
+            let message = format!(
+                "it is too large to be validated: {values} values and {text} bytes of text, under a schema of {size} \
+                 parts and {patterns} patterns, may take more than {CHECKS_MAX} checks"
+            );
+            return Err(Unfit { code: code::SIZE, message });
+        }
         let levels =
             if self.bounds.is_recursive { depth(json).saturating_mul(self.bounds.levels) } else { 0 };
         let is_valid = if levels <= LEVELS_HERE_MAX {
@@ -89,6 +114,11 @@ impl Validation {
         Err(Unfit { code: code::INVALID, message })
     }
 
+    /// What it takes besides its text, in bytes, about.
+    pub fn size(&self) -> usize {
+        self.bounds.size as usize * PART_BYTES + self.bounds.pattern_count * PATTERN_BYTES
+    }
+
     /// Where a pointer leads, as messages begin.
     fn place(&self, pointer: &str) -> String {
         let steps = pointer.split('/').skip(1).map(|step| step.replace("~1", "/").replace("~0", "~"));
@@ -99,6 +129,25 @@ impl Validation {
             steps.map(|step| if is_told(&step) { step } else { "*".to_owned() }).collect();
         if shown.is_empty() { String::new() } else { format!("field `{}`: ", shown.join(".")) }
     }
+}
+
+/// All values within it and itself; and the bytes of its texts, and of names, which patterns may be for too.
+fn extent(json: &Value) -> (u64, u64) {
+    let (mut count, mut text) = (0, 0);
+    let mut open = vec![json];
+    while let Some(value) = open.pop() {
+        count += 1;
+        match value {
+            Value::Object(map) => {
+                text += map.keys().map(|name| name.len() as u64).sum::<u64>();
+                open.extend(map.values());
+            }
+            Value::Array(items) => open.extend(items),
+            Value::String(value) => text += value.len() as u64,
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    (count, text)
 }
 
 /// Runs on a thread with a stack of so many bytes. They are memory only as far as they are used.

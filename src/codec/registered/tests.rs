@@ -400,3 +400,44 @@ fn what_cannot_be_read_names_writer_and_reader() {
     let named: Vec<_> = chunk.records().map(|record| codec.named(&record)).collect();
     assert_eq!(named, [Some(id(8)), None]);
 }
+
+/// A batch comes next whose records name these.
+fn need(codec: &mut Registered, keys: &[SchemaKey]) {
+    codec.need(&Arc::new(keys.iter().copied().collect()));
+}
+
+#[test]
+fn schemas_of_former_batches_are_forgotten_and_asked_for_again() {
+    let fields = json!([{"name": "id", "type": "long"}]);
+    let schema = |doc: &str| json!({"type": "record", "name": "R", "doc": doc, "fields": fields});
+    let node = Node::parse(&schema("").to_string(), &[]).unwrap();
+    let mut codec = Registered::avro(node, Tombstones::Skip).unwrap();
+    let large = learnt("AVRO", &schema(&"x".repeat(1 << 20)));
+    for number in 0..200 {
+        need(&mut codec, &[id(number)]);
+        codec.learn(id(number), large.clone());
+    }
+    let (rows, bad) = decode(&codec, &[framed(199, &[14])]);
+    assert!(bad.is_empty() && rows.contains("| 7 "), "{rows} {bad:?}");
+    let chunk = chunk(&[framed(0, &[14]), framed(199, &[14])]);
+    assert_eq!(codec.missing(&chunk.records().collect::<Vec<_>>()), [id(0)]);
+}
+
+#[test]
+fn a_batch_of_garbage_costs_no_more_than_in_proportion_to_its_size() {
+    let values: Vec<Given> = (10..200_010).map(|number| framed(number, &[])).collect();
+    let chunk = chunk(&values);
+    let records: Vec<_> = chunk.records().collect();
+    let mut codec = reader();
+    let begun = Instant::now();
+    let missing = codec.missing(&records);
+    assert_eq!(missing.len(), records.len());
+    need(&mut codec, &missing);
+    for key in missing {
+        codec.learn(key, Learnt::Unknown);
+    }
+    // Or they would be asked for again and again.
+    assert!(codec.missing(&records).is_empty());
+    // A second or two, and minutes if each were compared with all the others.
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+}

@@ -294,3 +294,33 @@ fn endless_names_are_cut() {
     let Kind::Other(message) = sorter.kind(&"é".repeat(100_000)) else { panic!() };
     assert!(message.len() < 500, "{}", message.len());
 }
+
+#[test]
+fn schemas_of_former_batches_are_forgotten_and_those_of_the_batch_at_hand_are_not() {
+    let mut decoders = avro([&created(), &paid()]);
+    let learn_all = |decoders: &mut Decoders, chunk: &Chunk| {
+        let keys = missing(decoders, chunk);
+        decoders.need(&chunk.records().collect::<Vec<_>>());
+        for key in &keys {
+            let answer = match *key == id(1) {
+                true => learnt("AVRO", &created().to_string()),
+                false => Learnt::Unknown,
+            };
+            decoders.learn(*key, answer);
+        }
+        keys.len()
+    };
+    let good = framed(1, &encoded(&created(), &json!({"id": 5})));
+    assert_eq!(learn_all(&mut decoders, &chunk(std::slice::from_ref(&good))), 1);
+    let garbage = chunk(&(10..10_010).map(|number| framed(number, &[])).collect::<Vec<_>>());
+    assert_eq!(learn_all(&mut decoders, &garbage), 10_000);
+    assert!(missing(&decoders, &garbage).is_empty());
+    let next = chunk(&[good, framed(10, &[])]);
+    assert_eq!(missing(&decoders, &next), [id(1)]);
+    assert_eq!(learn_all(&mut decoders, &next), 1);
+    // It has made room, but not of what the batch names besides.
+    assert_eq!(missing(&decoders, &garbage).len(), 9_999);
+    assert!(missing(&decoders, &next).is_empty());
+    let decoded = decode(&decoders, &next);
+    assert_eq!((numbers(&decoded), codes(&decoded)), ([vec![5], vec![]], vec![(1, "unknown_id")]));
+}

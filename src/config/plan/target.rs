@@ -1,11 +1,11 @@
-//! What targets of sinks say of themselves: files and requests.
+//! What targets of sinks say of themselves: files, requests, tables.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{ClientCertificate, Login};
+use super::{ClientCertificate, Login, PartitionBy, Roll};
 
 /// `http:` of a sink.
 #[derive(Clone, PartialEq, Eq)]
@@ -119,6 +119,8 @@ pub struct Postgres {
     pub rows: TableRows,
     /// It is created, and gets the columns that it lacks.
     pub creates: bool,
+    /// All its rows are deleted when the table of change events was truncated.
+    pub is_truncated: bool,
 }
 
 impl Postgres {
@@ -129,6 +131,17 @@ impl Postgres {
             None => self.table.clone(),
         }
     }
+}
+
+/// A Delta table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Delta {
+    pub path: PathBuf,
+    /// In the order of the table's partition columns; empty if there are none.
+    pub partition_by: Vec<PartitionBy>,
+    pub roll: Roll,
+    /// It is created, and gets the columns that it lacks.
+    pub creates: bool,
 }
 
 /// `mode:` of a table: what becomes of rows.

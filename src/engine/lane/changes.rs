@@ -54,7 +54,9 @@ pub fn batch(
     if !takes_deletes {
         return Ok(Batch::of_rows(moves, rows.rows));
     }
-    let rows = rows.only(|origin| deletes.origins.binary_search(&origin).is_err())?;
+    let is_in = |numbers: &[u32], origin: u32| numbers.binary_search(&origin).is_ok();
+    let rows =
+        rows.only(|origin| !is_in(&deletes.origins, origin) && !is_in(&deletes.truncations, origin))?;
     Ok(Batch { moves, rows: rows.rows, origins: rows.origins, offsets: None, deletes: deletes.clone() })
 }
 
@@ -106,7 +108,7 @@ mod tests {
     #[test]
     fn a_deleted_row_is_not_put_back() {
         let keys: ArrayRef = Arc::new(StringArray::from(vec!["a"]));
-        let deletes = Deletes { origins: vec![4], keys: Some(keys) };
+        let deletes = Deletes { origins: vec![4], keys: Some(keys), truncations: Vec::new() };
         let traced = || Some(Traced { rows: rows(3), origins: Some([2, 4, 6].into()) });
         let keeps = batch(Vec::new(), traced(), &deletes, true).unwrap();
         assert_eq!((numbers(&keeps.rows), keeps.origins.as_deref()), (vec![0, 2], Some(&[2, 6][..])));
@@ -114,6 +116,9 @@ mod tests {
         let appends = batch(Vec::new(), traced(), &deletes, false).unwrap();
         assert_eq!((numbers(&appends.rows), appends.origins), (vec![0, 1, 2], None));
         assert!(appends.deletes.keys.is_none());
+        let truncated = Deletes { truncations: vec![6], ..deletes.clone() };
+        let truncated = batch(Vec::new(), traced(), &truncated, true).unwrap();
+        assert_eq!((numbers(&truncated.rows), truncated.deletes.truncations), (vec![0], vec![6]));
         let empty = batch(Vec::new(), None, &deletes, true).unwrap();
         assert_eq!((empty.rows.num_rows(), empty.deletes.origins.len()), (0, 1));
     }

@@ -59,6 +59,7 @@ use faults::Failed;
 use lookup::Lookup;
 use optional::Optional;
 use prepare::Ends;
+use side_by_side::Flushed;
 
 pub use evolve::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
 pub use inbox::LaneHandle;
@@ -211,6 +212,8 @@ pub struct Lane {
     late: SinkSet,
     /// Dead letters were written and are not durable yet.
     has_letters: bool,
+    /// Flushes that came at once behind their writes, and are not taken in yet.
+    flushed: Vec<Flushed>,
     summary: Summary,
     account: Account,
     ends: Ends,
@@ -270,6 +273,7 @@ impl Lane {
             searching: SinkSet::EMPTY,
             late: SinkSet::EMPTY,
             has_letters: false,
+            flushed: Vec::new(),
             summary: Summary { route: parts.route.clone(), ..Summary::default() },
             account: Account::new(ends.board.clone(), &parts.sinks),
             parts,

@@ -40,7 +40,11 @@ impl Lane {
             };
             let missing = {
                 let records: Vec<RecordRef<'_>> = taken.records().collect();
-                self.parts.decoders.missing(&records)
+                let missing = self.parts.decoders.missing(&records);
+                if !missing.is_empty() {
+                    self.parts.decoders.need(&records);
+                }
+                missing
             };
             if !missing.is_empty() {
                 self.look_up(missing);

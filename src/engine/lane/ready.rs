@@ -115,6 +115,7 @@ fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<
     let mut batches = Vec::with_capacity(parts.len());
     let (mut rejected, mut dropped) = (Vec::new(), 0);
     let (mut origins, mut gone, mut deletes, mut keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut truncations = Vec::new();
     for (number, part) in parts.into_iter().enumerate() {
         let part = part?;
         let before = number * size;
@@ -124,6 +125,7 @@ fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<
         origins.extend(part.origins.into_iter().map(shift));
         gone.extend(part.gone.into_iter().map(shift));
         deletes.extend(part.deletes.origins.into_iter().map(shift));
+        truncations.extend(part.deletes.truncations.into_iter().map(shift));
         keys.extend(part.deletes.keys);
         dropped += part.dropped;
         batches.push(part.rows);
@@ -131,7 +133,7 @@ fn decode_on_free_cores(decoder: &Decoder, records: &[RecordRef<'_>]) -> Result<
     let rows = arrow::compute::concat_batches(decoder.batch_schema(), &batches)?;
     let keys: Vec<&dyn Array> = keys.iter().map(AsRef::as_ref).collect();
     let keys = if keys.is_empty() { None } else { Some(arrow::compute::concat(&keys)?) };
-    let deletes = Deletes { origins: deletes, keys };
+    let deletes = Deletes { origins: deletes, keys, truncations };
     Ok(DecodedBatch { rows, origins, deletes, gone, rejected, dropped })
 }
 

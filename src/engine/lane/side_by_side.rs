@@ -2,7 +2,7 @@
 //!
 //! A lane waits for all of them: nothing is cut off in the middle because another one has failed. What went well is taken
 //! in first; then failures are dealt with, in the order of the sinks. Flushes go side by side too, dead letters before all
-//! others.
+//! others. A sink that holds locks is flushed at once behind its write: a sibling may wait for them, or take its time.
 
 use std::panic;
 use std::sync::Arc;
@@ -26,26 +26,50 @@ use super::{Feed, Lane, LaneSink, State, changes};
 
 /// What a sink is to do.
 enum Work {
-    Write(Batch),
+    /// With `is_whole` it is flushed too if it takes the batch.
+    Write {
+        batch: Batch,
+        is_whole: bool,
+    },
     Flush,
 }
 
 /// What became of it.
 struct Done {
     index: usize,
+    written: Option<Written>,
+    flushed: Option<Flushed>,
+}
+
+struct Written {
     took: Duration,
-    /// The stored positions, after a flush.
-    result: Result<Option<Positions>, SinkError>,
+    result: Result<(), SinkError>,
+}
+
+/// What became of a flush.
+pub(super) struct Flushed {
+    index: usize,
+    took: Duration,
+    /// The stored positions.
+    result: Result<Positions, SinkError>,
 }
 
 impl LaneSink {
     async fn work(&mut self, index: usize, work: Work) -> Done {
-        let begun = Instant::now();
-        let result = match work {
-            Work::Write(batch) => self.written(&batch).await.map(|()| None),
-            Work::Flush => self.flushed().await.map(Some),
+        let Work::Write { batch, is_whole } = work else {
+            return Done { index, written: None, flushed: Some(self.flush(index).await) };
         };
-        Done { index, took: begun.elapsed(), result }
+        let begun = Instant::now();
+        let result = self.written(&batch).await;
+        let took = begun.elapsed();
+        let flushed = if is_whole && result.is_ok() { Some(self.flush(index).await) } else { None };
+        Done { index, written: Some(Written { took, result }), flushed }
+    }
+
+    async fn flush(&mut self, index: usize) -> Flushed {
+        let begun = Instant::now();
+        let result = self.flushed().await;
+        Flushed { index, took: begun.elapsed(), result }
     }
 
     async fn written(&mut self, batch: &Batch) -> Result<(), SinkError> {
@@ -122,10 +146,14 @@ impl Lane {
         };
         let (begun, mut failed) = (Instant::now(), Vec::new());
         let all = side_by_side(&mut self.parts.sinks, work).await;
-        for Done { index, took, result } in all {
+        for Done { index, written, flushed } in all {
+            self.flushed.extend(flushed);
+            let Some(Written { took, result }) = written else {
+                continue;
+            };
             self.account.wrote(index, took);
             match result {
-                Ok(_) => {
+                Ok(()) => {
                     self.ledger.accept(index, &moves);
                     // Also where records are read again for a sink that catches up: it waits for dead letters that are not
                     // durable.
@@ -173,6 +201,8 @@ impl Lane {
             true => taken.records().map(|record| record.offset()).collect(),
             false => Arc::default(),
         };
+        // No sink moves past a bad record that is nowhere.
+        let may_flush = !self.has_letters && ready.letters.is_none();
         let mut all = Vec::new();
         for index in taken.sinks.minus(self.ledger.away()).iter().filter(|index| self.is_working(*index)) {
             let LaneSink { feed, record_type, sink, .. } = &self.parts.sinks[index];
@@ -190,7 +220,7 @@ impl Lane {
             } else {
                 changes::batch(moves.to_vec(), rows, deletes, sink.takes_deletes())?
             };
-            all.push((index, Work::Write(batch)));
+            all.push((index, Work::Write { batch, is_whole: may_flush && sink.holds_locks() }));
         }
         Ok(all)
     }
@@ -224,7 +254,11 @@ impl Lane {
 
     /// May a sink be flushed now, and has it something to be?
     fn has_to_flush(&self, index: usize) -> bool {
-        self.is_working(index) && !self.is_held(index) && self.parts.sinks[index].sink.flush_due().is_some()
+        let is_flushed = self.flushed.iter().any(|flushed| flushed.index == index);
+        self.is_working(index)
+            && !self.is_held(index)
+            && !is_flushed
+            && self.parts.sinks[index].sink.flush_due().is_some()
     }
 
     /// Flushes those of these sinks that have something; `true` if one has moved. Dead letters go first: no sibling moves
@@ -250,11 +284,14 @@ impl Lane {
         let work = sinks.iter().map(|index| (index, Work::Flush)).collect();
         let (mut is_moved, mut failed) = (false, Vec::new());
         let all = side_by_side(&mut self.parts.sinks, work).await;
-        for Done { index, took, result } in all {
+        // Those that came at once behind their writes are told now, when the batch is counted.
+        let mut flushed = std::mem::take(&mut self.flushed);
+        flushed.extend(all.into_iter().filter_map(|done| done.flushed));
+        for Flushed { index, took, result } in flushed {
             match result {
                 Ok(positions) => {
                     is_moved = true;
-                    self.settled(index, took, positions.unwrap_or_default());
+                    self.settled(index, took, positions);
                 }
                 Err(error) => failed.push((index, error)),
             }
@@ -270,9 +307,8 @@ impl Lane {
 
     /// Makes durable what a sink has taken.
     pub(super) async fn settle(&mut self, index: usize) -> Result<(), SinkError> {
-        let Done { took, result, .. } = self.parts.sinks[index].work(index, Work::Flush).await;
-        let positions = result?;
-        self.settled(index, took, positions.unwrap_or_default());
+        let Flushed { took, result, .. } = self.parts.sinks[index].flush(index).await;
+        self.settled(index, took, result?);
         Ok(())
     }
 

@@ -150,9 +150,9 @@ pub fn hint(verdict: Verdict) -> Option<&'static str> {
         Verdict::DataLost => Some(
             "the brokers no longer have these records: retention passed them, or the partition was truncated",
         ),
-        Verdict::Unreadable => {
-            Some("the broker holds bytes that cannot be read; look at the partition's log there")
-        }
+        Verdict::Unreadable => Some(
+            "there are bytes that cannot be read: look at the broker's log of the partition, or at the file that is named",
+        ),
         Verdict::Refused => Some("give this user the right to read the topic"),
         Verdict::Passing | Verdict::Fatal => None,
     }

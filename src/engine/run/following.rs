@@ -6,7 +6,7 @@ use std::time::Duration;
 use tracing::info;
 
 use super::{Answer, Engine, EngineError};
-use crate::config::plan::{Route, Target};
+use crate::config::plan::{Delta, Route, Target};
 use crate::config::topics::matched;
 use crate::engine::lane::{self, LaneParts, Seen};
 use crate::engine::message::{Committed, Control, LaneId, Stop};
@@ -255,7 +255,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// its batches and files may take.
 fn patience(route: &Route) -> Duration {
     let rolls = route.sinks.iter().chain(&route.dead_letters).filter_map(|sink| match &sink.target {
-        Target::Files { roll, .. } => Some(roll.age_max),
+        Target::Files { roll, .. } | Target::Delta(Delta { roll, .. }) => Some(roll.age_max),
         Target::Console { .. } | Target::Kafka { .. } | Target::Http(_) | Target::Postgres(_) => None,
     });
     let age_max = rolls.fold(route.batch.age_max, Duration::max);

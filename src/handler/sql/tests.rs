@@ -3,6 +3,7 @@ use arrow::util::pretty::pretty_format_batches;
 
 use super::*;
 use crate::config::plan::View;
+use crate::handler::Made;
 
 fn view(name: &str, sql: &str) -> View {
     View { name: name.to_owned(), sql: sql.to_owned(), content: Default::default() }
@@ -62,6 +63,30 @@ async fn views_read_batch_and_one_another() {
     assert!(rows(&views, 1, &[6]).await.contains("N6"));
     assert!(!rows(&views, 1, &[6]).await.contains("N4"));
     assert_eq!(rows(&views, 1, &[1]).await, "+---+---+\n| n | o |\n+---+---+\n+---+---+");
+}
+
+#[tokio::test]
+async fn it_is_known_what_columns_are_made_of() {
+    let views = bind(&[
+        view("every", "SELECT *, _offset AS place FROM batch"),
+        view("part", "SELECT a.name, id + place AS total, 1 AS one FROM every AS a WHERE upper(name) <> 'X'"),
+        view("rest", "SELECT total AS again, upper(name) AS name FROM part WHERE one = 1"),
+        view("once", "SELECT DISTINCT id FROM batch"),
+    ])
+    .await
+    .unwrap();
+    let is = |name: &str| Made::Is(name.to_owned());
+    let of = |names: &[&str]| Made::Of(names.iter().map(|name| (*name).to_owned()).collect());
+    let every = views.lineage(0).unwrap();
+    assert_eq!(every.columns, [is("id"), is("name"), is("_offset")]);
+    assert!(every.chosen_by.is_empty());
+    let part = views.lineage(1).unwrap();
+    assert_eq!(part.columns, [is("name"), of(&["_offset", "id"]), of(&[])]);
+    assert_eq!(part.chosen_by.iter().collect::<Vec<_>>(), ["name"]);
+    let rest = views.lineage(2).unwrap();
+    assert_eq!(rest.columns, [of(&["_offset", "id"]), of(&["name"])]);
+    assert_eq!(rest.chosen_by.iter().collect::<Vec<_>>(), ["name"]);
+    assert!(views.lineage(3).is_none());
 }
 
 #[tokio::test]

@@ -37,6 +37,20 @@ fn referenced() -> Reference {
     Reference { name: "a.B".to_owned(), text: "b-3".to_owned() }
 }
 
+fn reference(subject: &str) -> serde_json::Value {
+    json!({"name": subject, "subject": subject, "version": 1})
+}
+
+fn many(count: usize) -> Vec<serde_json::Value> {
+    (0..count).map(|number| reference(&format!("one-{number}"))).collect()
+}
+
+/// What `chain-n` references: the next one, up to one more than references may be deep.
+fn next_of_chain(subject: &str) -> Option<serde_json::Value> {
+    let number: usize = subject.strip_prefix("chain-")?.parse().ok()?;
+    (number <= REFERENCE_DEPTH_MAX).then(|| reference(&format!("chain-{}", number + 1)))
+}
+
 /// A registry whose schema id decides how it answers.
 async fn start(script: Arc<Script>) -> String {
     let ids = script.clone();
@@ -57,6 +71,11 @@ async fn start(script: Arc<Script>) -> String {
                 5 => json(json!({"schema": "m", "schemaType": "PROTOBUF"})),
                 7 => json(json!({"schema": "{}", "references": (0..5).map(|n| json!(
                     {"name": format!("n{n}"), "subject": format!("big-{n}"), "version": 1})).collect::<Vec<_>>()})),
+                // As deep as references may be, and deeper; as many as there may be, and more.
+                8 => json(json!({"schema": "{}", "references": [reference("chain-2")]})),
+                9 => json(json!({"schema": "{}", "references": [reference("chain-1")]})),
+                10 => json(json!({"schema": "{}", "references": many(REFERENCES_MAX)})),
+                11 => json(json!({"schema": "{}", "references": many(REFERENCES_MAX + 1)})),
                 10_000.. => json(json!({"schema": "x".repeat(BIG)})),
                 6 if headers.contains_key("authorization") => json(json!({"schema": "ok"})),
                 429 => ([("retry-after", "7")], status(429, String::new())).into_response(),
@@ -93,7 +112,7 @@ async fn start(script: Arc<Script>) -> String {
             let references = match subject.as_str() {
                 "circle" => json!([{"name": "a.C", "subject": "circle", "version": 1}]),
                 "s-value" => json!([{"name": "a.B", "subject": "b", "version": 3}]),
-                _ => json!([]),
+                other => json!(Vec::from_iter(next_of_chain(other))),
             };
             let schema = match subject.strip_prefix("big") {
                 Some(_) => "x".repeat(BIG),
@@ -200,6 +219,19 @@ async fn a_schema_is_bounded_with_all_it_references() {
     let error = client.by_id(SchemaId(7)).await.unwrap_err();
     assert!(matches!(error, RegistryError::Unusable { .. }), "{error}");
     assert!(error.to_string().contains("4194304 bytes"), "{error}");
+}
+
+#[tokio::test]
+async fn references_are_bounded_in_depth_and_number() {
+    let (client, _) = client().await;
+    for (id, count) in [(8, REFERENCE_DEPTH_MAX), (10, REFERENCES_MAX)] {
+        assert_eq!(client.by_id(SchemaId(id)).await.unwrap().references.len(), count);
+    }
+    for id in [9, 11] {
+        let error = client.by_id(SchemaId(id)).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Unusable { .. }), "{id}: {error}");
+        assert!(error.to_string().contains("more than 256 schemas, or deeper than 16"), "{error}");
+    }
 }
 
 #[tokio::test]

@@ -18,6 +18,7 @@ struct Gate {
     /// One for each write that may go through.
     writes: Semaphore,
     fails: AtomicBool,
+    panics: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -35,6 +36,7 @@ impl Sink for Gated {
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
         self.gate.writes.acquire().await.unwrap().forget();
+        assert!(!self.gate.panics.load(Ordering::Relaxed), "as the test wants");
         if self.gate.fails.load(Ordering::Relaxed) {
             return Err(SinkError::refused("write", "change the row", "no"));
         }
@@ -89,7 +91,11 @@ fn next(positions: &Positions) -> Option<i64> {
 }
 
 fn gated() -> (Background, Arc<Gate>) {
-    let gate = Arc::new(Gate { writes: Semaphore::new(0), fails: AtomicBool::new(false) });
+    let gate = Arc::new(Gate {
+        writes: Semaphore::new(0),
+        fails: AtomicBool::new(false),
+        panics: AtomicBool::new(false),
+    });
     let inner = Gated { gate: gate.clone(), stored: Positions::default(), moves: Vec::new() };
     (Background::new(Box::new(inner)), gate)
 }
@@ -162,4 +168,22 @@ async fn what_was_abandoned_becomes_durable_never() {
     sink.write(&batch(None, 4)).await.unwrap();
     gate.writes.add_permits(1);
     assert_eq!(next(&sink.flush().await.unwrap()), Some(4));
+}
+
+/// Whoever waits until it has nothing to do would wait for ever, and never hear why.
+#[tokio::test]
+async fn a_sink_that_panics_is_told_of_and_not_waited_for() {
+    let (mut sink, gate) = gated();
+    gate.panics.store(true, Ordering::Relaxed);
+    sink.write(&batch(None, 3)).await.unwrap();
+    wait("it is at work", || !sink.is_full()).await;
+    sink.write(&batch(Some(3), 5)).await.unwrap();
+    assert!(sink.is_full() && sink.is_busy());
+    gate.writes.add_permits(1);
+    wait("its task is gone", || sink.task.is_finished()).await;
+    assert!(!sink.is_full() && !sink.is_busy());
+    let told = [sink.flush().await, sink.positions().await];
+    for error in told.into_iter().map(Result::unwrap_err) {
+        assert_eq!(error.fault(), Fault::Stop);
+    }
 }

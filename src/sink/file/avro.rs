@@ -4,7 +4,7 @@
 //! on cores that are free.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::sync::Arc;
 
 use arrow::array::{ArrayRef, StructArray, new_empty_array};
@@ -83,7 +83,7 @@ fn header(schema: &str, codec: AvroCodec, sync: [u8; 16]) -> Vec<u8> {
         AvroCodec::Snappy => "snappy",
         AvroCodec::Zstd => "zstandard",
     };
-    let mut header = b"Obj\x01".to_vec();
+    let mut header = MAGIC.to_vec();
     put_long(2, &mut header);
     for (key, value) in [("avro.schema", schema), ("avro.codec", codec)] {
         for text in [key, value] {
@@ -94,6 +94,158 @@ fn header(schema: &str, codec: AvroCodec, sync: [u8; 16]) -> Vec<u8> {
     put_long(0, &mut header);
     header.extend_from_slice(&sync);
     header
+}
+
+/// What a file of ours begins with.
+const MAGIC: &[u8; 4] = b"Obj\x01";
+
+/// Bytes of a block, and of an entry of the header: what Arrow's offsets reach holds the largest row.
+const LENGTH_MAX: u64 = i32::MAX as u64;
+
+/// Reads a file of ours, block by block.
+pub struct AvroBlocks {
+    file: BufReader<File>,
+    schema: String,
+    codec: AvroCodec,
+    sync: [u8; 16],
+}
+
+impl AvroBlocks {
+    /// # Errors
+    /// If the header is not one of ours, or the file cannot be read.
+    pub fn open(file: File) -> io::Result<Self> {
+        let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
+        let mut magic = [0; 4];
+        file.read_exact(&mut magic)?;
+        if magic != *MAGIC {
+            return Err(damaged("it is no Avro file"));
+        }
+        let (mut schema, mut codec) = (None, "null".to_owned());
+        loop {
+            let count = take_long(&mut file)?;
+            if count == 0 {
+                break;
+            }
+            if count < 0 {
+                take_long(&mut file)?;
+            }
+            for _ in 0..count.unsigned_abs() {
+                let (key, value) = (take_text(&mut file)?, take_text(&mut file)?);
+                match key.as_str() {
+                    "avro.schema" => schema = Some(value),
+                    "avro.codec" => codec = value,
+                    _ => {}
+                }
+            }
+        }
+        let codec = match codec.as_str() {
+            "null" => AvroCodec::None,
+            "deflate" => AvroCodec::Deflate,
+            "snappy" => AvroCodec::Snappy,
+            "zstandard" => AvroCodec::Zstd,
+            _ => return Err(damaged("its codec is not one of ours")),
+        };
+        let mut sync = [0; 16];
+        file.read_exact(&mut sync)?;
+        let schema = schema.ok_or_else(|| damaged("it has no schema"))?;
+        Ok(Self { file, schema, codec, sync })
+    }
+
+    /// The schema of its records, as text.
+    pub fn schema(&self) -> &str {
+        &self.schema
+    }
+
+    /// The next block: how many records it has, and their bytes; `None` at the end.
+    ///
+    /// # Errors
+    /// If it is not whole, or the file cannot be read.
+    pub fn next_block(&mut self) -> io::Result<Option<(usize, Vec<u8>)>> {
+        let Some((count, bytes)) = self.compressed()? else {
+            return Ok(None);
+        };
+        let bytes = match self.codec {
+            AvroCodec::None => bytes,
+            AvroCodec::Deflate => {
+                let whole = miniz_oxide::inflate::decompress_to_vec_with_limit(&bytes, LENGTH_MAX as usize);
+                whole.map_err(|_| damaged("a block cannot be decompressed"))?
+            }
+            AvroCodec::Snappy => {
+                // Behind the bytes is their checksum.
+                let (bytes, sum) =
+                    bytes.split_last_chunk::<4>().ok_or_else(|| damaged("a block cannot be decompressed"))?;
+                let whole = snap::raw::Decoder::new().decompress_vec(bytes).map_err(io::Error::other)?;
+                if crc32fast::hash(&whole).to_be_bytes() != *sum {
+                    return Err(damaged("a block does not have its checksum"));
+                }
+                whole
+            }
+            AvroCodec::Zstd => {
+                let mut whole = Vec::new();
+                zstd::Decoder::new(bytes.as_slice())?.take(LENGTH_MAX).read_to_end(&mut whole)?;
+                whole
+            }
+        };
+        Ok(Some((count, bytes)))
+    }
+
+    /// How many records are left.
+    ///
+    /// # Errors
+    /// As [`AvroBlocks::next_block`].
+    pub fn count(mut self) -> io::Result<u64> {
+        let mut all = 0;
+        while let Some((count, _)) = self.compressed()? {
+            all += count as u64;
+        }
+        Ok(all)
+    }
+
+    fn compressed(&mut self) -> io::Result<Option<(usize, Vec<u8>)>> {
+        if self.file.fill_buf()?.is_empty() {
+            return Ok(None);
+        }
+        let count = usize::try_from(take_long(&mut self.file)?);
+        let count = count.map_err(|_| damaged("a block has no number of records"))?;
+        let bytes = take_bytes(&mut self.file)?;
+        let mut sync = [0; 16];
+        self.file.read_exact(&mut sync)?;
+        if sync != self.sync {
+            return Err(damaged("a block does not end where it should"));
+        }
+        Ok(Some((count, bytes)))
+    }
+}
+
+fn damaged(problem: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, problem)
+}
+
+/// Avro's number: seven bits in each byte, the lowest first, the sign in the lowest of all.
+fn take_long(file: &mut impl Read) -> io::Result<i64> {
+    let mut packed: u64 = 0;
+    for shift in (0..64).step_by(7) {
+        let mut byte = [0];
+        file.read_exact(&mut byte)?;
+        packed |= u64::from(byte[0] & 0x7f) << shift;
+        if byte[0] < 0x80 {
+            return Ok((packed >> 1) as i64 ^ -((packed & 1) as i64));
+        }
+    }
+    Err(damaged("a number is too long"))
+}
+
+fn take_bytes(file: &mut impl Read) -> io::Result<Vec<u8>> {
+    let length = u64::try_from(take_long(file)?).ok().filter(|length| *length <= LENGTH_MAX);
+    let length = length.ok_or_else(|| damaged("a length is out of bounds"))?;
+    // What is not there is not allocated for.
+    let mut bytes = Vec::new();
+    file.take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 == length { Ok(bytes) } else { Err(damaged("it ends in the middle of something")) }
+}
+
+fn take_text(file: &mut impl Read) -> io::Result<String> {
+    String::from_utf8(take_bytes(file)?).map_err(|_| damaged("a text is not UTF-8"))
 }
 
 /// A count or a length: Avro's number, which is never below zero here.
@@ -270,6 +422,42 @@ mod tests {
                 assert_eq!(read, own, "{codec:?}");
             }
         }
+    }
+
+    #[test]
+    fn blocks_are_read_back_and_damage_is_told() {
+        let count = 3 * cores::ROWS_MIN as i64 + 1;
+        let open = |bytes: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(bytes).unwrap();
+            file.rewind().unwrap();
+            AvroBlocks::open(file)
+        };
+        for codec in [AvroCodec::None, AvroCodec::Deflate, AvroCodec::Snappy, AvroCodec::Zstd] {
+            let bytes = written(codec, &[rows(count), rows(5)]);
+            let plain = written(AvroCodec::None, &[rows(count), rows(5)]);
+            let blocks = |bytes: &[u8]| {
+                let mut blocks = open(bytes).unwrap();
+                let mut all = (0, Vec::new());
+                while let Some((count, bytes)) = blocks.next_block().unwrap() {
+                    all.0 += count;
+                    all.1.extend(bytes);
+                }
+                all
+            };
+            assert!(blocks(&bytes) == blocks(&plain), "{codec:?}");
+            let opened = open(&bytes).unwrap();
+            assert!(opened.schema().contains("shop"), "{}", opened.schema());
+            assert_eq!(opened.count().unwrap(), count as u64 + 5);
+            let cut = open(&bytes[..bytes.len() - 20]).unwrap();
+            assert!(cut.count().is_err());
+            let mut other = bytes.clone();
+            let last = other.len() - 1;
+            other[last] ^= 1;
+            assert!(open(&other).unwrap().count().is_err());
+        }
+        assert!(open(b"Obj\x02").is_err());
+        assert!(open(b"Obj\x01\x02\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff").is_err());
     }
 
     #[test]

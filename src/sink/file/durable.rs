@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use tracing::warn;
+use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::failpoint;
@@ -14,7 +14,8 @@ use crate::sink::owner::Refusal;
 
 use super::entry::DataFile;
 use super::log::COMMIT_TRIES_MAX;
-use super::names::{staged_path, tmp_dir};
+use super::names::{log_dir, staged_dir, staged_path, tmp_dir};
+use super::storage::{Storage, Written};
 
 /// Why the log could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -31,10 +32,156 @@ pub enum LogError {
     NoLinks { path: PathBuf },
     #[error("lost the race for a log entry {COMMIT_TRIES_MAX} times in a row in `{}`", path.display())]
     Crowded { path: PathBuf },
+    #[error("the upload of `{}` is gone, and was committed before it was completed", shown(path))]
+    Expired { path: PathBuf, staged: PathBuf },
+}
+
+/// A directory of a local file system, as a place of files.
+#[derive(Debug)]
+pub struct Directory {
+    root: PathBuf,
+}
+
+impl Directory {
+    pub fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    fn drop_staged<'a>(&self, names: impl IntoIterator<Item = &'a String>) {
+        for name in names {
+            let path = staged_path(&self.root, name);
+            if let Err(error) = fs::remove_file(&path) {
+                debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
+            }
+        }
+    }
+}
+
+impl Storage for Directory {
+    fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn prepare(&self) -> Result<(), LogError> {
+        let dirs = [log_dir(&self.root), staged_dir(&self.root), tmp_dir(&self.root)];
+        dirs.iter().try_for_each(|dir| create_dir_durably(dir))
+    }
+
+    fn has_log(&self) -> Result<bool, LogError> {
+        let dir = log_dir(&self.root);
+        let found = dir.try_exists();
+        found.map_err(|source| LogError::Io { action: "read", path: dir, source })
+    }
+
+    fn log_names(&self) -> Result<Vec<String>, LogError> {
+        list(&log_dir(&self.root))
+    }
+
+    fn read(&self, path: &Path) -> Result<Option<Vec<u8>>, LogError> {
+        match fs::read(path) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(LogError::Io { action: "read", path: path.to_owned(), source }),
+        }
+    }
+
+    fn create(&self, path: &Path, content: &[u8]) -> Result<(), LogError> {
+        create(&self.root, path, content)
+    }
+
+    /// An entry whose writer died before its sync is perhaps not durable yet.
+    fn settle_log(&self) -> Result<(), LogError> {
+        sync_dir(&log_dir(&self.root))
+    }
+
+    fn remove_from_log(&self, names: &[String]) -> Result<(), LogError> {
+        for name in names {
+            remove_if_there(&log_dir(&self.root).join(name))?;
+            point("file.entry.removed", &self.root)?;
+        }
+        Ok(())
+    }
+
+    /// Of entries that were never linked, or were linked and not removed in `tmp/`.
+    fn sweep(&self, below: u64) -> Result<(), LogError> {
+        for name in list(&tmp_dir(&self.root))? {
+            let number = name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
+            if number.is_some_and(|number| number < below) {
+                remove_if_there(&tmp_dir(&self.root).join(&name))?;
+                point("file.temporary.removed", &self.root)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, staged: &str) -> io::Result<fs::File> {
+        fs::File::create_new(staged_path(&self.root, staged))
+    }
+
+    fn keep(&self, written: Vec<Written>) -> Result<Vec<DataFile>, LogError> {
+        let kept = written.into_iter().map(|Written { path, staged, rows, file }| {
+            // After a failed fsync the pages may be gone and the next fsync may lie: the file is
+            // abandoned, never synced again.
+            let synced = file.sync_all().and_then(|()| {
+                failpoint::check("file.data.synced")?;
+                file.metadata()
+            });
+            match synced {
+                Ok(metadata) => Ok(DataFile { path, staged, rows, bytes: metadata.len(), upload: None }),
+                Err(source) => {
+                    let path = staged_path(&self.root, &staged);
+                    Err(LogError::Io { action: "finish", path, source })
+                }
+            }
+        });
+        kept.collect()
+    }
+
+    fn sync_staged(&self) -> Result<(), LogError> {
+        sync_dir(&staged_dir(&self.root))
+    }
+
+    fn make_room(&self, files: &[DataFile]) -> Result<(), LogError> {
+        files.iter().try_for_each(|file| create_dir_durably(&parent(&self.root.join(&file.path))))
+    }
+
+    fn show(&self, files: &[DataFile]) -> Result<(), LogError> {
+        show(&self.root, files)
+    }
+
+    fn staged(&self) -> Result<Vec<String>, LogError> {
+        list(&staged_dir(&self.root))
+    }
+
+    fn remove_staged(&self, name: &str) -> Result<(), LogError> {
+        remove_if_there(&staged_path(&self.root, name))
+    }
+
+    fn discard_open(&self, staged: &[String]) {
+        self.drop_staged(staged);
+    }
+
+    fn discard(&self, files: &[DataFile]) {
+        self.drop_staged(files.iter().map(|file| &file.staged));
+    }
+
+    /// What was not linked when its reply was lost never is.
+    fn discard_offered(&self, files: &[DataFile]) {
+        self.discard(files);
+    }
+
+    fn remedy(&self, kind: io::ErrorKind) -> Option<&'static str> {
+        match kind {
+            io::ErrorKind::StorageFull => Some("free space on that disk"),
+            io::ErrorKind::PermissionDenied => Some("let this user write there"),
+            io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable, or change `path`"),
+            _ => None,
+        }
+    }
 }
 
 /// A path as it may be told: `partition_by` puts values of records into the names of directories.
-fn shown(path: &Path) -> String {
+pub fn shown(path: &Path) -> String {
     let parts = path.iter().map(|part| {
         let part = part.to_string_lossy();
         match part.split_once('=') {
@@ -114,7 +261,7 @@ pub fn list(dir: &Path) -> Result<Vec<String>, LogError> {
 }
 
 /// Writes `content` to a temporary file and links it to `path`, unless that exists.
-pub fn create<T: serde::Serialize>(root: &Path, path: &Path, content: &T) -> Result<(), LogError> {
+pub fn create(root: &Path, path: &Path, content: &[u8]) -> Result<(), LogError> {
     // It is named after what it will be: once the log has passed that, anybody may delete it.
     let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     let tmp = tmp_dir(root).join(format!("{stem}.{}", Uuid::new_v4().simple()));
@@ -148,9 +295,9 @@ fn not_there(error: io::Error) -> io::Result<()> {
     if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }
 }
 
-pub fn write_durably<T: serde::Serialize>(path: &Path, content: &T) -> io::Result<()> {
+pub fn write_durably(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut file = fs::File::create_new(path)?;
-    file.write_all(&serde_json::to_vec(content)?)?;
+    file.write_all(content)?;
     failpoint::check("file.entry.written")?;
     file.sync_all()?;
     failpoint::check("file.entry.synced")

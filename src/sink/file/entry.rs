@@ -39,9 +39,26 @@ pub struct DataFile {
     pub staged: String,
     pub rows: u64,
     pub bytes: u64,
+    /// In an object store, what completes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upload: Option<Upload>,
+}
+
+/// A multipart upload: its parts are in the store, and nobody sees them before it is completed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Upload {
+    pub id: String,
+    /// As the store calls them, in their order.
+    pub parts: Vec<String>,
 }
 
 impl DataFile {
+    /// As a checkpoint lists it: it is in sight.
+    #[must_use]
+    pub fn completed(self) -> Self {
+        Self { upload: None, ..self }
+    }
+
     /// Does it stay where the sink's files are? What an entry names is linked and removed, so one that
     /// names a place outside is not obeyed.
     pub fn is_below_root(&self) -> bool {
@@ -148,6 +165,8 @@ mod tests {
                 identity: "orders/archive".into(),
             },
         };
+        let path = "a/b.parquet".to_owned();
+        let file = DataFile { path, staged: "b".into(), rows: 2, bytes: 3, upload: None };
         let entry = Entry {
             version: VERSION,
             commit: Uuid::from_u128(1),
@@ -156,7 +175,7 @@ mod tests {
             owner: None,
             adopts: None,
             moves: Vec::new(),
-            files: vec![DataFile { path: "a/b.parquet".into(), staged: "b".into(), rows: 2, bytes: 3 }],
+            files: vec![file.clone()],
         };
         let text = concat!(
             r#"{"version":1,"commit":"00000000-0000-0000-0000-000000000001","previous":"","#,
@@ -166,6 +185,13 @@ mod tests {
         );
         assert_eq!(serde_json::to_string(&entry).unwrap(), text);
         assert_eq!(serde_json::from_str::<Entry>(text).unwrap(), entry);
+        let upload = Upload { id: "u".into(), parts: vec!["p".into(), "q".into()] };
+        let object = DataFile { upload: Some(upload), ..file.clone() };
+        let text =
+            r#"{"path":"a/b.parquet","staged":"b","rows":2,"bytes":3,"upload":{"id":"u","parts":["p","q"]}}"#;
+        assert_eq!(serde_json::to_string(&object).unwrap(), text);
+        assert_eq!(serde_json::from_str::<DataFile>(text).unwrap(), object);
+        assert_eq!(object.completed(), file);
     }
 
     #[test]
@@ -199,7 +225,8 @@ mod tests {
     #[test]
     fn a_file_stays_below_the_root() {
         let is_below = |path: &str, staged: &str| {
-            DataFile { path: path.into(), staged: staged.into(), rows: 1, bytes: 1 }.is_below_root()
+            DataFile { path: path.into(), staged: staged.into(), rows: 1, bytes: 1, upload: None }
+                .is_below_root()
         };
         assert!(is_below("a.parquet", "s"));
         assert!(is_below("day=1/country=..%2F/a.parquet", "s"));

@@ -6,9 +6,8 @@
 //! are no leases and no clocks: a writer that slept for an hour loses in the same way.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tracing::info;
 use uuid::Uuid;
@@ -17,11 +16,10 @@ use crate::model::{Move, Positions};
 use crate::sink::owner::{Admission, Claim, Refusal};
 
 use super::accounts::{Accounts, Objection};
-use super::durable::{
-    LogError, create, create_dir_durably, list, parent, point, remove_if_there, show, sync_dir,
-};
+use super::durable::{LogError, point};
 use super::entry::{self, Checkpoint, Created, DataFile, Entry, Owner, VERSION, VERSION_OWNERS};
-use super::names::{Witness, checkpoint_path, entry_path, log_dir, staged_dir, tmp_dir, witness};
+use super::names::{Witness, checkpoint_path, entry_path, witness};
+use super::storage::Home;
 
 /// Entries between two checkpoints: a start reads at most this many small files.
 const CHECKPOINT_EVERY: u64 = 1000;
@@ -46,7 +44,7 @@ pub const COMMIT_TRIES_MAX: u32 = 100;
 /// An open commit log, folded up to the last entry that was read.
 #[derive(Debug)]
 pub struct Log {
-    root: PathBuf,
+    home: Home,
     intervals: Intervals,
     created: Created,
     /// Who opened it.
@@ -60,35 +58,32 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the log of `root`, creating it (and the directory) if there is none.
+    /// Opens the log of a place, creating it (and the place) if there is none.
     ///
     /// # Errors
     /// [`LogError::Refused`] if somebody else writes there and `claim` does not say what to make of that.
-    pub fn open(root: &Path, claim: &Claim, intervals: Intervals) -> Result<Self, LogError> {
-        for dir in [log_dir(root), staged_dir(root), tmp_dir(root)] {
-            create_dir_durably(&dir)?;
-        }
-        if !is_there(root)? {
+    pub fn open(home: impl Into<Home>, claim: &Claim, intervals: Intervals) -> Result<Self, LogError> {
+        let home = home.into();
+        home.prepare()?;
+        if !is_there(&home)? {
             let created = Created { log: Uuid::new_v4(), owner: claim.owner.clone() };
             let entry = Entry { created: Some(created), ..entry_of(VERSION) };
             // Losing this race is fine: what counts is what is there afterwards.
-            create_entry(root, 0, &entry)?;
+            create_entry(&home, 0, &entry)?;
         }
-        let mut log = Self::read(root, intervals)?;
+        let mut log = Self::read(&home, intervals)?;
         log.owner = claim.owner.clone();
         log.enter(claim)?;
         Ok(log)
     }
 
-    /// Reads the log of `root`, if there is one, and changes nothing. It belongs to who has created it.
+    /// Reads the log of a place, if there is one, and changes nothing. It belongs to who has created it.
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn look(root: &Path) -> Result<Option<Self>, LogError> {
-        let dir = log_dir(root);
-        let found = dir.try_exists();
-        let is_dir = found.map_err(|source| LogError::Io { action: "read", path: dir.clone(), source })?;
-        if is_dir && is_there(root)? { Self::read(root, INTERVALS).map(Some) } else { Ok(None) }
+    pub fn look(home: impl Into<Home>) -> Result<Option<Self>, LogError> {
+        let home = home.into();
+        if home.has_log()? && is_there(&home)? { Self::read(&home, INTERVALS).map(Some) } else { Ok(None) }
     }
 
     /// Takes over the positions of another owner, if that is how `claim` gets in.
@@ -101,39 +96,42 @@ impl Log {
                 Err(refusal) => return Err(self.refused(refusal)),
             };
             let moves = self.accounts.adoption(&former);
-            info!(root = %self.root.display(), from = %former, to = %self.owner, "taking positions over");
+            let root = self.home.root().display();
+            info!(%root, from = %former, to = %self.owner, "taking positions over");
             let mut entry = Entry { moves, adopts: Some(former), ..self.entry() };
             let number = self.place(&mut entry);
-            create_entry(&self.root, number, &entry)?;
+            create_entry(&self.home, number, &entry)?;
             if self.has_won(number, &entry)? {
-                return point("file.entry.adopted", &self.root);
+                return point("file.entry.adopted", self.home.root());
             }
         }
-        Err(LogError::Crowded { path: self.root.clone() })
+        Err(LogError::Crowded { path: self.home.root().to_owned() })
     }
 
     fn refused(&self, refusal: Refusal) -> LogError {
-        LogError::Refused { path: self.root.clone(), refusal: Box::new(refusal) }
+        LogError::Refused { path: self.home.root().to_owned(), refusal: Box::new(refusal) }
     }
 
     /// Folds the whole log from its last checkpoint.
-    fn read(root: &Path, intervals: Intervals) -> Result<Self, LogError> {
-        let mut log = match latest_checkpoint(root)? {
-            Some(number) => Self::from_checkpoint(root, number, intervals)?,
-            None => Self::from_first_entry(root, intervals)?,
+    fn read(home: &Home, intervals: Intervals) -> Result<Self, LogError> {
+        let mut log = match latest_checkpoint(home)? {
+            Some(number) => Self::from_checkpoint(home, number, intervals)?,
+            None => Self::from_first_entry(home, intervals)?,
         };
         log.refresh()?;
         Ok(log)
     }
 
-    fn from_checkpoint(root: &Path, number: u64, intervals: Intervals) -> Result<Self, LogError> {
-        let path = checkpoint_path(root, number);
-        let bytes =
-            fs::read(&path).map_err(|source| LogError::Io { action: "read", path: path.clone(), source })?;
+    fn from_checkpoint(home: &Home, number: u64, intervals: Intervals) -> Result<Self, LogError> {
+        let path = checkpoint_path(home.root(), number);
+        let bytes = home.read(&path)?.ok_or_else(|| {
+            let source = io::ErrorKind::NotFound.into();
+            LogError::Io { action: "read", path: path.clone(), source }
+        })?;
         let checkpoint: Checkpoint = parse(&path, &bytes)?;
         check_version(&path, checkpoint.version)?;
         Ok(Self {
-            root: root.to_owned(),
+            home: home.clone(),
             intervals,
             accounts: Accounts::restore(&checkpoint),
             owner: checkpoint.created.owner.clone(),
@@ -146,13 +144,13 @@ impl Log {
         })
     }
 
-    fn from_first_entry(root: &Path, intervals: Intervals) -> Result<Self, LogError> {
-        let path = entry_path(root, 0);
+    fn from_first_entry(home: &Home, intervals: Intervals) -> Result<Self, LogError> {
+        let path = entry_path(home.root(), 0);
         let damaged = |problem: &str| LogError::Damaged { path: path.clone(), problem: problem.to_owned() };
-        let (entry, hash) = read_entry(root, 0)?.ok_or_else(|| damaged("is missing"))?;
+        let (entry, hash) = read_entry(home, 0)?.ok_or_else(|| damaged("is missing"))?;
         let created = entry.created.ok_or_else(|| damaged("names no owner"))?;
         Ok(Self {
-            root: root.to_owned(),
+            home: home.clone(),
             intervals,
             accounts: Accounts::new(created.owner.clone()),
             owner: created.owner.clone(),
@@ -196,16 +194,16 @@ impl Log {
         loop {
             // Entries above the last one read may be pruned, or void, once a checkpoint has passed it. One below lists
             // files that the next checkpoint must not list again.
-            let newest = latest_checkpoint(&self.root)?;
+            let newest = latest_checkpoint(&self.home)?;
             match newest {
                 Some(number) if newest > self.checkpoint => {
                     let owner = self.owner.clone();
-                    *self = Self { owner, ..Self::from_checkpoint(&self.root, number, self.intervals)? };
+                    *self = Self { owner, ..Self::from_checkpoint(&self.home, number, self.intervals)? };
                 }
                 _ if self.is_last_there()? => {}
-                _ if latest_checkpoint(&self.root)? != newest => continue,
+                _ if latest_checkpoint(&self.home)? != newest => continue,
                 _ => {
-                    let path = entry_path(&self.root, self.last);
+                    let path = entry_path(self.home.root(), self.last);
                     let problem =
                         "is gone or another one: a backup was restored over a living log".to_owned();
                     return Err(LogError::Damaged { path, problem });
@@ -213,7 +211,7 @@ impl Log {
             }
             self.read_entries()?;
             // A checkpoint that appeared meanwhile may have passed what was just read.
-            if latest_checkpoint(&self.root)? == newest {
+            if latest_checkpoint(&self.home)? == newest {
                 return Ok(());
             }
         }
@@ -221,17 +219,13 @@ impl Log {
 
     /// Is the last entry that was read still there, as it was?
     fn is_last_there(&self) -> Result<bool, LogError> {
-        let path = entry_path(&self.root, self.last);
-        match fs::read(&path) {
-            Ok(bytes) => Ok(entry::hash(&bytes) == self.last_hash),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(source) => Err(LogError::Io { action: "read", path, source }),
-        }
+        let found = self.home.read(&entry_path(self.home.root(), self.last))?;
+        Ok(found.is_some_and(|bytes| entry::hash(&bytes) == self.last_hash))
     }
 
     fn read_entries(&mut self) -> Result<(), LogError> {
-        while let Some((entry, hash)) = read_entry(&self.root, self.last + 1)? {
-            let path = entry_path(&self.root, self.last + 1);
+        while let Some((entry, hash)) = read_entry(&self.home, self.last + 1)? {
+            let path = entry_path(self.home.root(), self.last + 1);
             if entry.previous != self.last_hash {
                 return Err(LogError::Damaged {
                     path,
@@ -274,21 +268,19 @@ impl Log {
         moves: Vec<Move>,
         files: Vec<DataFile>,
     ) -> Result<(), LogError> {
-        for file in &files {
-            create_dir_durably(&parent(&self.root.join(&file.path)))?;
-        }
-        point("file.targets.made", &self.root)?;
+        self.home.make_room(&files)?;
+        point("file.targets.made", self.home.root())?;
         let mut entry = Entry { moves, files, ..self.entry() };
         for _ in 0..COMMIT_TRIES_MAX {
             let number = self.propose(&mut entry, base)?;
-            create_entry(&self.root, number, &entry)?;
+            create_entry(&self.home, number, &entry)?;
             if self.has_won(number, &entry)? {
-                point("file.entry.owned", &self.root)?;
-                show(&self.root, &entry.files)?;
+                point("file.entry.owned", self.home.root())?;
+                self.home.show(&entry.files)?;
                 return self.maybe_checkpoint();
             }
         }
-        Err(LogError::Crowded { path: self.root.clone() })
+        Err(LogError::Crowded { path: self.home.root().to_owned() })
     }
 
     /// An entry of this owner, to be filled.
@@ -332,20 +324,20 @@ impl Log {
         if self.last < number || self.checkpoint.is_some_and(|newest| newest >= number) {
             return Ok(false);
         }
-        let found = read_entry(&self.root, number)?;
+        let found = read_entry(&self.home, number)?;
         Ok(found.is_some_and(|(found, _)| found.commit == entry.commit))
     }
 
     /// Repeats what a crash may have left undone: files of committed entries come into sight, staged
     /// files that no entry can ever list are deleted.
     pub fn recover(&mut self) -> Result<(), LogError> {
-        // An entry whose writer died before this is perhaps not durable yet, and counts from here on.
-        sync_dir(&log_dir(&self.root))?;
-        point("file.recovery.synced", &self.root)?;
-        show(&self.root, &self.files)?;
-        point("file.recovery.shown", &self.root)?;
+        // What is found counts from here on.
+        self.home.settle_log()?;
+        point("file.recovery.synced", self.home.root())?;
+        self.home.show(&self.files)?;
+        point("file.recovery.shown", self.home.root())?;
         let listed: BTreeSet<&str> = self.files.iter().map(|file| file.staged.as_str()).collect();
-        for name in list(&staged_dir(&self.root))? {
+        for name in self.home.staged()? {
             let Some(Witness { key, start, mark }) = witness(&name) else {
                 continue;
             };
@@ -355,19 +347,11 @@ impl Log {
                     || account.positions.get(&key).is_some_and(|position| position.next > start)
             });
             if passed && !listed.contains(name.as_str()) {
-                remove_if_there(&staged_dir(&self.root).join(&name))?;
-                point("file.orphan.removed", &self.root)?;
+                self.home.remove_staged(&name)?;
+                point("file.orphan.removed", self.home.root())?;
             }
         }
-        // What a crash left of entries that were never linked, or were linked and not removed here.
-        for name in list(&tmp_dir(&self.root))? {
-            let number = name.split_once('.').and_then(|(number, _)| number.parse::<u64>().ok());
-            if number.is_some_and(|number| number < self.last) {
-                remove_if_there(&tmp_dir(&self.root).join(&name))?;
-                point("file.temporary.removed", &self.root)?;
-            }
-        }
-        Ok(())
+        self.home.sweep(self.last)
     }
 
     fn maybe_checkpoint(&mut self) -> Result<(), LogError> {
@@ -376,12 +360,12 @@ impl Log {
         if !is_due {
             return Ok(());
         }
-        if latest_checkpoint(&self.root)? > self.checkpoint {
+        if latest_checkpoint(&self.home)? > self.checkpoint {
             // Another writer has made one since; the next look at the log finds it.
             return Ok(());
         }
         // All files below a checkpoint are in sight: recovery never looks below it again.
-        show(&self.root, &self.files)?;
+        self.home.show(&self.files)?;
         let (own, others) = self.accounts.store();
         let checkpoint = Checkpoint {
             version: if others.is_empty() { VERSION } else { VERSION_OWNERS },
@@ -392,24 +376,21 @@ impl Log {
             start_hash: own.start_hash,
             taken_by: own.taken_by,
             others,
-            files: std::mem::take(&mut self.files),
+            files: std::mem::take(&mut self.files).into_iter().map(DataFile::completed).collect(),
         };
-        create(&self.root, &checkpoint_path(&self.root, self.last), &checkpoint)?;
-        point("file.checkpoint.created", &self.root)?;
+        let path = checkpoint_path(self.home.root(), self.last);
+        self.home.create(&path, &bytes(&path, &checkpoint)?)?;
+        point("file.checkpoint.created", self.home.root())?;
         let before = self.checkpoint.replace(self.last);
         // Entries below the checkpoint before this one go; those since stay for people who look.
         self.prune(before.unwrap_or(0))
     }
 
     fn prune(&self, below: u64) -> Result<(), LogError> {
-        for name in list(&log_dir(&self.root))? {
-            let number = name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
-            if number.is_some_and(|number| number < below) {
-                remove_if_there(&log_dir(&self.root).join(&name))?;
-                point("file.entry.removed", &self.root)?;
-            }
-        }
-        Ok(())
+        let number = |name: &String| name.split('.').next().and_then(|digits| digits.parse::<u64>().ok());
+        let mut names = self.home.log_names()?;
+        names.retain(|name| number(name).is_some_and(|number| number < below));
+        self.home.remove_from_log(&names)
     }
 }
 
@@ -427,19 +408,16 @@ fn entry_of(version: u32) -> Entry {
     }
 }
 
-/// Has `root` a log? Its directory must exist.
-fn is_there(root: &Path) -> Result<bool, LogError> {
-    Ok(read_entry(root, 0)?.is_some() || latest_checkpoint(root)?.is_some())
+/// Is there a log? A directory must exist.
+fn is_there(home: &Home) -> Result<bool, LogError> {
+    Ok(read_entry(home, 0)?.is_some() || latest_checkpoint(home)?.is_some())
 }
 
-fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogError> {
-    let path = entry_path(root, number);
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(source) => {
-            return Err(LogError::Io { action: "read", path, source });
-        }
+fn read_entry(home: impl Into<Home>, number: u64) -> Result<Option<(Entry, String)>, LogError> {
+    let home = home.into();
+    let path = entry_path(home.root(), number);
+    let Some(bytes) = home.read(&path)? else {
+        return Ok(None);
     };
     let entry: Entry = parse(&path, &bytes)?;
     check_version(&path, entry.version)?;
@@ -448,6 +426,14 @@ fn read_entry(root: &Path, number: u64) -> Result<Option<(Entry, String)>, LogEr
         return Err(LogError::Damaged { path, problem });
     }
     Ok(Some((entry, entry::hash(&bytes))))
+}
+
+fn bytes<T: serde::Serialize>(path: &Path, content: &T) -> Result<Vec<u8>, LogError> {
+    serde_json::to_vec(content).map_err(|error| LogError::Io {
+        action: "create",
+        path: path.to_owned(),
+        source: error.into(),
+    })
 }
 
 fn parse<T: serde::de::DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, LogError> {
@@ -485,14 +471,16 @@ fn check_version(path: &Path, version: u32) -> Result<(), LogError> {
     Ok(())
 }
 
-fn latest_checkpoint(root: &Path) -> Result<Option<u64>, LogError> {
-    let names = list(&log_dir(root))?;
+fn latest_checkpoint(home: impl Into<Home>) -> Result<Option<u64>, LogError> {
+    let names = home.into().log_names()?;
     Ok(names.iter().filter_map(|name| name.strip_suffix(".checkpoint")?.parse().ok()).max())
 }
 
 /// Creates entry `number` unless it exists; which of the two happened is read afterwards.
-fn create_entry(root: &Path, number: u64, entry: &Entry) -> Result<(), LogError> {
-    create(root, &entry_path(root, number), entry)
+fn create_entry(home: impl Into<Home>, number: u64, entry: &Entry) -> Result<(), LogError> {
+    let home = home.into();
+    let path = entry_path(home.root(), number);
+    home.create(&path, &bytes(&path, entry)?)
 }
 
 #[cfg(test)]

@@ -1,25 +1,29 @@
-//! Files in a directory, exactly once: data and positions become one entry of the directory's commit log.
+//! Files in a directory, or below a prefix of an object store, exactly once: data and positions become one entry of the
+//! place's commit log.
 //!
 //! Rows go to staged files that no reader's glob matches, one for each directory of `partition_by`. A flush
-//! makes them durable, appends the entry that names all of them together with the moves they hold, and links
-//! them into sight. What happens when the process dies in between is told step by step in PROTOCOL §5 and
-//! tested in `log`.
+//! makes them durable, appends the entry that names all of them together with the moves they hold, and brings
+//! them into sight: by a link, or in an object store by completing an upload. What happens when the process dies
+//! in between is told step by step in PROTOCOL §5 and tested in `log` and `objects`.
 
 mod accounts;
 mod avro;
-mod durable;
+pub(super) mod durable;
 mod entry;
 mod log;
 mod names;
+mod numbered;
+mod objects;
 mod open;
 mod parquet;
 mod partition;
+mod read;
+mod storage;
 mod survey;
 mod text;
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use arrow::datatypes::SchemaRef;
@@ -31,19 +35,24 @@ use crate::config::plan::Roll;
 use crate::encode::Misfit;
 use crate::model::{Batch, Move, Position, PositionKey, Positions, Reason, TopicName, ranges};
 
-pub use avro::AvroFormat;
+pub use avro::{AvroBlocks, AvroFormat};
 #[doc(hidden)]
 pub use log::fold;
+pub use numbered::{NumberError, Numbered, NumberedFile};
+pub use objects::home;
 pub use parquet::{ParquetFormat, check_columns, parquet_type};
 pub use partition::Partitioning;
+pub use read::{Contents, Lines};
+pub use storage::Home;
 pub use survey::{reset, survey};
 pub use text::{CsvFormat, JsonLinesFormat};
 
 use super::owner::Claim;
 use super::{Settled, Sink, SinkError, Store};
 use durable::LogError;
+use entry::DataFile;
 use log::{INTERVALS, Intervals, Log};
-use open::{OpenFiles, remove_staged};
+use open::OpenFiles;
 use partition::PartitionError;
 
 /// A file format: how rows become bytes of a file.
@@ -79,7 +88,8 @@ pub trait RowWriter: Send {
 /// What a file sink is made of.
 #[derive(Debug)]
 pub struct FileSinkOptions {
-    pub root: PathBuf,
+    /// Where files and log are.
+    pub home: Home,
     /// Who writes there.
     pub claim: Claim,
     /// Of the rows it is given.
@@ -89,9 +99,9 @@ pub struct FileSinkOptions {
     pub partitioning: Option<Partitioning>,
 }
 
-/// A sink that writes files of one format below one directory.
+/// A sink that writes files of one format below one directory, or one prefix of an object store.
 pub struct FileSink {
-    root: PathBuf,
+    home: Home,
     claim: Claim,
     age_max: Duration,
     partitioning: Option<Partitioning>,
@@ -105,19 +115,19 @@ pub struct FileSink {
     base: Option<u64>,
     settled: Settled,
     /// Staged files of a commit whose outcome is unknown.
-    unsettled: Vec<String>,
+    unsettled: Vec<DataFile>,
 }
 
 impl FileSink {
     pub fn new(options: FileSinkOptions, format: Box<dyn Format>) -> Self {
-        let FileSinkOptions { root, claim, schema, roll, partitioning } = options;
+        let FileSinkOptions { home, claim, schema, roll, partitioning } = options;
         let schema = match &partitioning {
             Some(partitioning) => partitioning.schema().clone(),
             None => schema,
         };
         Self {
-            files: OpenFiles::new(root.clone(), format, schema, roll),
-            root,
+            files: OpenFiles::new(&home, format, schema, roll),
+            home,
             claim,
             age_max: roll.age_max,
             partitioning,
@@ -134,7 +144,7 @@ impl FileSink {
     fn read_positions(&mut self) -> Result<Positions, SinkError> {
         let opened = match self.log.take() {
             Some(log) => Ok(log),
-            None => Log::open(&self.root, &self.claim, self.intervals),
+            None => Log::open(&self.home, &self.claim, self.intervals),
         };
         let ready = opened.and_then(|mut log| {
             log.refresh()?;
@@ -142,11 +152,9 @@ impl FileSink {
             Ok(log)
         });
         let log = ready.map_err(|error| self.explain(error))?;
-        for staged in std::mem::take(&mut self.unsettled) {
-            if !log.lists(&staged) {
-                remove_staged(&self.root, &staged);
-            }
-        }
+        let mut unsettled = std::mem::take(&mut self.unsettled);
+        unsettled.retain(|file| !log.lists(&file.staged));
+        self.home.discard_offered(&unsettled);
         self.files.mark(log.mark());
         Ok(self.log.insert(log).positions())
     }
@@ -166,7 +174,7 @@ impl FileSink {
     fn write_rows(&mut self, batch: &Batch) -> Result<(), SinkError> {
         let Some(witness) = batch.moves.first() else {
             let source = io::Error::new(io::ErrorKind::InvalidInput, "rows without a move");
-            let error = LogError::Io { action: "write to", path: self.root.clone(), source };
+            let error = LogError::Io { action: "write to", path: self.home.root().to_owned(), source };
             return Err(self.explain(error));
         };
         let Some(partitioning) = &self.partitioning else {
@@ -198,7 +206,7 @@ impl FileSink {
             files.iter().fold((0, 0), |(rows, bytes), file| (rows + file.rows, bytes + file.bytes));
         let count = files.len() as u64;
         if !moves.is_empty() {
-            self.unsettled = files.iter().map(|file| file.staged.clone()).collect();
+            self.unsettled.clone_from(&files);
             let base = base.unwrap_or_else(|| log.last());
             log.commit_since(base, moves, files).map_err(|error| self.explain(error))?;
             self.unsettled.clear();
@@ -219,14 +227,14 @@ impl FileSink {
     }
 
     fn explain(&self, error: LogError) -> SinkError {
-        explain(&self.root, &self.claim, error)
+        explain(&self.home, &self.claim, error)
     }
 }
 
-/// What follows from an error of the log below `root`, and what helps.
-fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
+/// What follows from an error of the log of a place, and what helps.
+fn explain(home: &Home, claim: &Claim, error: LogError) -> SinkError {
     let identity = &claim.owner.identity;
-    let action = format!("write sink `{identity}` below `{}`", root.display());
+    let action = format!("write sink `{identity}` below `{}`", home.root().display());
     match error {
         LogError::Conflict(conflict) => SinkError::Conflict(conflict),
         LogError::Refused { ref refusal, .. } => {
@@ -241,16 +249,20 @@ fn explain(root: &Path, claim: &Claim, error: LogError) -> SinkError {
             SinkError::refused(action, "change the view that this sink reads", error)
         }
         LogError::Io { ref source, .. } => {
-            let hint = match source.kind() {
-                io::ErrorKind::StorageFull => Some("free space on that disk"),
-                io::ErrorKind::PermissionDenied => Some("let this user write there"),
-                io::ErrorKind::ReadOnlyFilesystem => Some("mount it writable, or change `path`"),
-                _ => None,
-            };
+            let hint = home.remedy(source.kind());
             SinkError::Transient { action, hint: hint.map(Into::into), source: error.into() }
         }
         LogError::NoLinks { .. } => {
             SinkError::stop(action, "choose a `path` on a local file system: commits need `link`", error)
+        }
+        LogError::Expired { ref staged, .. } => {
+            let hint = format!(
+                "its rows are gone from the store: delete `{}` to go on without them, then move the sink back with \
+                 `sidestream offsets reset` to read them again; and let the bucket keep incomplete uploads for longer \
+                 than the program may be down",
+                staged.display()
+            );
+            SinkError::stop(action, hint, error)
         }
         LogError::Crowded { .. } => SinkError::Transient { action, hint: None, source: error.into() },
     }
@@ -262,7 +274,7 @@ fn is_misfit(error: &io::Error) -> bool {
 }
 
 /// Rows that cannot be spread over directories need another expression.
-fn refused(error: PartitionError, moves: &[Move], identity: &str) -> SinkError {
+pub(super) fn refused(error: PartitionError, moves: &[Move], identity: &str) -> SinkError {
     let action = format!("partition the rows of {} in sink `{identity}`", ranges(moves));
     let remedy = error.remedy();
     match error {
@@ -274,7 +286,7 @@ fn refused(error: PartitionError, moves: &[Move], identity: &str) -> SinkError {
 
 /// Adds `step` to moves that will be committed together: a range that goes on where the last one of its
 /// partition ended becomes part of it.
-fn merge(moves: &mut Vec<Move>, step: &Move) {
+pub(super) fn merge(moves: &mut Vec<Move>, step: &Move) {
     let joins = |last: &Move| {
         let plain = |reason: &Reason| matches!(reason, Reason::Data | Reason::Idle);
         plain(&last.reason) && plain(&step.reason) && Some(last.end.next) == step.start

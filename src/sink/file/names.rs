@@ -63,6 +63,16 @@ pub fn tmp_dir(root: &Path) -> PathBuf {
     root.join(HOUSEKEEPING).join("tmp")
 }
 
+/// Where it is kept who has read the directory's rows, and how far.
+pub fn numbered_dir(root: &Path) -> PathBuf {
+    root.join(HOUSEKEEPING).join("numbered")
+}
+
+/// In an object store: tells whether objects are created only if absent.
+pub fn probe_path(root: &Path) -> PathBuf {
+    root.join(HOUSEKEEPING).join("probe")
+}
+
 pub fn entry_path(root: &Path, number: u64) -> PathBuf {
     log_dir(root).join(format!("{number:020}.entry"))
 }

@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
@@ -15,6 +13,7 @@ use crate::model::Move;
 
 use super::durable::{self, LogError};
 use super::entry::DataFile;
+use super::storage::{Home, Written};
 use super::{Format, RowWriter, names};
 
 /// What is held at a time.
@@ -43,7 +42,7 @@ struct Limits {
 
 /// The uncommitted files of a sink.
 pub struct OpenFiles {
-    root: PathBuf,
+    home: Home,
     format: Box<dyn Format>,
     schema: SchemaRef,
     roll: Roll,
@@ -69,10 +68,10 @@ struct OpenFile {
 
 impl OpenFiles {
     /// Files of `format` with rows of `schema`.
-    pub fn new(root: PathBuf, format: Box<dyn Format>, schema: SchemaRef, roll: Roll) -> Self {
+    pub fn new(home: impl Into<Home>, format: Box<dyn Format>, schema: SchemaRef, roll: Roll) -> Self {
         let open = (LIMITS.open_bytes / format.open_bytes().max(1)).clamp(1, LIMITS.open);
         Self {
-            root,
+            home: home.into(),
             format,
             schema,
             roll,
@@ -104,7 +103,8 @@ impl OpenFiles {
             self.close_longest_idle()?;
         }
         let written = self.append(directory, rows, witness).and_then(|()| self.relieve());
-        written.map_err(|source| LogError::Io { action: "write to", path: self.root.clone(), source })
+        let root = self.home.root();
+        written.map_err(|source| LogError::Io { action: "write to", path: root.to_owned(), source })
     }
 
     fn append(&mut self, directory: &str, rows: &RecordBatch, witness: &Move) -> io::Result<()> {
@@ -115,7 +115,7 @@ impl OpenFiles {
                 let name =
                     names::data_file_name(&witness.key, start, self.mark.as_deref(), self.format.extension());
                 let staged = names::staged_name(&name);
-                let file = File::create_new(names::staged_path(&self.root, &staged))?;
+                let file = self.home.begin(&staged)?;
                 failpoint::check("file.staged.created")?;
                 let writer = self.format.begin(file, &self.schema)?;
                 let path = if directory.is_empty() { name } else { format!("{directory}/{name}") };
@@ -129,6 +129,9 @@ impl OpenFiles {
         file.last_write = self.writes;
         self.has_full |= file.writer.size() >= self.roll.bytes_max
             || self.roll.rows_max.is_some_and(|rows_max| file.rows >= rows_max);
+        // A single file may be as large as it was told to become.
+        let bytes_max = self.home.open_bytes_max().max(self.roll.bytes_max);
+        self.has_full |= self.open.values().map(|file| file.writer.size()).sum::<u64>() >= bytes_max;
         Ok(())
     }
 
@@ -156,12 +159,20 @@ impl OpenFiles {
     /// # Errors
     /// If a file cannot be finished; all of them are to be discarded then.
     pub fn finish(&mut self) -> Result<Vec<DataFile>, LogError> {
+        let mut written = Vec::new();
         while let Some((_, file)) = self.open.pop_first() {
-            self.close(file)?;
+            match self.end(file) {
+                Ok(file) => written.push(file),
+                Err(error) => {
+                    self.home.discard_open(&staged(&written));
+                    return Err(error);
+                }
+            }
         }
+        self.keep(written)?;
         if !self.finished.is_empty() {
-            durable::sync_dir(&names::staged_dir(&self.root))?;
-            durable::point("file.staged.synced", &self.root)?;
+            self.home.sync_staged()?;
+            durable::point("file.staged.synced", self.home.root())?;
         }
         self.has_full = false;
         Ok(std::mem::take(&mut self.finished))
@@ -171,59 +182,66 @@ impl OpenFiles {
         let idle = self.open.iter().min_by_key(|(_, file)| file.last_write);
         let directory = idle.map(|(directory, _)| directory.clone());
         match directory.and_then(|directory| self.open.remove(&directory)) {
-            Some(file) => self.close(file),
+            Some(file) => {
+                let written = self.end(file)?;
+                self.keep(vec![written])
+            }
             None => Ok(()),
         }
     }
 
-    /// Finishes and syncs a staged file. One that cannot be finished is removed: it holds space that
-    /// may be just what is missing.
-    fn close(&mut self, file: OpenFile) -> Result<(), LogError> {
+    /// Writes the end of a file. One that cannot be finished is removed: it holds space that may be just what is missing.
+    fn end(&self, file: OpenFile) -> Result<Written, LogError> {
         let OpenFile { path, staged, rows, writer, .. } = file;
         let finished = writer.finish().and_then(|file| {
             failpoint::check("file.data.written")?;
-            // After a failed fsync the pages may be gone and the next fsync may lie: the file is
-            // abandoned, never synced again.
-            file.sync_all()?;
-            failpoint::check("file.data.synced")?;
-            file.metadata()
+            Ok(file)
         });
         match finished {
-            Ok(metadata) => {
-                self.finished.push(DataFile { path, staged, rows, bytes: metadata.len() });
+            Ok(file) => Ok(Written { path, staged, rows, file }),
+            Err(source) => {
+                let path = names::staged_path(self.home.root(), &staged);
+                self.home.discard_open(&[staged]);
+                Err(LogError::Io { action: "finish", path, source })
+            }
+        }
+    }
+
+    fn keep(&mut self, written: Vec<Written>) -> Result<(), LogError> {
+        if written.is_empty() {
+            return Ok(());
+        }
+        let staged = staged(&written);
+        match self.home.keep(written) {
+            Ok(kept) => {
+                self.finished.extend(kept);
                 Ok(())
             }
-            Err(source) => {
-                remove_staged(&self.root, &staged);
-                let path = names::staged_path(&self.root, &staged);
-                Err(LogError::Io { action: "finish", path, source })
+            Err(error) => {
+                self.home.discard_open(&staged);
+                Err(error)
             }
         }
     }
 
     /// Drops all files. None of them was offered to the log, so nobody can list one.
     pub fn discard(&mut self) {
-        while let Some((_, OpenFile { staged, writer, .. })) = self.open.pop_first() {
-            drop(writer);
-            remove_staged(&self.root, &staged);
-        }
-        for file in std::mem::take(&mut self.finished) {
-            remove_staged(&self.root, &file.staged);
-        }
+        let open = std::mem::take(&mut self.open).into_values();
+        let staged: Vec<String> = open.map(|OpenFile { staged, .. }| staged).collect();
+        self.home.discard_open(&staged);
+        self.home.discard(&std::mem::take(&mut self.finished));
         self.has_full = false;
     }
 }
 
-/// Removes a file that no entry names. Left behind, it is an orphan that recovery removes.
-pub fn remove_staged(root: &Path, staged: &str) {
-    let path = names::staged_path(root, staged);
-    if let Err(error) = std::fs::remove_file(&path) {
-        tracing::debug!(path = %path.display(), %error, "an abandoned file stays for recovery");
-    }
+fn staged(written: &[Written]) -> Vec<String> {
+    written.iter().map(|file| file.staged.clone()).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::path::PathBuf;
     use std::sync::{Arc, Mutex};
     use std::time::Duration;
 
@@ -357,7 +375,7 @@ mod tests {
         write(files, "p=a", 1);
         write(files, "p=b", 1);
         assert!(files.is_due());
-        let staged = names::staged_dir(&files.root);
+        let staged = names::staged_dir(files.home.root());
         assert_eq!(std::fs::read_dir(&staged).unwrap().count(), 2);
         files.discard();
         assert!(!files.is_due());

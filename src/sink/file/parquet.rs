@@ -5,16 +5,18 @@ use std::io;
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::record_batch::RecordBatch;
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::arrow_writer::{
     ArrowColumnWriter, ArrowLeafColumn, ArrowRowGroupWriterFactory, compute_leaves,
 };
-use parquet::arrow::{ArrowSchemaConverter, ArrowWriter};
+use parquet::arrow::{ArrowSchemaConverter, ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, GzipLevel, Type, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::printer::print_schema;
 
+use super::read::BoxedRows;
 use super::{Format, RowWriter};
 use crate::config::plan::{ParquetCompression, ParquetOptions, Statistics};
 use crate::cores;
@@ -102,6 +104,30 @@ fn properties(options: &ParquetOptions, schema: &Schema) -> Result<WriterPropert
         }
     }
     Ok(properties.build())
+}
+
+/// Rows of a file, so many at a time, with those of its columns that are named.
+///
+/// # Errors
+/// If it cannot be read, or is no Parquet file.
+pub fn read(file: File, columns: &[&str], rows_max: usize) -> io::Result<BoxedRows> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(io::Error::other)?;
+    let all = builder.parquet_schema().root_schema().get_fields().iter().enumerate();
+    let named = all.filter(|(_, column)| columns.contains(&column.name())).map(|(place, _)| place);
+    let mask = ProjectionMask::roots(builder.parquet_schema(), named);
+    let reader = builder.with_projection(mask).with_batch_size(rows_max).build();
+    let reader = reader.map_err(io::Error::other)?;
+    Ok(Box::new(reader.map(|rows| rows.map_err(io::Error::other))))
+}
+
+/// How many rows a file has.
+///
+/// # Errors
+/// Likewise.
+pub fn count(file: File) -> io::Result<u64> {
+    let builder = ParquetRecordBatchReaderBuilder::try_new(file).map_err(io::Error::other)?;
+    let count = builder.metadata().file_metadata().num_rows();
+    u64::try_from(count).map_err(io::Error::other)
 }
 
 /// What a column is in a file, in Parquet's words: for the table of types.

@@ -47,6 +47,8 @@ pub struct Partitioning {
 pub struct Piece {
     /// Below the sink's path, with `/`.
     pub directory: String,
+    /// The value of each level as text; of null it is empty.
+    pub values: Vec<String>,
     /// Places in the batch, ascending.
     rows: Vec<u64>,
 }
@@ -130,11 +132,12 @@ impl Partitioning {
             let piece = match by_value.entry(key) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(value) => {
-                    let directory = self.directory(&values, row)?;
+                    let values = texts(&values, row);
+                    let directory = self.directory(&values)?;
                     let next = pieces.len();
                     let piece = *by_directory.entry(directory.clone()).or_insert(next);
                     if piece == next {
-                        pieces.push(Piece { directory, rows: Vec::new() });
+                        pieces.push(Piece { directory, values, rows: Vec::new() });
                     }
                     *value.insert(piece)
                 }
@@ -144,13 +147,10 @@ impl Partitioning {
         Ok(pieces)
     }
 
-    fn directory(&self, values: &[Values], row: usize) -> Result<String, PartitionError> {
+    fn directory(&self, values: &[String]) -> Result<String, PartitionError> {
         let mut directory = String::new();
-        let mut text = Vec::new();
-        for (name, values) in self.names.iter().zip(values) {
-            text.clear();
-            values.write_plain(row, &mut text);
-            let level = format!("{name}={}", escaped(&String::from_utf8_lossy(&text)));
+        for (name, value) in self.names.iter().zip(values) {
+            let level = format!("{name}={}", escaped(value));
             if level.len() > NAME_BYTES_MAX {
                 return Err(PartitionError::TooLong { name: name.clone(), length: level.len() });
             }
@@ -161,6 +161,21 @@ impl Partitioning {
         }
         Ok(directory)
     }
+
+    /// The names of the levels, from the outermost one inwards.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+}
+
+/// The values of a row as text.
+fn texts(values: &[Values], row: usize) -> Vec<String> {
+    let text = |values: &Values| {
+        let mut text = Vec::new();
+        values.write_plain(row, &mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    };
+    values.iter().map(text).collect()
 }
 
 impl Piece {

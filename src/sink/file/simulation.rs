@@ -58,7 +58,7 @@ struct Instance {
 impl Instance {
     fn new(root: &Path) -> Self {
         let options = FileSinkOptions {
-            root: root.to_owned(),
+            home: root.into(),
             claim: Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() }.into(),
             schema: schema(),
             roll: Roll { bytes_max: u64::MAX, rows_max: None, age_max: Duration::from_secs(1) },

@@ -59,7 +59,7 @@ type Values = Result<Vec<ArrayRef>, Box<dyn Error + Send + Sync>>;
 fn sink_by(root: &Path, format: Box<dyn Format>, values: fn(&RecordBatch) -> Values) -> FileSink {
     let partitioning = Partitioning::new(vec!["part".to_owned()], &schema(), Box::new(values));
     let options = FileSinkOptions {
-        root: root.to_owned(),
+        home: root.into(),
         claim: Owner { cluster: ClusterId("c".into()), group: "g".into(), identity: "r/s".into() }.into(),
         schema: schema(),
         roll: Roll { bytes_max: u64::MAX, rows_max: None, age_max: Duration::from_secs(3600) },

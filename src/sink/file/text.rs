@@ -1,11 +1,12 @@
 //! JSON Lines and CSV files: rows become text side by side on cores that are free.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 
 use arrow::datatypes::SchemaRef;
 use arrow::record_batch::RecordBatch;
 use flate2::Compression;
+use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 
 use crate::config::plan::TextCompression;
@@ -153,6 +154,20 @@ impl Text {
         };
         counted.file.into_inner().map_err(io::IntoInnerError::into_error)
     }
+}
+
+/// The text of a file that was compressed as its name says.
+///
+/// # Errors
+/// If there is nothing to decompress it with.
+pub fn read(file: File, name: &str) -> io::Result<Box<dyn BufRead>> {
+    Ok(if name.ends_with(".gz") {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, MultiGzDecoder::new(file)))
+    } else if name.ends_with(".zst") {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, zstd::Decoder::new(file)?))
+    } else {
+        Box::new(BufReader::with_capacity(BUFFER_BYTES, file))
+    })
 }
 
 struct TextWriter {

@@ -32,8 +32,8 @@ const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(30);
 ///
 /// - A lock that is not had within 10 s is held by somebody who works on the whole table, or has stopped: the batch is tried
 ///   again, and others of the lane go on meanwhile.
-/// - A client that has stopped in the middle of a transaction keeps its locks for a minute. Siblings of a batch are written
-///   in between, which takes seconds.
+/// - A client that has stopped in the middle of a transaction keeps its locks for a minute. Between its statements is nothing
+///   of ours but, for a batch with dead letters, the writes of its siblings and of those, which take seconds.
 /// - A statement merges one batch: what takes longer than two minutes waits for something that does not come.
 const LIMITS: [(&str, &str); 3] =
     [("lock_timeout", "10s"), ("idle_in_transaction_session_timeout", "60s"), ("statement_timeout", "120s")];
@@ -78,12 +78,18 @@ impl Login {
         let options = config.get_options().unwrap_or_default().to_owned();
         let limits: String = LIMITS
             .iter()
-            .filter(|(name, _)| !options.contains(name))
+            .filter(|(name, _)| !says(&options, name))
             .map(|(name, value)| format!("; SET LOCAL {name} = '{value}'"))
             .collect();
-        let answer_max = if options.contains("statement_timeout") { ANSWER_MAX * 24 } else { ANSWER_MAX };
+        let answer_max = if says(&options, "statement_timeout") { ANSWER_MAX * 24 } else { ANSWER_MAX };
         let begin = format!("BEGIN ISOLATION LEVEL READ COMMITTED{limits}");
         Ok(Self { config, ca_file: ca_file.map(Path::to_path_buf), begin, answer_max })
+    }
+
+    /// The statements that a transaction begins with.
+    #[cfg(test)]
+    pub fn begin(&self) -> &str {
+        &self.begin
     }
 
     /// # Errors
@@ -157,6 +163,16 @@ fn checked(url: &str) -> String {
     format!("{head}?{}", parameters.collect::<Vec<_>>().join("&"))
 }
 
+/// Do these options of a session set `name`? They are words such as `-c name=value`, `-cname=value` or `--name=value`; a
+/// setting may end in another one's name.
+fn says(options: &str, name: &str) -> bool {
+    options.split_whitespace().any(|word| {
+        let word = word.strip_prefix("--").or_else(|| word.strip_prefix("-c")).unwrap_or(word);
+        let said = word.split_once('=').map_or(word, |(said, _)| said);
+        said.replace('-', "_").eq_ignore_ascii_case(name)
+    })
+}
+
 fn authorities(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     let shown = path.display();
     let pem = fs::read(path).map_err(|error| format!("`{shown}` (`ca_file`): {error}"))?;
@@ -222,7 +238,8 @@ impl Session {
         self.answer(self.client.batch_execute(statements)).await
     }
 
-    /// Begins a transaction with its limits.
+    /// Begins a transaction with its level and its limits. With a stricter one, whoever changes a row meanwhile would be an
+    /// error, and we compare what we move ourselves.
     ///
     /// # Errors
     /// [`PostgresError`]

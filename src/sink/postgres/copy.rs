@@ -22,6 +22,7 @@ use uuid::Uuid;
 
 use crate::render;
 
+use super::partial::Missing;
 use super::types::{Form, is_nested, micros};
 
 /// What every binary copy begins with: the signature, no flags, no extension.
@@ -377,10 +378,26 @@ pub fn order(rows: usize, origins: Option<&[u32]>, deletes: &[u32]) -> Vec<Step>
     steps
 }
 
+/// Those of the steps that are of records behind this one.
+pub fn behind(number: u32, steps: &[Step], origins: &[u32], deletes: &[u32]) -> Vec<Step> {
+    let is_behind = |step: &&Step| {
+        let of_record = match step {
+            Step::Row(row) => origins.get(*row),
+            Step::Delete(delete) => deletes.get(*delete),
+        };
+        of_record.is_some_and(|record| *record > number)
+    };
+    steps.iter().filter(is_behind).copied().collect()
+}
+
 /// The pieces of a binary copy, and their bytes together.
 pub struct Encoded {
     pub pieces: Vec<Vec<u8>>,
     pub bytes: u64,
+    /// Places of the columns whose values some row leaves out.
+    pub missing: Vec<usize>,
+    /// All rows of the target are deleted before.
+    pub is_truncated: bool,
 }
 
 /// All rows of a batch that is appended.
@@ -399,15 +416,20 @@ pub fn append(columns: &[Column], rows: usize) -> Result<Encoded, Unfit> {
     Ok(writer.finish())
 }
 
-/// Rows and deletes of a batch that is merged by key, each with its number and whether it is a delete. `keys` has the keys
-/// that are gone, where `columns` has a key.
+/// Rows and deletes of a batch that is merged by key, each with its number and whether it is a delete, and with what is
+/// `missing` of it where rows may leave values out. `keys` has the keys that are gone, where `columns` has a key.
 ///
 /// # Errors
 /// [`Unfit`]
-pub fn upsert(columns: &[Column], keys: &[Option<Column>], steps: &[Step]) -> Result<Encoded, Unfit> {
+pub fn upsert(
+    columns: &[Column],
+    keys: &[Option<Column>],
+    steps: &[Step],
+    missing: Option<Missing>,
+) -> Result<Encoded, Unfit> {
     let mut writer = Writer::new();
     for (number, step) in steps.iter().enumerate() {
-        writer.begin(columns.len().max(keys.len()) + 2);
+        writer.begin(columns.len().max(keys.len()) + 2 + usize::from(missing.is_some()));
         match step {
             Step::Row(row) => {
                 for column in columns {
@@ -425,9 +447,24 @@ pub fn upsert(columns: &[Column], keys: &[Option<Column>], steps: &[Step]) -> Re
         }
         fixed((number as i64).to_be_bytes(), &mut writer.piece);
         fixed([u8::from(matches!(step, Step::Delete(_)))], &mut writer.piece);
+        if let Some(missing) = &missing {
+            let mask = match step {
+                Step::Row(row) => missing.mask(*row),
+                Step::Delete(_) => None,
+            };
+            put_mask(mask, &mut writer.piece);
+        }
         writer.end();
     }
-    Ok(writer.finish())
+    let missing = missing.map(|missing| missing.columns).unwrap_or_default();
+    Ok(Encoded { missing, ..writer.finish() })
+}
+
+fn put_mask(mask: Option<&[u8]>, out: &mut Vec<u8>) {
+    // One byte for each column, of which a table has at most 1600.
+    let length = mask.map_or(-1, |mask| mask.len() as i32);
+    out.extend_from_slice(&length.to_be_bytes());
+    out.extend_from_slice(mask.unwrap_or_default());
 }
 
 struct Writer {
@@ -457,6 +494,6 @@ impl Writer {
         self.piece.extend_from_slice(&TRAILER.to_be_bytes());
         self.done.push(self.piece);
         let bytes = self.done.iter().map(|piece| piece.len() as u64).sum();
-        Encoded { pieces: self.done, bytes }
+        Encoded { pieces: self.done, bytes, missing: Vec::new(), is_truncated: false }
     }
 }

@@ -33,6 +33,10 @@ impl PostgresError {
         Self { fault: Fault::Stop, hint: Some(hint.into()), text: text.into() }
     }
 
+    pub fn refused(text: impl Into<String>, hint: impl Into<Hint>) -> Self {
+        Self { fault: Fault::Refused, hint: Some(hint.into()), text: text.into() }
+    }
+
     /// Of a server, by its SQLSTATE.
     fn of_server(error: &DbError) -> Self {
         let state = error.code().code();
@@ -106,8 +110,17 @@ pub fn judge(state: &str) -> (Fault, Option<&'static str>) {
         (_, "53300") => {
             (Fault::Transient, Some("the server has no connection left: raise `max_connections`"))
         }
+        (_, "55P03") => (
+            Fault::Transient,
+            Some("`pg_locks` tells who holds the lock: perhaps a transaction that was left open"),
+        ),
+        // Of the table, not of a row: the next row would be told the same.
+        (_, "55000") => (
+            Fault::Transient,
+            Some("a table that is published needs a replica identity before its rows are updated or deleted"),
+        ),
         // Ended by us or by a limit, a deadlock or another writer in between, out of resources, on its way down.
-        ("08" | "25" | "40" | "53" | "55" | "57" | "58" | "XX", _) => (Fault::Transient, None),
+        ("08" | "25" | "40" | "53" | "55" | "57" | "58" | "72" | "XX", _) => (Fault::Transient, None),
         ("22" | "23" | "44" | "54" | "P0", _) => (
             Fault::Refused,
             Some("mend the row or its view, or let the table take it; everything before it is committed"),

@@ -8,6 +8,7 @@
 mod connect;
 mod copy;
 mod error;
+mod partial;
 mod positions;
 mod sql;
 mod survey;
@@ -36,6 +37,7 @@ use super::{Settled, Sink, SinkError, Store};
 use connect::{Login, Session};
 use copy::{Column, Encoded, Unfit};
 use error::PostgresError;
+use partial::{Missing, UNAVAILABLE};
 use positions::StoreError;
 use table::{Place, Target, TargetColumn};
 
@@ -48,6 +50,18 @@ pub struct PostgresSinkOptions {
     pub schema: SchemaRef,
     /// The columns rows are known by; empty: they are appended.
     pub keys: Vec<String>,
+}
+
+impl PostgresSinkOptions {
+    /// Do rows say which of their values were not sent?
+    fn is_partial(&self) -> bool {
+        !self.keys.is_empty() && self.schema.field_with_name(UNAVAILABLE).is_ok()
+    }
+
+    /// The columns that are written.
+    fn written(&self) -> SchemaRef {
+        if self.is_partial() { partial::written(&self.schema) } else { SchemaRef::clone(&self.schema) }
+    }
 }
 
 /// A sink that writes to a table.
@@ -89,9 +103,6 @@ pub fn check_url(target: &plan::Postgres) -> Result<(), &'static str> {
 /// Undoing takes the server no time; a lane that is told to let go does not wait for one that is away.
 const ROLLBACK_MAX: Duration = Duration::from_secs(5);
 
-/// Columns that hold what was not sent of a change, which no row may be updated with.
-const UNAVAILABLE: &str = "_unavailable";
-
 /// Can rows of this schema be written to a table, with these keys? What the table itself has is looked at when it is opened.
 ///
 /// # Errors
@@ -99,6 +110,16 @@ const UNAVAILABLE: &str = "_unavailable";
 pub fn check_schema(schema: &SchemaRef, keys: &[String]) -> Result<(), String> {
     for field in schema.fields() {
         let name = field.name();
+        if name == UNAVAILABLE && !keys.is_empty() {
+            if partial::names_columns(field.data_type()) {
+                continue;
+            }
+            return Err(format!(
+                "column `{name}` is {}: to rows that are kept by key it says what was not sent of a change, as a list of \
+                 names",
+                field.data_type()
+            ));
+        }
         if name.is_empty() || name.len() > sql::NAME_BYTES_MAX || name.contains('\0') {
             return Err(format!(
                 "`{name}` is no name of a column: it has 1 to {} bytes",
@@ -107,12 +128,6 @@ pub fn check_schema(schema: &SchemaRef, keys: &[String]) -> Result<(), String> {
         }
         declared(field.data_type())
             .map_err(|data_type| format!("column `{name}` is {data_type}, for which there is no type"))?;
-    }
-    if !keys.is_empty() && schema.field_with_name(UNAVAILABLE).is_ok() {
-        return Err(format!(
-            "column `{UNAVAILABLE}` says what was not sent of a row, and this sink writes whole rows: leave it out, and \
-             set REPLICA IDENTITY FULL for the table"
-        ));
     }
     match keys.iter().find(|key| schema.field_with_name(key).is_err()) {
         Some(key) => Err(format!("its rows have no column `{key}`, which is part of the key")),
@@ -229,8 +244,25 @@ fn encode(target: &Target, batch: &Batch) -> Result<Encoded, EncodeError> {
         }
     }
     let deletes: &[u32] = if keys.is_empty() { &[] } else { &batch.deletes.origins };
-    let steps = copy::order(rows, batch.origins.as_deref(), deletes);
-    Ok(copy::upsert(&columns, &keys, &steps)?)
+    let origins = batch.origins.as_deref();
+    let mut steps = copy::order(rows, origins, deletes);
+    let truncation = batch.deletes.truncations.last().filter(|_| target.is_truncated);
+    if let Some(number) = truncation {
+        if origins.is_none() && rows > 0 {
+            let problem = "rows that are not made of one record each have no order with truncations";
+            return Err(EncodeError::Shape(problem.to_owned()));
+        }
+        // What comes before it is deleted with all the rest.
+        steps = copy::behind(*number, &steps, origins.unwrap_or_default(), deletes);
+    }
+    let missing = if target.is_partial {
+        let missing = Missing::of(target, &batch.rows);
+        Some(missing.ok_or_else(|| EncodeError::Shape(format!("no column `{UNAVAILABLE}`")))?)
+    } else {
+        None
+    };
+    let encoded = copy::upsert(&columns, &keys, &steps, missing)?;
+    Ok(Encoded { is_truncated: truncation.is_some(), ..encoded })
 }
 
 impl PostgresSink {
@@ -366,18 +398,43 @@ impl Open {
     }
 
     async fn copy_and_merge(&self, encoded: Encoded, has_deletes: bool) -> Result<(), PostgresError> {
+        let Encoded { pieces, missing, is_truncated, .. } = encoded;
         self.session
             .answer(async {
                 let sink = self.session.client().copy_in::<_, Cursor<Vec<u8>>>(&self.copy).await?;
                 let mut sink = std::pin::pin!(sink);
-                for piece in encoded.pieces {
+                for piece in pieces {
                     sink.feed(Cursor::new(piece)).await?;
                 }
                 sink.as_mut().finish().await
             })
             .await?;
         SinkError::point("postgres.copied").map_err(lost_reply)?;
-        self.session.run(&sql::merge(&self.target, has_deletes)).await
+        if is_truncated {
+            self.session.run(&sql::clear(&self.target)).await?;
+        }
+        if missing.is_empty() {
+            return self.session.run(&sql::merge(&self.target, has_deletes)).await;
+        }
+        self.merge_partial(&missing, has_deletes).await
+    }
+
+    /// Merges copied rows of which some leave values of the columns at `missing` out.
+    async fn merge_partial(&self, missing: &[usize], has_deletes: bool) -> Result<(), PostgresError> {
+        if has_deletes {
+            self.session.run(&sql::remove(&self.target)).await?;
+        }
+        let merge = partial::merge(&self.target, missing);
+        let row = self.session.answer(self.session.client().query_one(merge.as_str(), &[])).await?;
+        let unknown: i64 = row.try_get(0)?;
+        if unknown > 0 {
+            return Err(PostgresError::refused(
+                "a change without all its values, of a row that is not there to keep them",
+                "it changes a key, or the row from before it was never read (`start: earliest` reads it); with REPLICA \
+                 IDENTITY FULL for the source's table all values are sent from then on",
+            ));
+        }
+        self.session.run(sql::CHECKED).await
     }
 }
 
@@ -393,6 +450,7 @@ async fn open(login: &Login, options: &PostgresSinkOptions) -> Result<Open, Stor
 /// Finds the table with its columns, or creates what is missing, and the tables of positions.
 async fn prepare(session: &Session, options: &PostgresSinkOptions) -> Result<Target, PostgresError> {
     let plan::Postgres { schema, table, creates, .. } = &options.target;
+    let rows = options.written();
     let mut found = table::find(session, schema.as_deref(), table).await?;
     if found.is_none() {
         if !creates {
@@ -407,7 +465,7 @@ async fn prepare(session: &Session, options: &PostgresSinkOptions) -> Result<Tar
             None => table::current_schema(session).await?,
         };
         let place = Place { schema, table: table.clone() };
-        let create = sql::create_table(&place, &options.schema, &options.keys).map_err(unfit)?;
+        let create = sql::create_table(&place, &rows, &options.keys).map_err(unfit)?;
         alone(session, &create).await?;
         found = table::find(session, Some(&place.schema), table).await?;
     }
@@ -415,13 +473,15 @@ async fn prepare(session: &Session, options: &PostgresSinkOptions) -> Result<Tar
         return Err(PostgresError::transient("the table was created and is gone again"));
     };
     let mut described = table::describe(session, place.clone(), oid).await?;
-    let missing = described.missing(&options.schema);
+    let missing = described.missing(&rows);
     if *creates && !missing.is_empty() {
-        let add = sql::add_columns(&place, &options.schema, &missing).map_err(unfit)?;
+        let add = sql::add_columns(&place, &rows, &missing).map_err(unfit)?;
         alone(session, &add).await?;
         described = table::describe(session, place.clone(), oid).await?;
     }
-    let target = described.target(&options.schema, &options.keys).map_err(unfit)?;
+    let target = described.target(&rows, &options.keys).map_err(unfit)?;
+    let (is_partial, is_truncated) = (options.is_partial(), options.target.is_truncated);
+    let target = Target { is_partial, is_truncated, ..target };
     if !positions::are_there(session, &place).await? {
         alone(session, &positions::create(&place)).await?;
     }
@@ -451,7 +511,9 @@ impl Sink for PostgresSink {
 
     async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
         let what = || format!("write {} with", ranges(&batch.moves));
-        if batch.rows.num_rows() > 0 || (self.takes_deletes() && !batch.deletes.origins.is_empty()) {
+        let is_truncated = self.options.target.is_truncated && !batch.deletes.truncations.is_empty();
+        let has_deletes = self.takes_deletes() && !batch.deletes.origins.is_empty();
+        if batch.rows.num_rows() > 0 || has_deletes || is_truncated {
             let Some(open) = &self.open else {
                 let error = PostgresError::transient("the session is gone");
                 return Err(self.explain(&what(), error.into()));
@@ -520,6 +582,10 @@ impl Sink for PostgresSink {
 
     fn takes_deletes(&self) -> bool {
         !self.options.keys.is_empty()
+    }
+
+    fn holds_locks(&self) -> bool {
+        true
     }
 }
 

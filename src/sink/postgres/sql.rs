@@ -16,7 +16,7 @@ pub fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-fn listed(names: impl Iterator<Item = String>) -> String {
+pub fn listed(names: impl Iterator<Item = String>) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
@@ -61,6 +61,9 @@ pub fn create_rows(target: &Target) -> String {
         columns.push("number bigint NOT NULL".to_owned());
         columns.push("is_delete boolean NOT NULL".to_owned());
     }
+    if target.is_partial {
+        columns.push("missing bytea".to_owned());
+    }
     // One of an earlier lane of this session is not there: each sink has a session of its own.
     format!("CREATE TEMPORARY TABLE sidestream_rows ({}) ON COMMIT DELETE ROWS", columns.join(", "))
 }
@@ -69,12 +72,13 @@ pub fn copy_rows() -> String {
     format!("COPY {ROWS} FROM STDIN (FORMAT binary)")
 }
 
-/// From the copied rows into the target. Constraints that wait for the end of a transaction are looked at here, where a row
-/// can still be refused.
+/// Constraints that wait for the end of a transaction are looked at after a merge, where a row can still be refused.
+pub const CHECKED: &str = "SET CONSTRAINTS ALL IMMEDIATE";
+
+/// From the copied rows into the target.
 pub fn merge(target: &Target, has_deletes: bool) -> String {
-    let mut statements = if target.is_upsert() { upsert(target, has_deletes) } else { append(target) };
-    statements.push_str("; SET CONSTRAINTS ALL IMMEDIATE");
-    statements
+    let merge = if target.is_upsert() { upsert(target, has_deletes) } else { append(target) };
+    format!("{merge}; {CHECKED}")
 }
 
 fn append(target: &Target) -> String {
@@ -83,21 +87,44 @@ fn append(target: &Target) -> String {
 }
 
 /// The names in the target and those of the copied rows, of the columns that `is_meant`.
-fn both(target: &Target, is_meant: impl Fn(usize) -> bool) -> (String, String) {
+pub fn both(target: &Target, is_meant: impl Fn(usize) -> bool) -> (String, String) {
     let meant = || target.columns.iter().enumerate().filter(|(index, _)| is_meant(*index));
     let names = listed(meant().map(|(_, column)| quoted(&column.name)));
     (names, listed(meant().map(|(index, _)| format!("c{index}"))))
 }
 
-/// The last row or delete of each key is what counts. Written in the order of keys, so that two writers do not wait for each
-/// other.
+/// The last row or delete of each key is what counts.
 fn upsert(target: &Target, has_deletes: bool) -> String {
+    let removed = if has_deletes { format!("{}; ", remove(target)) } else { String::new() };
+    removed + &insert(target, &newest(target), "NOT is_delete")
+}
+
+/// The last of the copied rows of each key.
+fn newest(target: &Target) -> String {
+    let (_, keys) = both(target, |index| target.columns[index].is_key);
+    format!("(SELECT DISTINCT ON ({keys}) * FROM {ROWS} ORDER BY {keys}, number DESC) AS newest")
+}
+
+/// Deletes all rows. Not `TRUNCATE`: others may read the table, and the right to delete is enough.
+pub fn clear(target: &Target) -> String {
+    format!("DELETE FROM {}", target.place.shown())
+}
+
+/// Removes the rows of keys that are gone.
+pub fn remove(target: &Target) -> String {
+    let (table, newest) = (target.place.shown(), newest(target));
+    let keys = target.columns.iter().enumerate().filter(|(_, column)| column.is_key);
+    let same = keys.map(|(index, column)| format!("held.{} = newest.c{index}", quoted(&column.name)));
+    let same = same.collect::<Vec<_>>().join(" AND ");
+    format!("DELETE FROM {table} AS held USING {newest} WHERE newest.is_delete AND {same}")
+}
+
+/// Inserts the rows of `source` that are `wanted`, or updates those that have their keys. Written in the order of keys, so
+/// that two writers do not wait for each other.
+pub fn insert(target: &Target, source: &str, wanted: &str) -> String {
     let table = target.place.shown();
-    let is_key = |index: usize| target.columns[index].is_key;
-    let (keys, own_keys) = both(target, is_key);
+    let (keys, own_keys) = both(target, |index| target.columns[index].is_key);
     let (names, own) = both(target, |_| true);
-    let newest =
-        format!("(SELECT DISTINCT ON ({own_keys}) * FROM {ROWS} ORDER BY {own_keys}, number DESC) AS newest");
     let rest = target.columns.iter().filter(|column| !column.is_key);
     let updates = listed(rest.map(|column| {
         let name = quoted(&column.name);
@@ -107,15 +134,8 @@ fn upsert(target: &Target, has_deletes: bool) -> String {
         "" => "NOTHING".to_owned(),
         updates => format!("UPDATE SET {updates}"),
     };
-    let mut text = String::new();
-    if has_deletes {
-        let same = target.columns.iter().enumerate().filter(|(index, _)| is_key(*index));
-        let same = same.map(|(index, column)| format!("held.{} = newest.c{index}", quoted(&column.name)));
-        let same = same.collect::<Vec<_>>().join(" AND ");
-        text = format!("DELETE FROM {table} AS held USING {newest} WHERE newest.is_delete AND {same}; ");
-    }
-    text + &format!(
-        "INSERT INTO {table} ({names}) SELECT {own} FROM {newest} WHERE NOT is_delete ORDER BY {own_keys} \
+    format!(
+        "INSERT INTO {table} ({names}) SELECT {own} FROM {source} WHERE {wanted} ORDER BY {own_keys} \
          ON CONFLICT ({keys}) DO {action}"
     )
 }

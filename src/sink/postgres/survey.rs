@@ -38,7 +38,8 @@ async fn look(target: &plan::Postgres, claim: &Claim) -> Result<Option<Survey>, 
         return Ok(None);
     }
     let admission = positions::admission(&writers, claim);
-    Ok(Some(Survey { log: None, accounts: writers.into_iter().collect(), admission }))
+    let accounts = writers.into_iter().collect();
+    Ok(Some(Survey { log: None, accounts, admission, weakness: None }))
 }
 
 /// Commits `moves` of an operator.

@@ -34,6 +34,10 @@ pub struct Target {
     pub place: Place,
     /// In the order of our columns.
     pub columns: Vec<TargetColumn>,
+    /// Rows say which of their values were not sent.
+    pub is_partial: bool,
+    /// All its rows are deleted at truncations.
+    pub is_truncated: bool,
 }
 
 impl Target {
@@ -125,7 +129,7 @@ impl Described {
             wrong.push("our rows have no column".to_owned());
         }
         if wrong.is_empty() {
-            Ok(Target { place: self.place.clone(), columns })
+            Ok(Target { place: self.place.clone(), columns, is_partial: false, is_truncated: false })
         } else {
             Err(wrong.join("; "))
         }

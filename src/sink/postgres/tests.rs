@@ -2,13 +2,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use arrow::array::{
-    Array, BooleanArray, Date32Array, Decimal128Array, Float32Array, Int32Array, Int64Array, StringArray,
-    StructArray, TimestampMillisecondArray, TimestampNanosecondArray, UInt64Array,
+    Array, BooleanArray, Date32Array, Decimal128Array, Float32Array, Int32Array, Int64Array, ListBuilder,
+    StringArray, StringBuilder, StructArray, TimestampMillisecondArray, TimestampNanosecondArray,
+    UInt64Array,
 };
 use arrow::datatypes::{Field, Schema, TimeUnit};
 use arrow::record_batch::RecordBatch;
 
-use super::copy::{Step, order};
+use super::copy::{Step, behind, order};
 use super::error::judge;
 use super::table::{Described, Found};
 use super::types::{Form, PgType, declared, fits};
@@ -281,6 +282,8 @@ fn rows_and_deletes_come_in_the_order_of_their_records() {
         ]
     );
     assert_eq!(order(0, None, &[2]), [Step::Delete(0)]);
+    let steps = order(3, Some(&[1, 1, 4]), &[0, 3, 9]);
+    assert_eq!(behind(3, &steps, &[1, 1, 4], &[0, 3, 9]), [Step::Row(2), Step::Delete(2)]);
 }
 
 fn batch(ids: Vec<Option<i64>>, deletes: Vec<i64>) -> Batch {
@@ -297,7 +300,7 @@ fn batch(ids: Vec<Option<i64>>, deletes: Vec<i64>) -> Batch {
         let field = Arc::new(Field::new("id", DataType::Int64, false));
         let ids: ArrayRef = Arc::new(Int64Array::from(deletes));
         let keys: ArrayRef = Arc::new(StructArray::from(vec![(field, ids)]));
-        batch.deletes = Deletes { origins, keys: Some(keys) };
+        batch.deletes = Deletes { origins, keys: Some(keys), truncations: Vec::new() };
     }
     batch
 }
@@ -317,6 +320,76 @@ fn deletes_have_their_key_and_a_number() {
     // Rows that are appended have nothing to do with deletes.
     let appended = described().target(&schema(), &[]).unwrap();
     assert_eq!(read(&encode(&appended, &batch(vec![Some(1)], vec![2])).unwrap()).len(), 1);
+}
+
+/// Rows of which some leave their text out, and one names a column that a view has left out.
+fn incomplete() -> Batch {
+    let mut unavailable =
+        ListBuilder::new(StringBuilder::new()).with_field(Field::new("item", DataType::Utf8, false));
+    unavailable.append(false);
+    unavailable.values().append_value("say \"hi\"; DROP TABLE x");
+    unavailable.append(true);
+    unavailable.values().append_value("elsewhere");
+    unavailable.append(true);
+    let ids: ArrayRef = Arc::new(Int64Array::from(vec![1, 2, 3]));
+    let names: ArrayRef = Arc::new(StringArray::from(vec![Some("x"), None, Some("z")]));
+    let columns = [
+        ("id", ids),
+        ("say \"hi\"; DROP TABLE x", names),
+        (UNAVAILABLE, Arc::new(unavailable.finish()) as ArrayRef),
+    ];
+    let mut batch = Batch::of_rows(Vec::new(), RecordBatch::try_from_iter(columns).unwrap());
+    batch.origins = Some([0, 1, 2].into());
+    batch
+}
+
+#[test]
+fn rows_say_what_was_not_sent_of_them() {
+    let batch = incomplete();
+    check_schema(batch.rows.schema_ref(), &["id".to_owned()]).unwrap();
+    let rows = partial::written(batch.rows.schema_ref());
+    assert_eq!(rows.fields().len(), 2);
+    let target = described().target(&rows, &["id".to_owned()]).unwrap();
+    let target = Target { is_partial: true, ..target };
+    assert!(sql::create_rows(&target).contains("is_delete boolean NOT NULL, missing bytea)"));
+    let encoded = encode(&target, &batch).unwrap();
+    assert_eq!(encoded.missing, [1]);
+    let masks: Vec<_> = read(&encoded).into_iter().map(|mut row| row.remove(4)).collect();
+    assert_eq!(masks, [None, Some(vec![0, 1]), None]);
+    // A batch of deletes alone has no columns.
+    let none = Batch { rows: RecordBatch::new_empty(Arc::new(Schema::empty())), ..batch };
+    let encoded = encode(&target, &none).unwrap();
+    assert!(encoded.missing.is_empty() && read(&encoded).is_empty());
+}
+
+#[test]
+fn a_row_that_leaves_a_value_out_keeps_the_one_that_is_there() {
+    let target = described().target(&schema(), &["id".to_owned()]).unwrap();
+    let merge = partial::merge(&target, &[1]);
+    for expected in [
+        "OVER (PARTITION BY c0 ORDER BY number) AS life",
+        "(array_agg(c1 ORDER BY number DESC) FILTER (WHERE missing IS NULL OR get_byte(missing, 1) = 0))[1] AS v1",
+        "ON sent.c0 = newest.c0 AND sent.life = newest.life WHERE NOT newest.is_delete",
+        "SET \"say \"\"hi\"\"; DROP TABLE x\" = CASE WHEN folded.is_sent1 THEN folded.c1 ELSE held.\"say \"\"hi\"\"; DROP \
+         TABLE x\" END FROM folded WHERE folded.is_partial AND folded.life = 0 AND held.\"id\" = folded.c0",
+        "SELECT c0, c1 FROM folded WHERE NOT is_partial ORDER BY c0 ON CONFLICT (\"id\") DO UPDATE SET",
+    ] {
+        assert!(merge.contains(expected), "no {expected:?} in {merge}");
+    }
+}
+
+/// Only what comes behind it is copied, and only where the route says so.
+#[test]
+fn a_truncation_deletes_what_came_before() {
+    let target = described().target(&schema(), &["id".to_owned()]).unwrap();
+    let mut batch = batch(vec![Some(1), Some(2), Some(3)], vec![4]);
+    batch.deletes.truncations = vec![0, 1];
+    let ignored = encode(&target, &batch).unwrap();
+    assert_eq!((ignored.is_truncated, read(&ignored).len()), (false, 4));
+    let target = Target { is_truncated: true, ..target };
+    let encoded = encode(&target, &batch).unwrap();
+    assert_eq!((encoded.is_truncated, read(&encoded).len()), (true, 2));
+    assert_eq!(sql::clear(&target), "DELETE FROM \"s\"\"x\".\"Orders\"");
 }
 
 #[test]
@@ -342,8 +415,8 @@ fn schemas_are_looked_at_before_anything_runs() {
     let of = |name: &str| Arc::new(Schema::new(vec![Field::new(name, DataType::Int64, true)]));
     assert!(check_schema(&of(&"x".repeat(64)), &[]).unwrap_err().contains("1 to 63 bytes"));
     check_schema(&of(UNAVAILABLE), &[]).unwrap();
-    let told = check_schema(&of(UNAVAILABLE), &[UNAVAILABLE.to_owned()]).unwrap_err();
-    assert!(told.contains("REPLICA IDENTITY FULL"), "{told}");
+    let told = check_schema(&of(UNAVAILABLE), &["id".to_owned()]).unwrap_err();
+    assert!(told.contains("column `_unavailable` is Int64"), "{told}");
 }
 
 #[test]
@@ -356,7 +429,10 @@ fn each_state_has_somebody_who_must_act() {
         ("22P04", Fault::Stop),
         ("40001", Fault::Transient),
         ("40P01", Fault::Transient),
+        ("40003", Fault::Transient),
         ("55P03", Fault::Transient),
+        ("55000", Fault::Transient),
+        ("72000", Fault::Transient),
         ("57014", Fault::Transient),
         ("57P01", Fault::Transient),
         ("25P03", Fault::Transient),
@@ -369,6 +445,27 @@ fn each_state_has_somebody_who_must_act() {
         ("0A000", Fault::Stop),
     ] {
         assert_eq!(judge(state).0, fault, "{state}");
+    }
+}
+
+/// A session has our level, and our limits but for those that its options set.
+#[test]
+fn a_transaction_says_its_level_and_its_limits() {
+    let all = ["lock_timeout", "idle_in_transaction_session_timeout", "statement_timeout"];
+    for (options, replaced) in [
+        ("", &all[..0]),
+        ("-c%20deadlock_timeout%3D2s", &all[..0]),
+        ("-c%20lock_timeout%3D2s", &all[..1]),
+        ("-clock_timeout%3D2s%20--idle-in-transaction-session-timeout%3D3s", &all[..2]),
+        ("-c%20default_transaction_isolation%3Dserializable%20-c%20Statement_Timeout%3D9min", &all[2..]),
+    ] {
+        let login = Login::new(&format!("postgresql://h/d?options={options}"), None).unwrap();
+        let begin = login.begin();
+        assert!(begin.starts_with("BEGIN ISOLATION LEVEL READ COMMITTED"), "{begin}");
+        for limit in all {
+            let is_ours = begin.contains(&format!("SET LOCAL {limit} = "));
+            assert_eq!(is_ours, !replaced.contains(&limit), "{options}: {begin}");
+        }
     }
 }
 

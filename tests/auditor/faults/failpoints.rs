@@ -81,7 +81,8 @@ fn is_of_table(point: &Point) -> bool {
     point.name.starts_with(tables::POINTS)
 }
 
-/// Reads the table: each point is a line that calls `step` or `reply` with its name first.
+/// Reads the table: each point is a line that calls `step` or `reply` with its name first. Those of Delta tables are left
+/// out: no stand has one, and `tests/it/delta.rs` passes them.
 fn points() -> Vec<Point> {
     let point = |line: &'static str| {
         let (rest, can_fail) = match line.strip_prefix("step(\"") {
@@ -90,7 +91,8 @@ fn points() -> Vec<Point> {
         };
         Some(Point { name: rest.split('"').next()?, can_fail })
     };
-    SOURCE.lines().map(str::trim).filter_map(point).collect()
+    let points = SOURCE.lines().map(str::trim).filter_map(point);
+    points.filter(|point| !point.name.starts_with("delta.")).collect()
 }
 
 /// What has to be done for a point to be come to.

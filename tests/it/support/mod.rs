@@ -3,6 +3,7 @@
 mod connect;
 pub mod data;
 mod docker;
+pub mod objects;
 mod postgres;
 mod probe;
 pub mod program;
@@ -15,7 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 pub use connect::{Connect, Converter};
-pub use postgres::Postgres;
+pub use objects::Objects;
+pub use postgres::{Postgres, Session};
 pub use probe::Stoppable;
 
 /// Where the real services are.
@@ -116,6 +118,14 @@ pub fn own_services(test: &str) -> Option<(Owned, Owned, Services)> {
 pub fn own_postgres(test: &str) -> Option<Postgres> {
     match postgres::are_there() {
         Ok(()) => Some(Postgres::start().unwrap()),
+        Err(why) => skip(test, &why),
+    }
+}
+
+/// An S3-compatible server of a test's own.
+pub fn own_objects(test: &str) -> Option<Objects> {
+    match objects::are_there() {
+        Ok(()) => Some(Objects::start().unwrap()),
         Err(why) => skip(test, &why),
     }
 }

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::probe::Stoppable;
@@ -115,15 +115,28 @@ impl Postgres {
     /// a line, its columns separated by `|`.
     #[track_caller]
     pub fn sql(&self, statements: &str) -> Vec<String> {
-        let mut command = Command::new(self.programs.join("psql"));
-        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url.as_str(), "-f", "-"]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().unwrap();
+        let mut command = self.psql();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         // Dropped at the end of the statement, which is how `psql` learns that there is no more.
         child.stdin.take().unwrap().write_all(statements.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+    }
+
+    /// A session that stays, with all that it has begun and locked, until it is dropped. `pg_stat_activity` has it by this
+    /// name, which tells when a statement is done.
+    pub fn session(&self, name: &str) -> Session {
+        let mut command = self.psql();
+        Session { child: command.env("PGAPPNAME", name).stdout(Stdio::null()).spawn().unwrap() }
+    }
+
+    /// It runs what it reads, and ends at the first error.
+    fn psql(&self) -> Command {
+        let mut command = Command::new(self.programs.join("psql"));
+        command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url.as_str(), "-f", "-"]);
+        command.stdin(Stdio::piped());
+        command
     }
 
     /// Its user has to own what is in it.
@@ -169,6 +182,29 @@ impl Postgres {
             postgres.arg("-c").arg(format!("{name}={value}"));
         }
         self.service.run(postgres, |log| log.contains(READY))
+    }
+}
+
+/// A session of `psql`.
+pub struct Session {
+    child: Child,
+}
+
+impl Session {
+    /// Gives it a statement, and does not wait.
+    #[track_caller]
+    pub fn send(&mut self, statement: &str) {
+        let input = self.child.stdin.as_mut().unwrap();
+        writeln!(input, "{statement};").unwrap();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        // It may have ended already. The server rolls back what is open.
+        if self.child.kill().is_ok() {
+            self.child.wait().ok();
+        }
     }
 }
 

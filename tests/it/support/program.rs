@@ -49,6 +49,13 @@ impl Workplace {
         finished(self.command(arguments), arguments)
     }
 
+    /// As [`Workplace::run`], with one more variable.
+    pub fn run_with(&self, (name, value): (&str, &str), arguments: &[&str]) -> Finished {
+        let mut command = self.command(arguments);
+        command.env(name, value);
+        finished(command, arguments)
+    }
+
     /// As [`Workplace::run`] on a terminal, where the log is text. What is printed and what is logged come as one.
     pub fn run_on_terminal(&self, arguments: &[&str]) -> Finished {
         let words = [PROGRAM].into_iter().chain(arguments.iter().copied());

@@ -123,6 +123,105 @@ async fn sinks_of_a_batch_write_at_the_same_time() {
     }
 }
 
+/// A sink whose writes lock what another one writes to, until it is flushed: as transactions on one table do.
+struct Locking {
+    inner: Scripted,
+    lock: Arc<tokio::sync::Mutex<()>>,
+    held: Option<tokio::sync::OwnedMutexGuard<()>>,
+}
+
+#[async_trait]
+impl Sink for Locking {
+    async fn positions(&mut self) -> Result<Positions, SinkError> {
+        self.inner.positions().await
+    }
+
+    async fn write(&mut self, batch: &Batch) -> Result<(), SinkError> {
+        if self.held.is_none() {
+            self.held = Some(self.lock.clone().lock_owned().await);
+        }
+        self.inner.write(batch).await
+    }
+
+    fn flush_due(&self) -> Option<Instant> {
+        self.inner.flush_due()
+    }
+
+    async fn flush(&mut self) -> Result<Positions, SinkError> {
+        let flushed = self.inner.flush().await;
+        self.held = None;
+        flushed
+    }
+
+    async fn abandon(&mut self) {
+        self.held = None;
+        self.inner.abandon().await;
+    }
+
+    fn settled(&self) -> Settled {
+        self.inner.settled()
+    }
+
+    fn store(&self) -> Store {
+        Store::Own
+    }
+
+    fn restore(&mut self, _: PositionKey, _: &TopicName, _: Position) {}
+
+    fn holds_locks(&self) -> bool {
+        true
+    }
+}
+
+/// Two sinks of a batch that lock the same rows: each is flushed at once, or the second would wait for ever. What they
+/// fail with then is told when the batch is counted, and nothing is lost, doubled, or counted twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sinks_that_lock_one_another_out_are_flushed_at_once() {
+    for outcome in [Outcome::Done, Outcome::Failed, Outcome::Lost] {
+        let world = World::new(&["0", "1", "2", "3", "4", "5", "6"]);
+        // The first one is that of the start.
+        world.main.lock().unwrap().flushes = VecDeque::from([Outcome::Done, outcome]);
+        let lock: Arc<tokio::sync::Mutex<()>> = Arc::default();
+        let mut parts = world.parts();
+        let targets = [&world.main, &world.letters];
+        parts.sinks = targets
+            .iter()
+            .map(|target| {
+                let Outer { inner, .. } = Outer::new(target);
+                lane_sink("s", true, Box::new(Locking { inner, lock: lock.clone(), held: None }))
+            })
+            .collect();
+        assert_eq!(world.run_parts(parts, || (SinkSet::EMPTY, false)).await, None);
+        for target in targets {
+            assert_eq!(target.lock().unwrap().rows, world.values, "{outcome:?}");
+        }
+        let counts = world.counts.lock().unwrap().clone();
+        assert_eq!((counts.settled, counts.in_flight), (7, 0), "{outcome:?}");
+    }
+}
+
+/// A sink that locks is not flushed before the dead letters of its batch (asserted in the sink).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sink_that_locks_waits_for_dead_letters() {
+    let mut runs = tokio::task::JoinSet::new();
+    for seed in 0..20 {
+        runs.spawn(async move {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let world = World::failing(&mut random, 4);
+            let mut parts = world.parts();
+            let before = Some((world.letters.clone(), world.bad()));
+            let inner = Scripted { before, ..Outer::new(&world.main).inner };
+            parts.sinks[0].sink = Box::new(Locking { inner, lock: Arc::default(), held: None });
+            let stop = world.run_parts(parts, || (SinkSet::EMPTY, false)).await;
+            assert_eq!(stop, None, "seed {seed}");
+            world.assert_settled_once(seed);
+        });
+    }
+    while let Some(run) = runs.join_next().await {
+        run.unwrap();
+    }
+}
+
 /// A write that fails lets those of the other sinks end; what they have is not written to them again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_fails_cuts_no_other_off() {

@@ -31,11 +31,15 @@
 //! | `recover` | no removal | orphans at the end |
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 use super::*;
 use crate::model::{ClusterId, Offset, Partition, Position, PositionKey, Reason, TopicId, TopicName};
-use crate::sink::file::durable::{link, write_durably};
-use crate::sink::file::names::{data_file_name, staged_name, staged_path};
+use crate::sink::file::durable::{
+    create_dir_durably, link, list, parent, remove_if_there, show, write_durably,
+};
+use crate::sink::file::names::{data_file_name, log_dir, staged_dir, staged_name, staged_path, tmp_dir};
 
 const PARTITIONS: i32 = 3;
 const WRITERS: usize = 3;
@@ -146,7 +150,7 @@ impl World {
             was_put_back: false,
             notes: Vec::new(),
         };
-        let mut log = Log::open(&world.root(), &owner(), OFTEN).unwrap();
+        let mut log = Log::open(world.root(), &owner(), OFTEN).unwrap();
         log.commit((0..PARTITIONS).map(|partition| step(partition, None, 0)).collect(), Vec::new()).unwrap();
         world
     }
@@ -290,7 +294,7 @@ impl World {
             fs::write(staged_path(&self.root(), &staged), text(&rows)).unwrap();
             let path = format!("day={directory}/{name}");
             let count = rows.len() as u64;
-            files.push(DataFile { path, staged: staged.clone(), rows: count, bytes: 0 });
+            files.push(DataFile { path, staged: staged.clone(), rows: count, bytes: 0, upload: None });
             self.rows.insert(staged, rows);
         }
         let entry = Entry { moves, files, ..entry_of(VERSION) };
@@ -307,7 +311,7 @@ impl World {
             State::Proposed(entry, number) => {
                 // The temporary entry stays; it may have been linked.
                 let tmp = tmp_dir(&root).join(format!("{number:020}.{}", Uuid::new_v4().simple()));
-                write_durably(&tmp, &entry).unwrap();
+                write_durably(&tmp, &serde_json::to_vec(&entry).unwrap()).unwrap();
                 if is_within {
                     let linked = fs::hard_link(&tmp, entry_path(&root, number));
                     let is_taken = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
@@ -375,7 +379,7 @@ impl World {
         self.was_put_back = true;
         let root = self.root();
         for log in self.writers.iter_mut().filter_map(|writer| writer.log.as_mut()) {
-            log.root.clone_from(&root);
+            log.home = Home::from(&root);
         }
     }
 

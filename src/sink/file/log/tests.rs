@@ -1,6 +1,9 @@
+use std::fs;
+
 use super::*;
 use crate::model::{ClusterId, Offset, Partition, Position, PositionKey, Reason, TopicId, TopicName};
-use crate::sink::file::names::{data_file_name, staged_name, staged_path};
+use crate::sink::file::durable::{create_dir_durably, list};
+use crate::sink::file::names::{data_file_name, log_dir, staged_name, staged_path, tmp_dir};
 
 fn owner() -> Claim {
     of("g", "r/s")
@@ -34,7 +37,7 @@ fn stage(root: &Path, partition: i32, start: i64) -> DataFile {
     let name = data_file_name(&key(partition), Offset::new(start).unwrap(), None, "txt");
     let staged = staged_name(&name);
     fs::write(staged_path(root, &staged), b"rows").unwrap();
-    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4 }
+    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4, upload: None }
 }
 
 fn visible(root: &Path) -> usize {
@@ -178,6 +181,7 @@ fn many_files_bring_a_checkpoint_before_many_entries() {
         staged: format!("{number}.txt.staged"),
         rows: 1,
         bytes: 4,
+        upload: None,
     };
     log.commit(vec![step(0, None, 1)], (1..CHECKPOINT_FILES).map(file).collect()).unwrap();
     assert_eq!(latest_checkpoint(dir.path()).unwrap(), None);
@@ -254,8 +258,8 @@ fn what_a_sink_was_started_with_outlives_its_entries() {
 fn stage_for(log: &Log, start: i64) -> DataFile {
     let name = data_file_name(&key(0), Offset::new(start).unwrap(), log.mark().as_deref(), "txt");
     let staged = staged_name(&name);
-    fs::write(staged_path(&log.root, &staged), b"rows").unwrap();
-    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4 }
+    fs::write(staged_path(log.home.root(), &staged), b"rows").unwrap();
+    DataFile { path: format!("day=1/{name}"), staged, rows: 1, bytes: 4, upload: None }
 }
 
 #[test]
@@ -376,7 +380,7 @@ fn what_was_begun_before_a_reset_is_not_committed_after_it() {
 #[test]
 fn looking_makes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Log::look(&dir.path().join("none")).unwrap().is_none());
+    assert!(Log::look(dir.path().join("none")).unwrap().is_none());
     assert!(Log::look(dir.path()).unwrap().is_none());
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }
