@@ -74,6 +74,33 @@ const TABLE: &[Line] = &[
         open: targets::avro,
     },
     Line {
+        name: "objects",
+        promise: Promise::ExactlyOnce,
+        points: &["file.data.synced:2", "file.entry.linked:3", "file.data.linked:2"],
+        open: targets::objects,
+    },
+    Line {
+        name: "delta",
+        promise: Promise::ExactlyOnce,
+        points: &[
+            "delta.file.synced:2",
+            "delta.entry.written:3",
+            "delta.entry.linked:3",
+            "delta.committed:2",
+        ],
+        open: targets::delta,
+    },
+    Line {
+        name: "transactions",
+        promise: Promise::ExactlyOnce,
+        points: &[
+            "kafka.transaction.delivered:2",
+            "kafka.transaction.offsets:2",
+            "kafka.transaction.committed:2",
+        ],
+        open: targets::transactions,
+    },
+    Line {
         name: "kafka",
         promise: Promise::AtLeastOnce,
         points: &["kafka.send.half:2", "kafka.flush.done:2"],

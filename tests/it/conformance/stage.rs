@@ -14,7 +14,8 @@ const PARTITIONS: i32 = 3;
 /// A bounded run.
 pub const BOUNDED: [&str; 3] = ["run", "--until", "latest"];
 
-/// Of a record that every target refuses: too large for a topic as the routes file has it, and so for everybody.
+/// Of a record whose row, which is twice as long, every target refuses: too large for a topic as the routes file has it, and
+/// so for everybody.
 const REFUSED_BYTES: usize = 100 * BODY_MAX;
 
 /// One line in one case.
@@ -60,7 +61,9 @@ impl<'a> Stage<'a> {
     /// Small batches: each step of a sink comes several times among a few thousand rows.
     fn routes(&self) -> String {
         let (bootstrap, group, topic) = (&self.ground.services.bootstrap, &self.group, &self.topic);
-        let (sink, longest) = (self.target.sink(), REFUSED_BYTES / 2);
+        // A letter in a topic is as long as its record.
+        let longest = REFUSED_BYTES / 2 * if self.target.letters().is_some() { 3 } else { 1 };
+        let sink = self.target.sink();
         format!(
             "version: 1
 kafka:
@@ -76,7 +79,10 @@ routes:
     value: string
     batch: {{max_rows: 200, max_age: 50ms}}
     views:
-      rows: SELECT CAST(split_part(value, ' ', 1) AS BIGINT) AS seq, value AS body FROM batch
+      rows: |-
+        SELECT CAST(split_part(value, ' ', 1) AS BIGINT) AS seq,
+          CASE WHEN length(value) > {BODY_MAX} THEN value || value ELSE value END AS body
+        FROM batch
     sinks:
       s: {{from: rows, {sink}}}
 "
@@ -98,11 +104,15 @@ routes:
         Workplace::new(&self.routes().replace("{from: rows,", "{id: another, from: rows,"))
     }
 
-    /// Refused rows become dead letters, which are below `out/bad`.
+    /// Refused rows become dead letters, which are below `out/bad`, or in the target's topic of them.
     pub fn place_with_letters(&self) -> Workplace {
-        let letters = "dead_letters: {bad: {jsonl: {path: out/bad}}}\nroutes:\n";
+        let kind = match self.target.letters() {
+            None => "jsonl: {path: out/bad}".to_owned(),
+            Some(topic) => format!("kafka: {{topic: {topic}}}"),
+        };
+        let letters = format!("dead_letters: {{bad: {{{kind}}}}}\nroutes:\n");
         let refused = "    value: string\n    refused_rows: {dead_letter: bad}\n";
-        Workplace::new(&self.routes().replace("routes:\n", letters).replace("    value: string\n", refused))
+        Workplace::new(&self.routes().replace("routes:\n", &letters).replace("    value: string\n", refused))
     }
 
     /// Reads what is there to its end.
@@ -120,6 +130,17 @@ routes:
     #[track_caller]
     pub fn expect_all(&self, end: i64) -> usize {
         self.expect(&(0..end).collect())
+    }
+
+    /// As [`Stage::expect_all`], where two groups have written: what is promised is promised for each.
+    #[track_caller]
+    pub fn expect_of_two_groups(&self, end: i64) -> usize {
+        let promise = match self.line.promise {
+            Promise::ExactlyOnce => Promise::AtLeastOnce,
+            other => other,
+        };
+        let found = judge(promise, &(0..end).collect(), &self.target.rows());
+        found.unwrap_or_else(|problem| panic!("{problem}"))
     }
 
     /// As [`Stage::expect_all`], of exactly these numbers.

@@ -17,8 +17,9 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 
 use super::proxy::Proxy;
+use crate::support::objects::{ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY};
 use crate::support::program::files;
-use crate::support::{self, Owned, Postgres, Services, Stoppable, data};
+use crate::support::{self, Objects, Owned, Postgres, Services, Stoppable, data};
 
 /// A row as the target has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +55,10 @@ pub trait Target {
     fn forget(&self) -> Forgotten;
     /// Lets a reply get lost, from now on.
     fn lose_reply(&self) -> Loss<'_>;
+    /// The topic of dead letters, where they cannot go to files beside this sink.
+    fn letters(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// What follows when a sink's state is gone.
@@ -84,26 +89,29 @@ pub struct Ground {
     _registry: Owned,
     /// Not where it is not installed.
     postgres: Option<RefCell<Postgres>>,
+    /// The same.
+    objects: Option<Objects>,
     runtime: Runtime,
 }
 
 impl Ground {
     pub fn new(test: &str) -> Option<Self> {
         let (broker, registry, services) = support::own_services(test)?;
-        let postgres = support::own_postgres(test);
+        let (postgres, objects) = (support::own_postgres(test), support::own_objects(test));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         Some(Self {
             services,
             broker: RefCell::new(broker),
             _registry: registry,
             postgres: postgres.map(RefCell::new),
+            objects,
             runtime: runtime.unwrap(),
         })
     }
 
     /// Is every component of the table there?
     pub fn is_whole(&self) -> bool {
-        self.postgres.is_some()
+        self.postgres.is_some() && self.objects.is_some()
     }
 }
 
@@ -224,25 +232,134 @@ impl Target for Files {
     }
 }
 
+/// A Delta table, whose directory is a link as that of [`Files`].
+struct Delta(Files);
+
+pub fn delta(_: &Ground) -> Opened<'_> {
+    Some(Box::new(Delta(Files::new("delta"))))
+}
+
+impl Target for Delta {
+    fn sink(&self) -> String {
+        let path = self.0.link();
+        let (path, longest) = (path.display(), super::BODY_MAX);
+        format!(
+            "delta: {{path: \"{path}\", create: true, roll: {{max_rows: 500, max_age: 200ms}}, \
+             partition_by: {{part: \"CASE WHEN length(body) > {longest} THEN body ELSE 'all' END\"}}}}"
+        )
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        data::numbers(&crate::delta::read(&self.0.real()), "seq").into_iter().map(Row::from).collect()
+    }
+
+    fn stop(&self) {
+        self.0.stop();
+    }
+
+    fn start(&self) -> Result<(), String> {
+        self.0.start()
+    }
+
+    /// Positions are in the table, so that a table that is gone is a new one.
+    fn forget(&self) -> Forgotten {
+        self.0.forget();
+        Forgotten::Anew
+    }
+
+    fn lose_reply(&self) -> Loss<'_> {
+        Loss::Told("delta.entry.linked:3")
+    }
+}
+
+/// Parquet files below a prefix of an object store, behind a proxy.
+struct Prefix<'a> {
+    objects: &'a Objects,
+    name: String,
+    proxy: Proxy,
+}
+
+pub fn objects(ground: &Ground) -> Opened<'_> {
+    let objects = ground.objects.as_ref()?;
+    let proxy = Proxy::start(objects.port());
+    Some(Box::new(Prefix { objects, name: support::unique("conformance"), proxy }))
+}
+
+impl Prefix<'_> {
+    /// Where the server keeps the objects.
+    fn real(&self) -> PathBuf {
+        self.objects.bucket().join(&self.name)
+    }
+}
+
+impl Target for Prefix<'_> {
+    fn sink(&self) -> String {
+        let (port, name, longest) = (self.proxy.port(), &self.name, super::BODY_MAX);
+        format!(
+            "parquet: {{path: \"s3://{BUCKET}/{name}\", roll: {{max_rows: 500, max_age: 200ms}}, \
+             storage: {{endpoint: \"http://127.0.0.1:{port}\", allow_http: true, access_key_id: {ACCESS_KEY_ID}, \
+             secret_access_key: {SECRET_ACCESS_KEY}}}, \
+             partition_by: {{part: \"CASE WHEN length(body) > {longest} THEN body ELSE 'all' END\"}}}}"
+        )
+    }
+
+    fn rows(&self) -> Vec<Row> {
+        let real = self.real();
+        if !real.is_dir() {
+            return Vec::new();
+        }
+        data::numbers(&data::parquet_rows(&real).0, "seq").into_iter().map(Row::from).collect()
+    }
+
+    fn stop(&self) {
+        self.proxy.refuse();
+    }
+
+    fn start(&self) -> Result<(), String> {
+        self.proxy.accept();
+        Ok(())
+    }
+
+    fn forget(&self) -> Forgotten {
+        fs::remove_dir_all(self.real()).unwrap();
+        Forgotten::Told("was written under commit log")
+    }
+
+    fn lose_reply(&self) -> Loss<'_> {
+        // The first ones say whether the store creates only what is absent.
+        self.proxy.lose(6, b"PUT /", b"HTTP/1.1 ");
+        Loss::Cut(&self.proxy)
+    }
+}
+
 /// A topic of the cluster that rows come from.
 struct Topic<'a> {
     ground: &'a Ground,
     name: String,
+    /// The topic of dead letters: rows and letters are in transactions.
+    letters: Option<String>,
 }
 
 pub fn kafka(ground: &Ground) -> Opened<'_> {
     let name = support::unique("conformance-out");
     data::create_topic(&ground.services, &name, 2);
-    Some(Box::new(Topic { ground, name }))
+    Some(Box::new(Topic { ground, name, letters: None }))
+}
+
+pub fn transactions(ground: &Ground) -> Opened<'_> {
+    let (name, letters) = (support::unique("conformance-out"), support::unique("conformance-bad"));
+    data::create_topic(&ground.services, &name, 2);
+    data::create_topic(&ground.services, &letters, 1);
+    Some(Box::new(Topic { ground, name, letters: Some(letters) }))
 }
 
 impl Target for Topic<'_> {
     fn sink(&self) -> String {
-        format!("kafka: {{topic: {}}}", self.name)
+        format!("kafka: {{topic: {}, transactional: {}}}", self.name, self.letters.is_some())
     }
 
     fn rows(&self) -> Vec<Row> {
-        let records = data::consume(&self.ground.services, &self.name);
+        let records = data::consume_committed(&self.ground.services, &self.name);
         let rows = records.iter().map(|record| {
             let row: Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
             Row::from(seq(&row))
@@ -267,7 +384,15 @@ impl Target for Topic<'_> {
     }
 
     fn lose_reply(&self) -> Loss<'_> {
-        Loss::Told("kafka.flush.done:2")
+        Loss::Told(if self.letters.is_some() {
+            "kafka.transaction.committed:2"
+        } else {
+            "kafka.flush.done:2"
+        })
+    }
+
+    fn letters(&self) -> Option<&str> {
+        self.letters.as_deref()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Topics, schemas and records for tests, and what is read back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
 use rdkafka::message::OwnedMessage;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -303,6 +304,36 @@ pub fn numbers(batches: &[RecordBatch], column: &str) -> Vec<i64> {
         all.extend((0..array.len()).map(|row| array.value(row)));
     }
     all
+}
+
+/// As [`consume`], but for what is not committed, or was aborted.
+pub fn consume_committed(services: &Services, topic: &str) -> Vec<OwnedMessage> {
+    let consumer: BaseConsumer = client(services)
+        .set("group.id", super::unique("reader"))
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .create()
+        .unwrap();
+    let metadata = consumer.fetch_metadata(Some(topic), TIMEOUT).unwrap();
+    let mut list = TopicPartitionList::new();
+    let partitions = metadata.topics()[0].partitions();
+    for partition in partitions {
+        list.add_partition_offset(topic, partition.id(), Offset::Beginning).unwrap();
+    }
+    consumer.assign(&list).unwrap();
+    let (mut messages, mut ended) = (Vec::new(), BTreeSet::new());
+    let deadline = Instant::now() + TIMEOUT;
+    while ended.len() < partitions.len() {
+        match consumer.poll(Duration::from_secs(1)) {
+            Some(Ok(message)) => messages.push(message.detach()),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                ended.insert(partition);
+            }
+            // A broker that has just come back.
+            other => assert!(Instant::now() < deadline, "{topic}: {other:?}"),
+        }
+    }
+    messages
 }
 
 /// Where a partition begins and ends. A broker that has just come back says for a moment that it is not its leader.
