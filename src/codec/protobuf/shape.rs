@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use arrow::datatypes::{DataType, Field as ArrowField, Fields, Schema, SchemaRef, TimeUnit};
-use protox::prost_reflect::{EnumDescriptor, FieldDescriptor, Kind, MessageDescriptor};
+use protox::prost_reflect::{EnumDescriptor, EnumValueDescriptor, FieldDescriptor, Kind, MessageDescriptor};
 
 use super::file::SchemaError;
 use super::wire;
@@ -395,9 +395,12 @@ impl Compiler {
 }
 
 fn symbols(descriptor: &EnumDescriptor) -> Symbols {
+    let mut values: Vec<EnumValueDescriptor> = descriptor.values().collect();
+    // They come by number, and of one number in no order that is told.
+    values.sort_by_key(|value| value.path().last().copied());
     let mut others = HashMap::new();
-    for value in descriptor.values() {
-        // With aliases, the first name is the one.
+    for value in values {
+        // With aliases, the first name of the file is the one.
         others.entry(value.number()).or_insert_with(|| value.name().to_owned());
     }
     let largest = others.keys().copied().filter(|number| *number < DENSE_SYMBOLS_MAX).max();

@@ -379,6 +379,17 @@ fn proto2_has_required_fields_groups_and_presence() {
 }
 
 #[test]
+fn of_two_symbols_with_one_number_the_first_of_the_file_counts() {
+    let file = simple(
+        "enum E { option allow_alias = true; A = 0; B = 0; C = -1; D = -1; F = -1; } E e = 1; repeated E es = 2;",
+    );
+    let minus: Vec<u8> = [&[16][..], &[0xff; 9], &[1]].concat();
+    let row = one(&file, &[vec![16, 0], minus].concat()).unwrap();
+    assert_eq!(row["e"], json!("A"));
+    assert_eq!(row["es"], json!(["A", "C"]));
+}
+
+#[test]
 fn json_values_become_text() {
     let file = file(
         "syntax = \"proto3\"; import \"google/protobuf/struct.proto\"; message M { google.protobuf.Struct s = 1; google.protobuf.Value v = 2; }",
