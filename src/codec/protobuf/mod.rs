@@ -164,4 +164,6 @@ fn indexes(wire: &mut Wire<'_>) -> Result<Vec<u64>, Bad> {
 }
 
 #[cfg(test)]
+mod differential;
+#[cfg(test)]
 mod tests;
