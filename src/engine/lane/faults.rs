@@ -170,7 +170,7 @@ impl Lane {
         self.behind.narrow(records / 2);
         // Batches before this one are settled, or the search would begin anew each time: after what was set aside in
         // them. Dead letters that are not there yet come first; the search begins anew until they are.
-        if holds_it {
+        if holds_it || self.is_in_transactions() {
             self.late = self.late.with(index);
         } else if self.parts.sinks[index].sink.store() == Store::Own {
             if let Err((letter, error)) = self.settle_letters().await {
@@ -182,8 +182,8 @@ impl Lane {
                 return self.sink_failed(index, error).await;
             }
         }
-        self.parts.sinks[index].sink.abandon().await;
-        self.recover_at(SinkSet::EMPTY.with(index), 0, Instant::now());
+        let failed = self.abandon_with(index).await;
+        self.recover_at(failed, 0, Instant::now());
     }
 
     /// A sink failed: what it accepted is gone. Decides by the fault what follows.
@@ -220,9 +220,23 @@ impl Lane {
                         0
                     }
                 };
-                self.recover_at(SinkSet::EMPTY.with(index), attempt.max(before), Instant::now());
+                let failed = self.abandon_with(index).await;
+                self.recover_at(failed, attempt.max(before), Instant::now());
             }
         }
+    }
+
+    /// What goes with a sink that has failed: in transactions all others, or some would commit their share of a record
+    /// before the rest of it.
+    pub(super) async fn abandon_with(&mut self, index: usize) -> SinkSet {
+        self.parts.sinks[index].sink.abandon().await;
+        if !self.is_in_transactions() {
+            return SinkSet::EMPTY.with(index);
+        }
+        for other in (0..self.parts.sinks.len()).filter(|other| *other != index) {
+            self.parts.sinks[other].sink.abandon().await;
+        }
+        (0..self.parts.sinks.len()).collect()
     }
 
     /// A sink may fail, recover and fail again many times a second.
@@ -294,6 +308,7 @@ impl Lane {
                     }
                     self.ledger.reset(index, &positions);
                     self.stored[index] = positions;
+                    self.pass_excused();
                 }
                 Err(error) if error.fault() == Fault::Stop => {
                     self.sink_failed(index, error).await;

@@ -59,6 +59,7 @@ use faults::Failed;
 use lookup::Lookup;
 use optional::Optional;
 use prepare::Ends;
+use refusals::Excused;
 use side_by_side::Flushed;
 
 pub use evolve::{Evolution, Followed, Remade, RemadeSink, Remake, RemakeError};
@@ -204,6 +205,7 @@ pub struct Lane {
     kept: Option<Taken>,
     /// A sink has gone on without the record of the batch at work.
     has_let_go: bool,
+    excused: Option<Excused>,
     /// Parts of batches that views were tried on.
     searches: Searches,
     /// Sinks that refuse a row: it is looked for, in small batches.
@@ -269,6 +271,7 @@ impl Lane {
             alone: None,
             kept: None,
             has_let_go: false,
+            excused: None,
             searches: Searches::default(),
             searching: SinkSet::EMPTY,
             late: SinkSet::EMPTY,
@@ -513,6 +516,7 @@ impl Lane {
             if let Some(key) = self.keys.remove(source) {
                 self.ledger.revoke(&key);
                 self.optional.forget(&key);
+                self.forget_excused(&key);
                 self.buffer.remove(&key);
                 self.behind.remove(&key);
                 self.account.forget(Some(&key));

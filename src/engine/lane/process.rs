@@ -99,8 +99,13 @@ impl Lane {
             return self.stop_at_bad_record(taken, &ready, first).await;
         }
         if self.write_counted(&taken, &mut ready, &evaluated).await {
-            // What is read for others brings the row no nearer, nor does what a sink refused that nobody waits for.
-            if taken.sinks.iter().any(|sink| self.searching.contains(sink) && self.has_accepted(sink, &taken))
+            // What is read for others brings the row no nearer, nor does what a sink refused that nobody waits for. One that
+            // was found comes alone.
+            if self.excused.is_none()
+                && taken
+                    .sinks
+                    .iter()
+                    .any(|sink| self.searching.contains(sink) && self.has_accepted(sink, &taken))
             {
                 let is_wide = [self.buffer.widen(), self.behind.widen()];
                 if !is_wide.contains(&false) {
@@ -117,6 +122,9 @@ impl Lane {
     async fn write_counted(&mut self, taken: &Taken, ready: &mut Ready, evaluated: &Evaluated) -> bool {
         self.tell_refused(ready.bad.iter().map(|bad| (&bad.rejected, &bad.place)));
         self.log_skipped(ready);
+        if !self.set_excused_aside(taken, ready).await {
+            return false;
+        }
         if !self.write(taken, ready, evaluated).await {
             return false;
         }

@@ -21,6 +21,16 @@ use crate::sink::SinkError;
 use super::ready::{Bad, Ready, place_of};
 use super::{Feed, Lane};
 
+/// A record that sinks of a transaction refuse. What their siblings and the dead letters had of it went with the
+/// transaction: it is read again, and comes to these without rows, together with its dead letter.
+#[derive(Debug)]
+pub struct Excused {
+    key: PositionKey,
+    offset: Offset,
+    /// What was said of each sink.
+    sinks: BTreeMap<usize, String>,
+}
+
 impl Lane {
     /// Does a sink go on without a record that it refuses?
     pub(super) fn lets_go(&self, index: usize) -> bool {
@@ -94,7 +104,7 @@ impl Lane {
     }
 
     /// The record's dead letter becomes durable, if there is to be one, then the sink takes its range without rows.
-    /// `false`: the record comes again, or the route has stopped.
+    /// `false`: the record comes again, in a transaction without rows for this sink, or the route has stopped.
     async fn let_go(&mut self, index: usize, message: &str, taken: &Taken, moves: &[Move]) -> bool {
         let letter = match self.letter_of(taken, message) {
             Ok(letter) => letter,
@@ -112,7 +122,12 @@ impl Lane {
             return false;
         }
         if self.stand_of(index) != expected {
-            self.recover_at(SinkSet::EMPTY.with(index), 0, Instant::now());
+            let failed = self.abandon_with(index).await;
+            self.recover_at(failed, 0, Instant::now());
+            return false;
+        }
+        if self.is_in_transactions() {
+            self.excuse(index, message, taken).await;
             return false;
         }
         if let (Some(letter), Some(step)) = (letter, moves.first()) {
@@ -131,6 +146,84 @@ impl Lane {
         self.account.let_go(index);
         self.say_let_go(index, message, taken);
         true
+    }
+
+    /// Remembers that a sink refuses the one record of a batch, and reads it again for all.
+    async fn excuse(&mut self, index: usize, message: &str, taken: &Taken) {
+        if self.is_excused(index, taken) {
+            // It was given nothing of it. A defect of ours, which must not go round.
+            return self
+                .stop(format!("{message}, without having been given a row"), None, self.alone.clone())
+                .await;
+        }
+        let Some((key, offset)) = the_record(taken) else {
+            return;
+        };
+        self.say_let_go(index, message, taken);
+        let known = self.excused.take().filter(|known| (known.key, known.offset) == (key, offset));
+        let mut excused = known.unwrap_or(Excused { key, offset, sinks: BTreeMap::new() });
+        excused.sinks.insert(index, message.to_owned());
+        self.excused = Some(excused);
+        // Until it has passed it comes alone: what a view makes of several is no record's own.
+        self.buffer.narrow(1);
+        self.behind.narrow(1);
+        self.abandon_all().await;
+    }
+
+    /// Does a batch hold nothing but the record that a sink refuses?
+    pub(super) fn is_excused(&self, index: usize, taken: &Taken) -> bool {
+        self.excused_in(taken).is_some_and(|excused| excused.sinks.contains_key(&index))
+    }
+
+    fn excused_in(&self, taken: &Taken) -> Option<&Excused> {
+        let (key, offset) = the_record(taken)?;
+        self.excused.as_ref().filter(|excused| (excused.key, excused.offset) == (key, offset))
+    }
+
+    /// Makes the record that sinks of a transaction refuse a bad one, if this batch is it. `false`: its dead letter could
+    /// not be written, and the batch comes again, or the route has stopped.
+    pub(super) async fn set_excused_aside(&mut self, taken: &Taken, ready: &mut Ready) -> bool {
+        let message = self.excused_in(taken).and_then(|excused| excused.sinks.values().next().cloned());
+        let (Some(message), Some(record)) = (message, taken.records().next()) else {
+            return true;
+        };
+        self.has_let_go = true;
+        if !ready.bad.is_empty() {
+            // Once, whatever else is wrong with it.
+            return true;
+        }
+        let letter = match self.letter_of(taken, &message) {
+            Ok(letter) => letter,
+            Err(error) => return self.misfit(&error).await,
+        };
+        let part = taken.parts.iter().position(|part| part.records().next().is_some()).unwrap_or_default();
+        let rejected = Rejected { index: 0, code: code::SINK_REFUSAL, message, schema_id: None };
+        let policy = self.parts.refused_rows;
+        ready.bad.push(Bad { rejected, policy, part, place: place_of(&record) });
+        ready.letters.clone_from(&letter);
+        let (Some(letter), Some((key, _))) = (letter, the_record(taken)) else {
+            return true;
+        };
+        // Those that have passed it, where its sink reads by itself.
+        let passed = self.letter_sinks().filter(|sink| !taken.sinks.contains(*sink));
+        let passed: Vec<_> = passed.map(|sink| (sink, letter.clone())).collect();
+        self.add_letters(key, passed).await
+    }
+
+    /// Is what sinks refused behind them for good?
+    pub(super) fn pass_excused(&mut self) {
+        let is_past = |excused: &mut Excused| {
+            let mut stands = excused.sinks.keys().map(|sink| self.stored[*sink].get(&excused.key));
+            stands.all(|stand| stand.is_some_and(|stand| stand.next > excused.offset))
+        };
+        for sink in self.excused.take_if(is_past).iter().flat_map(|excused| excused.sinks.keys()) {
+            self.account.let_go(*sink);
+        }
+    }
+
+    /// The partition goes, or its topic.
+    pub(super) fn forget_excused(&mut self, key: &PositionKey) {
+        self.excused.take_if(|excused| excused.key == *key);
     }
 
     /// The dead letter of the one record of a batch; `None` if the file wants none.
@@ -178,7 +271,8 @@ impl Lane {
     }
 
     /// Writes dead letters of records that their sinks have passed already, or do not find bad by themselves: rows in an
-    /// empty range where each of these sinks stands, durable before this returns. After a crash they may come again.
+    /// empty range where each of these sinks stands, durable before this returns or in the same transaction. Not so, they may
+    /// come again after a crash.
     /// `false`: that failed, and everything that is not durable is read again.
     pub(super) async fn add_letters(&mut self, key: PositionKey, letters: Vec<(usize, RecordBatch)>) -> bool {
         for (letter, rows) in letters {
@@ -192,7 +286,8 @@ impl Lane {
             let settled = match written {
                 Ok(()) => {
                     self.ledger.accept(letter, &[step]);
-                    self.settle(letter).await
+                    // In a transaction with what its record becomes otherwise.
+                    if self.is_in_transactions() { Ok(()) } else { self.settle(letter).await }
                 }
                 Err(error) => Err(error),
             };
@@ -220,4 +315,12 @@ impl Lane {
             records: 0,
         })
     }
+}
+
+/// Where the record of a batch is, if it has only one.
+fn the_record(taken: &Taken) -> Option<(PositionKey, Offset)> {
+    let mut all =
+        taken.parts.iter().flat_map(|part| part.records().map(move |record| (part.key, record.offset())));
+    let (key, offset) = all.next()?;
+    all.next().is_none().then_some((key, Offset::new(offset)?))
 }

@@ -16,8 +16,8 @@ use crate::engine::batching::Taken;
 use crate::engine::chain;
 use crate::failpoint;
 use crate::handler::Traced;
-use crate::model::{Batch, Classify, Fault, Move, Positions, SinkSet};
-use crate::sink::SinkError;
+use crate::model::{Batch, Classify, Deletes, Fault, Move, Positions, SinkSet};
+use crate::sink::{SinkError, Store};
 use crate::status::Stage;
 
 use super::evaluate::Evaluated;
@@ -203,10 +203,13 @@ impl Lane {
         };
         // No sink moves past a bad record that is nowhere.
         let may_flush = !self.has_letters && ready.letters.is_none();
-        let mut all = Vec::new();
+        let (mut all, no_deletes) = (Vec::new(), Deletes::default());
         for index in taken.sinks.minus(self.ledger.away()).iter().filter(|index| self.is_working(*index)) {
             let LaneSink { feed, record_type, sink, .. } = &self.parts.sinks[index];
+            // In a transaction, what it refuses is nothing to it when that is read again.
+            let refuses = self.is_excused(index, taken);
             let rows = match *feed {
+                _ if refuses => None,
                 Feed::View(view) => evaluated.views[*record_type].get(view).cloned().flatten(),
                 Feed::DeadLetters => ready.letters.clone().map(Traced::of),
                 Feed::Fields => {
@@ -214,7 +217,7 @@ impl Lane {
                     Some(changes::fields(&evaluated.inputs[*record_type], count)?)
                 }
             };
-            let deletes = &ready.types[*record_type].deletes;
+            let deletes = if refuses { &no_deletes } else { &ready.types[*record_type].deletes };
             let batch = if sink.takes_places() {
                 changes::placed(moves.to_vec(), rows, &offsets)
             } else {
@@ -267,6 +270,14 @@ impl Lane {
         let letters: SinkSet = self.letter_sinks().collect();
         let mut left = self.those_to_flush(sinks);
         let mut is_moved = false;
+        if self.is_in_transactions() && !left.is_empty() {
+            // All in one call, or one would learn that the transaction is gone, and read again alone, before the one learns it
+            // whose row was refused.
+            is_moved =
+                self.flush_side_by_side(self.those_to_flush((0..self.parts.sinks.len()).collect())).await;
+            self.has_letters &= !self.are_letters_settled();
+            return is_moved;
+        }
         if self.has_letters && !left.minus(letters).is_empty() {
             is_moved = self.flush_side_by_side(self.those_to_flush(letters)).await;
             self.has_letters = !self.are_letters_settled();
@@ -274,6 +285,11 @@ impl Lane {
             left = self.those_to_flush(left.minus(letters));
         }
         is_moved | self.flush_side_by_side(left).await
+    }
+
+    /// Do all sinks of the lane share their transactions? They do, or none does.
+    pub(super) fn is_in_transactions(&self) -> bool {
+        self.parts.sinks.iter().any(|sink| sink.sink.store() == Store::Transaction)
     }
 
     fn those_to_flush(&self, sinks: SinkSet) -> SinkSet {
@@ -296,11 +312,15 @@ impl Lane {
                 Err(error) => failed.push((index, error)),
             }
         }
+        // A refusal first: in transactions it is why its siblings failed, and all of them begin anew then.
+        failed.sort_by_key(|(_, error)| error.fault() != Fault::Refused);
         for (index, error) in failed {
             if self.is_stopped() {
                 break;
             }
-            is_moved |= self.flush_failed(index, error).await;
+            if !self.is_in_transactions() || self.is_working(index) {
+                is_moved |= self.flush_failed(index, error).await;
+            }
         }
         is_moved
     }
@@ -323,6 +343,7 @@ impl Lane {
         self.failures.settled(index);
         self.ledger.settle(index, &positions);
         self.stored[index] = positions;
+        self.pass_excused();
     }
 
     /// Makes the dead letters durable that their sinks have taken; the sink that failed, if one did.

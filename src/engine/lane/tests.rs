@@ -1,7 +1,7 @@
 //! One lane among scripted sinks: the test stands for engine, brokers and source.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arrow::array::AsArray;
@@ -145,6 +145,17 @@ fn away() -> SinkError {
     SinkError::Transient { action: "reach the target".to_owned(), hint: None, source: "away".into() }
 }
 
+/// What a column of a batch says.
+fn texts(batch: &Batch, column: &str) -> Vec<String> {
+    let Some(column) = batch.rows.column_by_name(column) else {
+        return Vec::new();
+    };
+    match column.as_string_opt::<i32>() {
+        Some(texts) => texts.iter().flatten().map(str::to_owned).collect(),
+        None => column.as_primitive::<Int64Type>().iter().flatten().map(|at| at.to_string()).collect(),
+    }
+}
+
 #[async_trait]
 impl Sink for Scripted {
     async fn positions(&mut self) -> Result<Positions, SinkError> {
@@ -156,15 +167,7 @@ impl Sink for Scripted {
         if target.writes.pop_front().unwrap_or_default() {
             return Err(away());
         }
-        let mut rows = Vec::new();
-        if let Some(column) = batch.rows.column_by_name(self.column) {
-            match column.as_string_opt::<i32>() {
-                Some(texts) => rows.extend(texts.iter().flatten().map(str::to_owned)),
-                None => {
-                    rows.extend(column.as_primitive::<Int64Type>().iter().flatten().map(|at| at.to_string()))
-                }
-            }
-        }
+        let rows = texts(batch, self.column);
         target.check(&rows, false)?;
         self.rows.extend(rows);
         self.moves.extend(batch.moves.iter().cloned());
@@ -583,3 +586,4 @@ async fn a_search_for_a_refused_row_waits_for_failing_letters() {
 
 /// Records that sinks and views fail on.
 mod refusals;
+mod transactions;

@@ -18,6 +18,9 @@ pub const BOUNDED: [&str; 3] = ["run", "--until", "latest"];
 /// so for everybody.
 const REFUSED_BYTES: usize = 100 * BODY_MAX;
 
+/// What a topic takes: such a record, as its dead letter has it, but not its row.
+pub const LONGEST: usize = REFUSED_BYTES / 2 * 3;
+
 /// One line in one case.
 pub struct Stage<'a> {
     pub ground: &'a Ground,
@@ -61,8 +64,8 @@ impl<'a> Stage<'a> {
     /// Small batches: each step of a sink comes several times among a few thousand rows.
     fn routes(&self) -> String {
         let (bootstrap, group, topic) = (&self.ground.services.bootstrap, &self.group, &self.topic);
-        // A letter in a topic is as long as its record.
-        let longest = REFUSED_BYTES / 2 * if self.target.letters().is_some() { 3 } else { 1 };
+        // Where letters are in a topic it is that of the rows which refuses.
+        let longest = if self.target.letters().is_some() { 2 * LONGEST } else { LONGEST };
         let sink = self.target.sink();
         format!(
             "version: 1

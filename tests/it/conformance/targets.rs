@@ -348,7 +348,9 @@ pub fn kafka(ground: &Ground) -> Opened<'_> {
 
 pub fn transactions(ground: &Ground) -> Opened<'_> {
     let (name, letters) = (support::unique("conformance-out"), support::unique("conformance-bad"));
-    data::create_topic(&ground.services, &name, 2);
+    // What is too large is found by the brokers alone, when the rows of others are in its transaction.
+    let longest = super::stage::LONGEST.to_string();
+    data::create_topic_with(&ground.services, &name, 2, &[("max.message.bytes", &longest)]);
     data::create_topic(&ground.services, &letters, 1);
     Some(Box::new(Topic { ground, name, letters: Some(letters) }))
 }
